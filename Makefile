@@ -1,0 +1,58 @@
+# Everything runs inside .venv; `make` alone lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CONFIG ?= configs/local.yaml
+ARGS ?=
+# One rank per GPU; two CPU ranks where there is none.
+NUM_GPUS ?= $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true); echo $$((gpus > 0 ? gpus : 2)))
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+INSTALLED := .venv/.installed
+ENV := source launch/env.sh
+PIP := .venv/bin/python -m pip --disable-pip-version-check install
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "destruct: no Python >= 3.11 on PATH; name one: make setup PYTHON=/path/to/python3" >&2; exit 3; }
+	$(PYTHON) -m venv --prompt destruct .venv
+	$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' requirements.txt)"
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: setup
+setup: $(INSTALLED)  ## build .venv from requirements.txt (TORCH_INDEX_URL=... takes torch from there)
+	@echo "$(ENV)"
+
+.PHONY: train
+train: $(INSTALLED)  ## train: CONFIG=configs/local.yaml NUM_GPUS=2 ARGS="ppo.clip_range=0.1"
+	$(ENV) && deepspeed --num_gpus $(NUM_GPUS) -m destruct.train --config $(CONFIG) $(ARGS)
+
+.PHONY: check
+check: $(INSTALLED)  ## what every commit passes: format, lint, types, layers and sizes, fast tests
+	$(ENV) && ruff format --check . && ruff check . && mypy
+	$(ENV) && pytest -q -m "not gpu and not multi_gpu and not slow and not distributed"
+
+.PHONY: test
+test: $(INSTALLED)  ## the whole suite; tests of absent hardware are skipped with the reason
+	$(ENV) && pytest -ra
+
+.PHONY: format
+format: $(INSTALLED)  ## put the code into the one format
+	$(ENV) && ruff check --fix . && ruff format .
+
+.PHONY: tensorboard
+tensorboard: $(INSTALLED)  ## curves of all runs
+	$(ENV) && tensorboard --logdir runs
+
+.PHONY: clean
+clean:  ## remove caches; .venv and runs stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find bench destruct launch tests -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile

@@ -1,0 +1,144 @@
+"""The typed batches that pass between the steps of an update.
+
+Letters: B rollouts, P prompt tokens, R response tokens, T = P + R.  Rows are rollouts; responses are right-padded.
+Each stage takes one frozen object and returns another:
+
+    PromptBatch -> generate -> RolloutBatch -> score -> ScoredBatch -> advantages -> TrainBatch -> update -> UpdateStats
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BatchT = TypeVar("BatchT")
+OtherT = TypeVar("OtherT")
+
+
+def _require(owner: object, name: str, want: tuple[int, ...]) -> None:
+    got = tuple(getattr(owner, name).shape)
+    if got != want:
+        raise ValueError(f"{type(owner).__name__}.{name} is {got}; it must be {want}")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """B windows drawn from the mixture, the same on every rank."""
+
+    draw: int  # number of this draw; only ever grows
+    prompt_tokens: int  # P
+    windows: "Tensor"  # (B, T) int64   prompt, then the true continuation
+    source: "Tensor"  # (B,)   int64   index of the data set
+    sample: "Tensor"  # (B,)   int64   global sample index: the address of a rollout's randomness
+
+    def __post_init__(self) -> None:
+        _require(self, "source", (len(self.windows),))
+        _require(self, "sample", (len(self.windows),))
+
+    def select(self, rows: "Tensor") -> "PromptBatch":
+        """The windows at `rows` (b,) int64."""
+        return PromptBatch(self.draw, self.prompt_tokens, self.windows[rows], self.source[rows], self.sample[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """Prompts with what the policy sampled after them."""
+
+    prompts: PromptBatch
+    tokens: "Tensor"  # (B, T) int64   prompt, response, padding
+    mask: "Tensor"  # (B, R) bool    True on sampled tokens, eos included: a prefix of each row
+    stopped: "Tensor"  # (B,)   bool    the response ended with eos rather than at R tokens
+
+    def __post_init__(self) -> None:
+        b, t = self.prompts.windows.shape
+        _require(self, "tokens", (b, t))
+        _require(self, "mask", (b, t - self.prompts.prompt_tokens))
+        _require(self, "stopped", (b,))
+
+    def select(self, rows: "Tensor") -> "RolloutBatch":
+        """The rollouts at `rows` (b,) int64."""
+        return RolloutBatch(self.prompts.select(rows), self.tokens[rows], self.mask[rows], self.stopped[rows])
+
+    @property
+    def responses(self) -> "Tensor":
+        """(B, R) int64, padding included."""
+        return self.tokens[:, self.prompts.prompt_tokens :]
+
+    @property
+    def lengths(self) -> "Tensor":
+        """(B,) int64: sampled tokens of each rollout."""
+        return self.mask.sum(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Minibatch(Generic[BatchT]):
+    """One optimizer step's rollouts: this rank's micro-batches (as many as the accumulation; some may be empty)
+    and the token counts of the whole minibatch on all ranks, by which every loss is normalised."""
+
+    micro_batches: tuple[BatchT, ...]
+    response_tokens: int
+    continuation_tokens: int
+
+    def map(self, stage: Callable[[BatchT], OtherT]) -> "Minibatch[OtherT]":
+        """The minibatch after `stage` has been applied to each micro-batch."""
+        return Minibatch(tuple(map(stage, self.micro_batches)), self.response_tokens, self.continuation_tokens)
+
+
+def micro_batches(minibatches: Iterable[Minibatch[BatchT]]) -> list[BatchT]:
+    """All micro-batches of this rank, in order."""
+    return [micro for minibatch in minibatches for micro in minibatch.micro_batches]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """Rollouts with everything that is known before advantages; all 0 where the mask is False."""
+
+    rollouts: RolloutBatch
+    old_logprobs: "Tensor"  # (B, R) float32  nats, under the policy that sampled
+    reference_logprobs: "Tensor"  # (B, R) float32  nats, under the frozen model
+    old_values: "Tensor"  # (B, R) float32  reward units, V(s_t) before token t
+    rewards: "Tensor"  # (B, R) float32  reward units: score on the last real token, less the KL penalty
+    score: "Tensor"  # (B,)   float32  reward units, without the KL penalty
+    terms: "Tensor"  # (B, K) float32  each reward term before its weight, in the config's order
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.rollouts.mask.shape)
+        for name in ("old_logprobs", "reference_logprobs", "old_values", "rewards"):
+            _require(self, name, shape)
+        _require(self, "score", shape[:1])
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """What the PPO update reads."""
+
+    scored: ScoredBatch
+    advantages: "Tensor"  # (B, R) float32  whitened over all ranks; 0 where the mask is False
+    returns: "Tensor"  # (B, R) float32  reward units
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.scored.rollouts.mask.shape)
+        _require(self, "advantages", shape)
+        _require(self, "returns", shape)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """What one update did, over all ranks.  KL in nats per token; norms before clipping, mean over the steps."""
+
+    policy_loss: float
+    value_loss: float
+    ptx_loss: float  # nats per continuation token
+    entropy: float  # nats per token
+    approx_kl: float  # k3(old || new), mean over all minibatch passes
+    first_ratio_error: float  # max |log ratio| of the first minibatch: 0 when scoring and training agree
+    ratio_max: float
+    clip_fraction: float
+    policy_grad_norm: float
+    value_grad_norm: float
+    steps: int  # optimizer steps taken by each network
+    steps_planned: int
+    skipped: int  # steps neither network took because a loss was not finite
+    epochs: int  # passes made before the early stop

@@ -1,0 +1,273 @@
+"""The composition root: turns validated settings into a run.  No other file names the concrete classes."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from destruct import folder as run_folder
+from destruct.checkpoint.state import TrainState
+from destruct.checkpoint.store import CheckpointStore
+from destruct.config.run import Config, Settings
+from destruct.curriculum.estimates import ProgressEstimator
+from destruct.curriculum.round import Curriculum
+from destruct.curriculum.strategies import make_strategy
+from destruct.data.mixture import Mixture
+from destruct.data.sources import Documents, load_sources
+from destruct.data.tokenizing import Tokenizer, train_tokenizer
+from destruct.data.windows import SourceData, pack_sources
+from destruct.engine.base import FrozenEngine, TrainEngine
+from destruct.engine.schedule import Schedule
+from destruct.engine.topology import Topology
+from destruct.errors import DestructError
+from destruct.evaluation import HeldOut
+from destruct.models.frozen import build_frozen
+from destruct.models.policy import PolicyNetwork, build_policy
+from destruct.models.value import build_value
+from destruct.ops.rows import LossCoefficients
+from destruct.ppo.update import UpdateSettings
+from destruct.rollout.rewards import Reward, RewardContext
+from destruct.rollout.score import ScoreSettings
+from destruct.seeding import derive
+from destruct.tracking.console import Screen
+from destruct.tracking.sinks import Sinks
+from destruct.tracking.watch import Watch
+
+
+@dataclass
+class Run:
+    """Everything the loop touches."""
+
+    settings: Settings
+    topology: Topology
+    folder: Path
+    screen: Screen
+    sinks: Sinks | None  # on the first rank alone
+    tokenizer: Tokenizer
+    names: list[str]  # sources, in the order of every weight vector
+    train_windows: list[Tensor]  # per source (n_k, T) int64
+    held_out: list[HeldOut]
+    mixture: Mixture
+    curriculum: Curriculum
+    reward: Reward
+    policy: TrainEngine
+    value: TrainEngine
+    frozen: FrozenEngine
+    replica: PolicyNetwork
+    store: CheckpointStore
+    updates: int  # PPO updates that the run plans
+    update_settings: UpdateSettings
+    state: TrainState
+    started: float  # time.perf_counter() at the start of this life
+    seconds_before: float = 0.0  # of earlier lives
+    seconds_to_first_update: float = 0.0
+    watch: Watch = field(default_factory=Watch)
+
+    @property
+    def config(self) -> Config:
+        """The YAML."""
+        return self.settings.config
+
+    def key(self, *words: int | str) -> int:
+        """A 63-bit key derived from the run's seed, for a generator that is equal on every rank."""
+        return derive(self.config.run.seed, *words) >> 1
+
+    def log(self, phase: str, step: int, values: dict[str, float]) -> None:
+        """Log figures, on the first rank."""
+        if self.sinks is not None:
+            self.sinks.scalars(phase, step, values)
+
+    def coefficients(self) -> LossCoefficients:
+        """The loss's coefficients, with beta as it stands now."""
+        c = self.config
+        in_loss = c.kl.in_loss != "none"
+        return LossCoefficients(
+            clip_low=c.ppo.clip_range,
+            clip_high=c.ppo.clip_range,
+            kl_coef=self.state.kl_coef if in_loss else 0.0,
+            kl_estimator=c.kl.in_loss,
+            entropy_coef=c.ppo.entropy_coef,
+        )
+
+    def score_settings(self) -> ScoreSettings:
+        """What scoring depends on, with beta as it stands now."""
+        c = self.config
+        return ScoreSettings(
+            temperature=c.rollout.temperature,
+            ptx=c.ppo.ptx_coef > 0,
+            kl_coef=self.state.kl_coef if c.kl.in_reward else 0.0,
+        )
+
+    def is_due(self, every: int) -> bool:
+        """True after each `every` updates; never for 0."""
+        return every > 0 and self.state.update % every == 0
+
+    def tenth_of_updates(self) -> int:
+        """A tenth of the planned updates, at least one: the span of `reward_before` and `reward_after`."""
+        return max(1, self.updates // 10)
+
+    def save(self) -> None:
+        """Write a checkpoint; a failed one is reported and the run goes on."""
+        state, topology = self.state, self.topology
+        state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
+        state.seconds = self.seconds_before + time.perf_counter() - self.started
+
+        def write(stage: Path) -> None:
+            self.policy.save(stage, "policy")
+            self.value.save(stage, "value")
+            frozen = {name: whole.cpu().clone() for name, whole in self.frozen.tensors_in_full()}
+            if topology.is_first:
+                (stage / "frozen").mkdir()
+                save_file(frozen, stage / "frozen" / "model.safetensors")
+                state.save(stage / "state.json")
+
+        facts = {"world_size": topology.world_size, "backend": self.config.engine.backend}
+        if self.store.save(state.update, write, facts) is None:
+            self.screen.say(f"checkpoint after update {state.update} failed (is the disk full?); training goes on")
+
+    def resume(self, checkpoint: Path) -> None:
+        """Continue from a verified checkpoint of this backend and number of ranks.
+
+        Raises:
+            DestructError: it is of other sources.
+        """
+        self.policy.load(checkpoint, "policy")
+        self.value.load(checkpoint, "value")
+        self.frozen.load_tensors(load_file(checkpoint / "frozen" / "model.safetensors"))
+        self.state = TrainState.load(checkpoint / "state.json")
+        self.seconds_before = self.state.seconds
+        try:
+            self.mixture.load_state_dict(self.state.mixture)
+        except ValueError as error:
+            raise DestructError(str(error), "resume with the sources of the checkpoint, or start anew") from None
+        self.curriculum.load_state_dict(self.state.curriculum)
+
+
+def build(settings: Settings, topology: Topology, screen: Screen, started: float) -> Run:
+    """Make the run, cheapest checks first: reward functions, curriculum, data, then networks, then resume.
+
+    Raises:
+        DestructError: anything a person can put right.
+    """
+    config = settings.config
+    names = list(config.data.sources)
+    prior = np.array([source.prior or 1.0 for source in config.data.sources.values()])
+    c = config.curriculum
+    dials = c.model_dump(include={"eta", "mu", "lam", "z", "signal", "projection"})
+    strategy = make_strategy(c.strategy, prior / prior.sum(), floor=c.floor / len(names), **dials)
+    checkpoint = run_folder.find_checkpoint(settings, topology)
+    screen.say("reading and tokenizing the sources")
+    documents = load_sources(config.data, config.run.seed)
+    tokenizer = Tokenizer(
+        topology.first_rank_makes(lambda: _tokenizer_text(settings, documents, checkpoint is not None))
+    )
+    sources = pack_sources(documents, config.data, config.window_tokens, tokenizer)
+    reward = Reward(config.reward.terms, RewardContext(config.reward.ngram, tokenizer))
+    folder = run_folder.prepare(settings, topology, screen, tokenizer, resuming=checkpoint is not None)
+    train = [torch.from_numpy(source.train.tokens).long() for source in sources]
+    held_out = [_held_out(source, config.run.validation_windows, tokenizer) for source in sources]
+    panels = [torch.from_numpy(source.validation.tokens).long() for source in sources]
+    curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, panels, c.difficulty_sample_size)
+    updates = _planned_updates(config, train)
+    screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
+    policy, value, frozen, replica = _networks(settings, tokenizer.vocab_size, topology)
+    run = Run(
+        settings=settings,
+        topology=topology,
+        folder=folder,
+        screen=screen,
+        sinks=None,
+        tokenizer=tokenizer,
+        names=names,
+        train_windows=train,
+        held_out=held_out,
+        mixture=Mixture([len(windows) for windows in train], config.run.seed, names),
+        curriculum=curriculum,
+        reward=reward,
+        policy=policy,
+        value=value,
+        frozen=frozen,
+        replica=replica,
+        store=CheckpointStore(folder / "checkpoints", topology, config.run.keep_checkpoints),
+        updates=updates,
+        update_settings=_update_settings(settings, updates),
+        state=TrainState(kl_coef=config.kl.coef),
+        started=started,
+    )
+    if checkpoint is not None:
+        run.resume(checkpoint[0])
+        screen.say(f"resumed after update {run.state.update} from {checkpoint[0]}")
+    if topology.is_first:
+        run.sinks = Sinks(folder, run.state.update)
+    return run
+
+
+def _tokenizer_text(settings: Settings, documents: list[Documents], resuming: bool) -> str:
+    if resuming:
+        return run_folder.saved_tokenizer(settings)
+    texts = (text for source in documents for text in source.train)
+    return train_tokenizer(texts, settings.config.data.tokenizer.vocab_size)
+
+
+def _held_out(source: SourceData, count: int, tokenizer: Tokenizer) -> HeldOut:
+    """The first held-out windows; their first tokens are context only, so their bytes are not counted."""
+    tokens = source.validation.tokens[:count]
+    size = int(tokenizer.token_bytes[tokens[:, 1:]].sum())
+    return HeldOut(source.name, torch.from_numpy(tokens).long(), size, source.learnable)
+
+
+def _planned_updates(config: Config, train: list[Tensor]) -> int:
+    drawn = config.rollout.batch_size * config.window_tokens
+    per_epoch = config.run.updates_per_epoch or max(1, sum(windows.numel() for windows in train) // drawn)
+    return config.run.num_epochs * per_epoch
+
+
+def _update_settings(settings: Settings, updates: int) -> UpdateSettings:
+    ppo = settings.config.ppo
+    steps = updates * ppo.epochs * ppo.minibatches
+    return UpdateSettings(
+        epochs=ppo.epochs,
+        temperature=settings.config.rollout.temperature,
+        ptx_coef=ppo.ptx_coef,
+        value_clip_range=ppo.value_clip_range,
+        early_stop_kl=ppo.early_stop_kl,
+        policy_lr=Schedule(ppo.policy_lr, settings.training.scheduler, steps),
+        value_lr=Schedule(ppo.value_lr, settings.training.scheduler, steps),
+    )
+
+
+def _networks(
+    settings: Settings, vocab_size: int, topology: Topology
+) -> tuple[TrainEngine, TrainEngine, FrozenEngine, PolicyNetwork]:
+    """Policy, value, frozen, and the hook-free replica that generates."""
+    config, json = settings.config, settings.training
+    dtype = torch.bfloat16 if json.bf16.enabled else torch.float32
+    shapes, seed, loss = config.model, config.run.seed, config.engine.loss
+    policy = build_policy(shapes.policy, vocab_size, dtype, seed, loss).to(topology.device)
+    value = build_value(shapes.value, vocab_size, dtype, seed + 1).to(topology.device)
+    frozen = build_frozen(shapes.policy, vocab_size, dtype, seed, loss)
+    norm = config.ppo.max_grad_norm
+    if config.engine.backend == "single":
+        from destruct.engine.single import SingleEngine, SingleFrozen
+
+        engines = [
+            SingleEngine(module, json.optimizer, json.gradient_accumulation_steps, norm) for module in (policy, value)
+        ]
+        return engines[0], engines[1], SingleFrozen(frozen.to(topology.device)), policy
+    from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen, frozen_json, training_json
+
+    replica = build_frozen(shapes.policy, vocab_size, dtype, seed, loss).to(topology.device)
+    filled = [
+        training_json(json, settings.micro_batch, topology.world_size, lr, norm)
+        for lr in (config.ppo.policy_lr, config.ppo.value_lr)
+    ]
+    return (
+        DeepSpeedEngine(policy, filled[0], topology),
+        DeepSpeedEngine(value, filled[1], topology),
+        DeepSpeedFrozen(frozen, frozen_json(settings.frozen, json), topology),
+        replica,
+    )

@@ -1,0 +1,69 @@
+"""The manifest of a checkpoint: which files it holds, their sizes and digests."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from destruct.errors import DestructError
+
+NAME = "manifest.json"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the manifest of everything below `folder`, all of it synced to disk.
+
+    Args:
+        facts: what identifies the checkpoint: update, world size, backend.
+    """
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest(path)}
+        sync(path)
+    manifest = folder / NAME
+    manifest.write_text(json.dumps({**facts, "files": files}, indent=1), encoding="utf-8")
+    sync(manifest)
+    for directory in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+        sync(directory)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file against the manifest, before anything is unpickled.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DestructError: naming the first file that is missing, cut short or altered.
+    """
+    try:
+        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        raise DestructError(
+            f"{folder} has no readable {NAME}", "remove that folder to resume from an older one"
+        ) from None
+    for name, want in manifest["files"].items():
+        path = folder / name
+        whole = path.is_file() and path.stat().st_size == want["size"] and digest(path) == want["sha256"]
+        if not whole:
+            raise DestructError(
+                f"{path} is not the file that was saved (missing, cut short or altered)",
+                f"remove {folder} to resume from an older checkpoint",
+            )
+    return manifest
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a directory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

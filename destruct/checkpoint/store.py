@@ -1,0 +1,89 @@
+"""Checkpoints of a run: staged, voted on by all ranks, sealed, renamed once, then pointed to."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from destruct.checkpoint import manifest
+from destruct.engine.topology import Topology
+from destruct.errors import DestructError
+
+POINTER = "latest"
+
+
+class CheckpointStore:
+    """The `checkpoints/` folder of a run.
+
+    Args:
+        folder: that folder; made at the first save.
+        keep: newest checkpoints that stay.
+    """
+
+    def __init__(self, folder: Path, topology: Topology, keep: int):
+        self.folder, self.topology, self.keep = folder, topology, keep
+
+    def save(self, update: int, write: Callable[[Path], None], facts: dict[str, Any]) -> Path | None:
+        """Let all ranks `write` into one stage and publish it as step-XXXXXXXX.
+
+        Returns:
+            The checkpoint, or None when a rank failed: then nothing is left behind and the run goes on.
+        """
+        final = self.folder / f"step-{update:08d}"
+        stage = self.folder / f".stage-{update:08d}"
+        self.topology.first_rank_makes(lambda: _empty(stage))
+        written = _tried(lambda: write(stage))
+        if not self.topology.all_agree(written):
+            self.topology.first_rank_makes(lambda: shutil.rmtree(stage, ignore_errors=True))
+            return None
+        self.topology.first_rank_makes(lambda: self._publish(stage, final, {"update": update, **facts}))
+        return final
+
+    def _publish(self, stage: Path, final: Path, facts: dict[str, Any]) -> None:
+        manifest.seal(stage, facts)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(stage, final)
+        manifest.sync(self.folder)
+        pointer = self.folder / f".{POINTER}"
+        pointer.write_text(final.name + "\n", encoding="utf-8")
+        manifest.sync(pointer)
+        os.rename(pointer, self.folder / POINTER)
+        manifest.sync(self.folder)
+        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint that the pointer names, verified file by file, with its manifest; None when there is none.
+
+        Raises:
+            DestructError: it is damaged, or the pointer names something else than a checkpoint of this folder.
+        """
+        return self.topology.first_rank_makes(self._latest)
+
+    def _latest(self) -> tuple[Path, dict[str, Any]] | None:
+        pointer = self.folder / POINTER
+        if not pointer.exists():
+            return None
+        name = pointer.read_text(encoding="utf-8").strip()
+        folder = self.folder / name
+        if not name.startswith("step-") or folder.parent != self.folder or not folder.is_dir():
+            raise DestructError(
+                f"{pointer} names {name!r}, which is no checkpoint here",
+                f"write the name of one of the step-* folders of {self.folder}",
+            )
+        return folder, manifest.verify(folder)
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _tried(write: Callable[[], None]) -> bool:
+    """False on an OSError (disk full, no permission); anything else is a bug and raises."""
+    try:
+        write()
+    except OSError:
+        return False
+    return True

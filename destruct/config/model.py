@@ -1,0 +1,53 @@
+"""The shapes of the policy and of the value network."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from destruct.config.base import Section
+
+
+class LlamaShape(Section):
+    """A Llama built from scratch; names as in `transformers.LlamaConfig`."""
+
+    hidden_size: int = Field(128, ge=8)
+    """Width H of the hidden states."""
+    intermediate_size: int = Field(384, ge=8)
+    """Width of the gated feed-forward layer."""
+    num_hidden_layers: int = Field(4, ge=1)
+    """Decoder layers."""
+    num_attention_heads: int = Field(4, ge=1)
+    """Query heads; must divide hidden_size."""
+    num_key_value_heads: int | None = Field(None, ge=1)
+    """Key/value heads; as many as query heads unless given."""
+    max_position_embeddings: int = Field(512, ge=2)
+    """Context of the model in tokens; prompt plus response must fit."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary position embedding."""
+    initializer_range: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights."""
+    tie_word_embeddings: bool = True
+    """The output head shares the input embedding's weight (the policy's only)."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not an even multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+        if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """The two networks that are trained.  The frozen model has the policy's shape."""
+
+    policy: LlamaShape = LlamaShape()
+    """The language model pi_theta."""
+    value: LlamaShape = LlamaShape()
+    """The value network V_phi: a Llama of its own with a scalar head."""

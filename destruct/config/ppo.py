@@ -1,0 +1,100 @@
+"""Rollouts, rewards, the KL constraint, PPO itself and the warm-up before it."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from destruct.config.base import Section
+
+REWARD_TERMS = ("repetition", "continuation_overlap", "length", "eos")
+
+
+class RolloutConfig(Section):
+    """What one update samples."""
+
+    batch_size: int = Field(64, ge=1)
+    """B: rollouts of one update over all ranks."""
+    prompt_tokens: int = Field(32, ge=1)
+    """P: tokens of each prompt, cut from the front of a window of the data."""
+    response_tokens: int = Field(32, ge=1)
+    """R: most tokens sampled after a prompt; the window's next R tokens are the true continuation."""
+    temperature: float = Field(1.0, gt=0.01, le=10)
+    """Logits are divided by this in sampling and in every log-probability of a sampled token."""
+
+
+class RewardConfig(Section):
+    """The score of a rollout: a weighted sum of terms, placed on its last real token."""
+
+    terms: dict[str, float] = Field(default_factory=lambda: {"repetition": 1.0, "continuation_overlap": 1.0})
+    """Term -> weight.  `repetition` in [-1, 0], `continuation_overlap`, `length` and `eos` in [0, 1], or the
+    user's own `module:function` (see destruct/rollout/rewards.py for its arguments)."""
+    ngram: int = Field(3, ge=1)
+    """Length of the n-grams of `repetition`."""
+
+    @field_validator("terms")
+    @classmethod
+    def _known(cls, terms: dict[str, float]) -> dict[str, float]:
+        unknown = [name for name in terms if name not in REWARD_TERMS and ":" not in name]
+        if unknown:
+            raise ValueError(f"no reward term {unknown[0]!r}; there are {', '.join(REWARD_TERMS)} and module:function")
+        if not terms:
+            raise ValueError("no reward term is given")
+        return terms
+
+
+class KLConfig(Section):
+    """The KL constraint to the reference (the rolling frozen model).
+
+    A rolling reference bounds the drift between two refreshes, not the drift from the start.
+    """
+
+    coef: float = Field(0.05, ge=0)
+    """beta: reward units per nat of per-token KL; the penalty in the reward and the term in the loss share it."""
+    in_reward: bool = True
+    """Subtract beta*k1 from each token's reward."""
+    in_loss: Literal["none", "k2", "k3"] = "none"
+    """Add beta times this estimator to the loss; only k2 has the gradient of the reverse KL on policy."""
+    bound: float = Field(0.1, gt=0)
+    """The constraint in nats per token: k3(policy after the update || reference) on the update's own tokens."""
+    breach_factor: float = Field(1.5, ge=1)
+    """A breach of the bound multiplies beta by this, once per breach."""
+
+
+class PPOConfig(Section):
+    """Clipped policy optimisation (arXiv:1707.06347) with a value network of its own."""
+
+    epochs: int = Field(2, ge=1)
+    """E: passes over the rollouts of one update."""
+    minibatches: int = Field(2, ge=1)
+    """Optimizer steps of one epoch."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Discount per token."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE's dial between bias (0) and variance (1)."""
+    clip_range: float = Field(0.2, gt=0, lt=1)
+    """epsilon of eq. 7: the ratio pi/pi_old is held inside [1 - epsilon, 1 + epsilon]."""
+    value_clip_range: float = Field(0.2, gt=0)
+    """New values are held within this of the old ones."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus, per nat."""
+    ptx_coef: float = Field(0.5, ge=0)
+    """Weight of the cross-entropy on the true continuations (InstructGPT's PTX, arXiv:2203.02155 eq. 2)."""
+    early_stop_kl: float | None = Field(None, gt=0)
+    """Skip an update's remaining epochs once the mean k3(old || new) of one passes this, in nats per token."""
+    policy_lr: float = Field(1e-6, gt=0)
+    """Learning rate of the policy."""
+    value_lr: float = Field(5e-6, gt=0)
+    """Learning rate of the value network."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients of each network are clipped to this norm, each network by itself."""
+
+
+class WarmupConfig(Section):
+    """What comes before the first PPO update.  Counts in neither updates nor epochs."""
+
+    lm_updates: int = Field(0, ge=0)
+    """Steps of plain cross-entropy on the windows, policy alone: a model from scratch learns to speak."""
+    lm_lr: float = Field(1e-3, gt=0)
+    """Learning rate of these steps; it falls to a tenth along a cosine."""
+    value_updates: int = Field(0, ge=0)
+    """Rollout batches on which the value network alone is trained."""

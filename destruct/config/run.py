@@ -1,0 +1,158 @@
+"""The whole configuration of a run: the root section, reading it, and the checks that cross sections and files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from destruct.config.base import Section, apply_overrides, read_yaml, validate
+from destruct.config.curriculum import CurriculumConfig, FrozenConfig
+from destruct.config.data import DataConfig
+from destruct.config.engine import EngineConfig, FrozenJSON, TrainingJSON, micro_batch_size, read_json
+from destruct.config.model import ModelConfig
+from destruct.config.ppo import KLConfig, PPOConfig, RewardConfig, RolloutConfig, WarmupConfig
+from destruct.errors import DestructError
+
+
+class RunConfig(Section):
+    """The run's name, place, length and intervals."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Folder of the run under `folder`."""
+    folder: str = "runs"
+    """Where run folders are made."""
+    seed: int = Field(0, ge=0)
+    """Every random choice is addressed by it; equal seeds give equal runs at the same world size and backend."""
+    num_epochs: int = Field(1, ge=1)
+    """Epochs of PPO."""
+    updates_per_epoch: int | None = Field(None, ge=1)
+    """Updates of one epoch; by default the tokens of all sources divided by the window tokens of an update."""
+    checkpoint_every: int = Field(0, ge=0)
+    """Updates between checkpoints; 0 saves at the end of the run alone."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    evaluate_every: int = Field(0, ge=0)
+    """Updates between validations; 0 validates before, after warm-up and at the end."""
+    validation_windows: int = Field(64, ge=1)
+    """Held-out windows per source of a validation."""
+    samples_per_update: int = Field(2, ge=0)
+    """Rollouts of each update written to samples.jsonl."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto` continues from the newest checkpoint of the run's folder; `never` starts anew and puts an older
+    folder of the same name aside."""
+
+
+class Config(Section):
+    """Everything a run reads from its YAML file."""
+
+    run: RunConfig = RunConfig()
+    engine: EngineConfig = EngineConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    kl: KLConfig = KLConfig()
+    ppo: PPOConfig = PPOConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    frozen: FrozenConfig = FrozenConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+    @model_validator(mode="after")
+    def _window_fits_the_contexts(self) -> Self:
+        for role, shape in (("policy", self.model.policy), ("value", self.model.value)):
+            if self.window_tokens > shape.max_position_embeddings:
+                raise ValueError(
+                    f"rollout.prompt_tokens={self.rollout.prompt_tokens} + rollout.response_tokens="
+                    f"{self.rollout.response_tokens} = {self.window_tokens} tokens do not fit "
+                    f"model.{role}.max_position_embeddings={shape.max_position_embeddings}"
+                )
+        return self
+
+    @property
+    def window_tokens(self) -> int:
+        """T = P + R."""
+        return self.rollout.prompt_tokens + self.rollout.response_tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A validated run: the YAML, both DeepSpeed files, and where each value came from."""
+
+    config: Config
+    training: TrainingJSON
+    frozen: FrozenJSON
+    provenance: dict[str, str]
+    world_size: int
+    micro_batch: int
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a rank in one optimizer step."""
+        return self.training.gradient_accumulation_steps
+
+
+def load(path: Path, overrides: list[str], world_size: int) -> Settings:
+    """Read, override and validate a run for `world_size` ranks, before torch is imported.
+
+    Raises:
+        DestructError: anything a person can put right in the YAML, the JSON files or the command line.
+    """
+    values, provenance = read_yaml(path)
+    apply_overrides(values, provenance, overrides)
+    config = validate(Config, values, str(path))
+    training_path = _find(config.engine.deepspeed, path, "engine.deepspeed")
+    training: TrainingJSON = read_json(training_path, TrainingJSON)
+    frozen: FrozenJSON = read_json(_find(config.engine.frozen, path, "engine.frozen"), FrozenJSON)
+    if config.engine.backend == "single" and world_size > 1:
+        raise DestructError(
+            f"engine.backend=single runs in one process, but {world_size} ranks were started",
+            "start one rank, or set engine.backend: deepspeed",
+        )
+    micro = micro_batch_size(
+        config.rollout.batch_size,
+        training.gradient_accumulation_steps,
+        world_size,
+        config.ppo.minibatches,
+        training_path.name,
+    )
+    _check_contradictions(path, config, training_path, training, world_size, micro)
+    return Settings(config, training, frozen, provenance, world_size, micro)
+
+
+def _find(name: str, beside: Path, key: str) -> Path:
+    candidates = [Path(name), beside.parent / name, beside.parent.parent / name]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise DestructError(
+        f"{key}: {name} exists neither in {Path.cwd()} nor beside {beside}", f"give {key} the path of a DeepSpeed JSON"
+    )
+
+
+def _check_contradictions(
+    yaml_path: Path, config: Config, json_path: Path, training: TrainingJSON, world_size: int, micro: int
+) -> None:
+    """A number in the JSON where `auto` would do must say what the YAML says.
+
+    Raises:
+        DestructError: naming both files, both keys and both values.
+    """
+    expected: list[tuple[str, Any, str, Any]] = [
+        ("train_micro_batch_size_per_gpu", training.train_micro_batch_size_per_gpu, "rollout.batch_size", micro),
+        (
+            "train_batch_size",
+            training.train_batch_size,
+            "rollout.batch_size / ppo.minibatches",
+            micro * training.gradient_accumulation_steps * world_size,
+        ),
+        ("gradient_clipping", training.gradient_clipping, "ppo.max_grad_norm", config.ppo.max_grad_norm),
+        ("optimizer.params.lr", training.optimizer.params.lr, "ppo.policy_lr", config.ppo.policy_lr),
+        ("optimizer.params.lr", training.optimizer.params.lr, "ppo.value_lr", config.ppo.value_lr),
+    ]
+    for json_key, in_json, yaml_key, in_yaml in expected:
+        if in_json not in ("auto", in_yaml):
+            raise DestructError(
+                f"{json_path}: {json_key} = {in_json} contradicts {yaml_path}: {yaml_key} gives {in_yaml}",
+                f'write "auto" for {json_key} in {json_path.name}',
+            )

@@ -1,0 +1,71 @@
+"""What the rest of destruct may ask of an engine, whichever backend runs it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainEngine(Protocol):
+    """One network with its optimizer.  All methods are called by all ranks, in the same order."""
+
+    module: nn.Module
+    dtype: torch.dtype
+    accumulation: int  # micro-batches of a rank in one optimizer step
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the network through the backend's hooks."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of one micro-batch.
+
+        Args:
+            loss: scalar; sum over this micro-batch's tokens divided by the tokens of the whole minibatch on all
+                ranks.  The sum over micro-batches and ranks of these losses is what is differentiated.
+        """
+
+    def step(self, lr: float) -> float:
+        """Clip, step, clear.  Called after exactly `accumulation` backwards.
+
+        Returns:
+            The gradient's norm over all ranks before clipping.
+        """
+
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated; the weights and the optimizer stay as they are."""
+
+    def fill(self, replica: nn.Module) -> None:
+        """Copy the current weights into a hook-free module of the same parameter names."""
+
+    def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter by name, gathered one at a time."""
+
+    def save(self, folder: Path, role: str) -> None:
+        """Write weights, master weights and optimizer state below `folder/role`."""
+
+    def load(self, folder: Path, role: str) -> None:
+        """Read what `save` wrote at the same world size.
+
+        Raises:
+            DestructError: nothing that this backend can load is there.
+        """
+
+
+class FrozenEngine(Protocol):
+    """The frozen copy of the policy: inference only."""
+
+    module: nn.Module
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the network; no gradient is kept."""
+
+    def refresh(self, policy: Any) -> None:
+        """Take over the weights of `policy`, an engine of the same backend."""
+
+    def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter by name, gathered one at a time."""
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over whole tensors by name, as `tensors_in_full` gave them."""

@@ -1,0 +1,180 @@
+"""DeepSpeed ZeRO 0 to 3 behind the engine protocol.  Each oddity handled here was measured on DeepSpeed 0.19.8."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from torch import Tensor, nn
+
+from destruct.config.engine import FrozenJSON, TrainingJSON
+from destruct.engine.topology import Topology
+from destruct.errors import DestructError
+
+# A shared-memory all-reduce for CPU inference, which DeepSpeed would compile for 30 s at the first start on a machine;
+# nothing here calls it (gloo and NCCL do the work).
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def training_json(json: TrainingJSON, micro_batch: int, world_size: int, lr: float, max_grad_norm: float) -> dict:
+    """The dictionary for `deepspeed.initialize`, every "auto" filled.
+
+    The scheduler is left out: the learning rate is given to each step (destruct/engine/schedule.py).
+    """
+    filled = json.model_dump(exclude_none=True, exclude={"scheduler"})
+    filled["train_micro_batch_size_per_gpu"] = micro_batch
+    filled["train_batch_size"] = micro_batch * json.gradient_accumulation_steps * world_size
+    filled["gradient_clipping"] = max_grad_norm
+    filled["optimizer"]["params"]["lr"] = lr
+    return filled
+
+
+def frozen_json(json: FrozenJSON, training: TrainingJSON) -> dict:
+    """The dictionary for the inference engine; "auto" bf16 follows the policy's file."""
+    filled = json.model_dump(exclude_none=True)
+    if json.bf16 == "auto":
+        filled["bf16"] = training.bf16.model_dump()
+    return filled
+
+
+class DeepSpeedEngine:
+    """One training network.  The reduction to float32 and the clipping are DeepSpeed's."""
+
+    def __init__(self, module: nn.Module, config: dict, topology: Topology):
+        self.topology = topology
+        self.accumulation: int = config["gradient_accumulation_steps"]
+        self.stage: int = config["zero_optimization"]["stage"]
+        self.engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=config)
+        self.module = self.engine.module
+        self.dtype = next(module.parameters()).dtype
+        self._backwards = 0
+        _zero_shard_padding(self.module, topology)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.engine(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        # DeepSpeed averages over ranks; the product is also what keeps `scale_wrt_gas=False` from being ignored,
+        # which happens (stage 0, and 1 with bf16) when the tensor is the very one that the forward returned.
+        self.engine.backward(loss * self.topology.world_size, scale_wrt_gas=False)
+        self._backwards += 1
+        if self._backwards < self.accumulation:
+            self.engine.step()  # counts the micro-batch; steps at the last one alone
+
+    def step(self, lr: float) -> float:
+        assert self._backwards == self.accumulation, f"{self._backwards} of {self.accumulation} micro-batches"
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        # Stage 0 in float32 is a bare torch optimizer: DeepSpeed clips it but keeps no norm.
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if self.stage == 0 and self.dtype == torch.float32 else None
+        self.engine.step()
+        self._backwards = 0
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+
+    def drop_gradients(self) -> None:
+        self.engine.zero_grad()
+        optimizer = self.engine.optimizer
+        optimizer.zero_grad()
+        if self.stage in (1, 2) and hasattr(optimizer, "averaged_gradients"):
+            optimizer.averaged_gradients = {}
+            optimizer.micro_step_id = -1
+        self.engine.micro_steps = 0
+        self._backwards = 0
+
+    @torch.no_grad()
+    def fill(self, replica: nn.Module) -> None:
+        targets = dict(replica.named_parameters())
+        for name, whole in self.tensors_in_full():
+            targets[name].copy_(whole)
+
+    @torch.no_grad()
+    def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
+        yield from _gathered(self.module, self.topology)
+
+    def save(self, folder: Path, role: str) -> None:
+        self.engine.save_checkpoint(str(folder), tag=role, save_latest=False)
+
+    def load(self, folder: Path, role: str) -> None:
+        path, _ = self.engine.load_checkpoint(str(folder), tag=role, load_lr_scheduler_states=False)
+        if path is None:
+            raise DestructError(
+                f"{folder / role} holds no DeepSpeed checkpoint for {self.topology.world_size} ranks",
+                "resume with the engine.backend and the number of ranks that wrote it",
+            )
+        self.drop_gradients()
+        _zero_shard_padding(self.module, self.topology)
+
+
+class DeepSpeedFrozen:
+    """The frozen copy: ZeRO-3 without an optimizer, its shards on the CPU."""
+
+    def __init__(self, module: nn.Module, config: dict, topology: Topology):
+        self.topology = topology
+        self.engine, *_ = deepspeed.initialize(model=module.requires_grad_(False).eval(), config=config)
+        self.module = self.engine.module
+
+    @torch.no_grad()
+    def __call__(self, *args: Any) -> Any:
+        return self.engine(*args)
+
+    @torch.no_grad()
+    def refresh(self, policy: DeepSpeedEngine) -> None:
+        self._drop_gathered()
+        pairs = zip(self.module.named_parameters(), policy.module.named_parameters(), strict=True)
+        for (name, q), (policy_name, p) in pairs:
+            assert name == policy_name, f"frozen {name} against policy {policy_name}"
+            if policy.stage == 3:
+                q.ds_tensor.copy_(p.ds_tensor)
+            else:
+                _write_shard(q, p, self.topology)
+
+    def _drop_gathered(self) -> None:
+        """Parameters still gathered after a forward would be used again as they are, a refresh unseen."""
+        gathered = [q for q in self.module.parameters() if q.ds_status is ZeroParamStatus.AVAILABLE]
+        if gathered:
+            gathered[0].partition(param_list=gathered, has_been_updated=False)
+
+    @torch.no_grad()
+    def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
+        yield from _gathered(self.module, self.topology)
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self._drop_gathered()
+        for name, q in self.module.named_parameters():
+            _write_shard(q, tensors[name], self.topology)
+
+
+def _gathered(module: nn.Module, topology: Topology) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters one at a time; the engine's own state is not touched (no GatheredParameters)."""
+    p: Any
+    for name, p in module.named_parameters():
+        if hasattr(p, "ds_tensor"):
+            shard = p.ds_tensor.data.to(topology.device)
+            yield name, topology.gather_flat(shard)[: p.ds_numel].view(p.ds_shape)
+        else:
+            yield name, p.detach()
+
+
+def _shard_bounds(p: Any, topology: Topology) -> tuple[int, int]:
+    """This rank's part of a ZeRO-3 parameter as [start, end) of its flat elements, padding left out."""
+    size = p.ds_tensor.numel()
+    start = min(topology.rank * size, p.ds_numel)
+    return start, min(start + size, p.ds_numel)
+
+
+def _write_shard(q: Any, whole: Tensor, topology: Topology) -> None:
+    start, end = _shard_bounds(q, topology)
+    q.ds_tensor.view(-1)[: end - start].copy_(whole.reshape(-1)[start:end])
+
+
+@torch.no_grad()
+def _zero_shard_padding(module: nn.Module, topology: Topology) -> None:
+    """A shard's padding is uninitialised memory: zeroed, or no two runs write the same bytes."""
+    for p in module.parameters():
+        if hasattr(p, "ds_tensor"):
+            start, end = _shard_bounds(p, topology)
+            p.ds_tensor.view(-1)[end - start :].zero_()

@@ -1,0 +1,103 @@
+"""Plain torch in one process, float32 master weights: laptop, debugger, and the yardstick of the other backends."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from destruct.config.engine import Optimizer
+from destruct.errors import DestructError
+
+
+class SingleEngine:
+    """A network and its Adam.  Gradients accumulate in float32 whatever the network's dtype."""
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, accumulation: int, max_grad_norm: float):
+        self.module = module
+        self.accumulation = accumulation
+        self.max_grad_norm = max_grad_norm
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.dtype = self.parameters[0].dtype
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
+        arguments = optimizer.params.model_dump(exclude={"lr", "torch_adam"})
+        # DeepSpeed's "Adam" decouples weight decay too (adam_w_mode is its default), so both names are AdamW.
+        self.optimizer = torch.optim.AdamW(self.masters, lr=0.0, **arguments)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.module(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+        for p, master in zip(self.parameters, self.masters, strict=True):
+            if master is p or p.grad is None:
+                continue
+            gradient = p.grad.float()
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            p.grad = None
+
+    def step(self, lr: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
+        self.optimizer.step()
+        self.drop_gradients()
+        self._publish()
+        return float(norm)
+
+    def drop_gradients(self) -> None:
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        for p, master in zip(self.parameters, self.masters, strict=True):
+            if master is not p:
+                p.copy_(master)
+
+    @torch.no_grad()
+    def fill(self, replica: nn.Module) -> None:
+        if replica is not self.module:
+            replica.load_state_dict(self.module.state_dict())
+
+    def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
+        for name, p in self.module.named_parameters():
+            yield name, p.detach()
+
+    def save(self, folder: Path, role: str) -> None:
+        (folder / role).mkdir(parents=True)
+        masters = [master.detach() for master in self.masters]
+        torch.save({"masters": masters, "optimizer": self.optimizer.state_dict()}, folder / role / "state.pt")
+
+    def load(self, folder: Path, role: str) -> None:
+        path = folder / role / "state.pt"
+        if not path.is_file():
+            raise DestructError(f"{path} does not exist", "resume with the engine.backend that wrote the checkpoint")
+        state = torch.load(path, weights_only=True)
+        with torch.no_grad():
+            for master, saved in zip(self.masters, state["masters"], strict=True):
+                master.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._publish()
+
+
+class SingleFrozen:
+    """The frozen copy as a plain module."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, *args: Any) -> Any:
+        return self.module(*args)
+
+    def refresh(self, policy: SingleEngine) -> None:
+        self.load_tensors(dict(policy.tensors_in_full()))
+
+    def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.module.named_parameters()
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        for name, q in self.module.named_parameters():
+            q.copy_(tensors[name])

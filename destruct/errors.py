@@ -1,0 +1,32 @@
+"""The one exception a person is meant to read, and the exit codes of every door."""
+
+import enum
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of every `python -m destruct.<door>`; schedulers decide by them whether to requeue."""
+
+    DONE = 0
+    CONFIG = 2
+    ENVIRONMENT = 3
+    PREEMPTED = 75
+    RANK_FAILED = 76
+    DIVERGED = 77
+
+
+class DestructError(Exception):
+    """A mistake the user can put right.
+
+    Args:
+        problem: one line saying what is wrong, with names and figures.
+        remedy: one line saying what to do about it.
+        exit_code: `Exit.CONFIG`, or `Exit.ENVIRONMENT` where the machine and not the config is at fault.
+    """
+
+    def __init__(self, problem: str, remedy: str, exit_code: Exit = Exit.CONFIG):
+        # All of them, or the exception does not unpickle in another process.
+        super().__init__(problem, remedy, exit_code)
+        self.problem, self.remedy, self.exit_code = problem, remedy, exit_code
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  remedy: {self.remedy}"

@@ -1,0 +1,72 @@
+"""Language-model losses on held-out windows: validation, and the panels of the curriculum."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from destruct.engine.base import FrozenEngine, TrainEngine
+from destruct.engine.topology import Topology
+from destruct.ops.rows import ScoreRows
+
+WINDOWS_PER_FORWARD = 16
+
+
+@torch.no_grad()
+def window_nats(engine: TrainEngine | FrozenEngine, windows: Tensor, topology: Topology) -> Tensor:
+    """Sum of -log p over all tokens of each window but its first, at temperature 1, the ranks sharing the work.
+
+    Args:
+        windows: (n, T) int64, equal on every rank.
+
+    Returns:
+        (n,) float64 nats, on every rank.
+    """
+    n, t = windows.shape
+    nats = torch.zeros(n, dtype=torch.float64, device=topology.device)
+    mine = topology.share(n)
+    largest_share = -(-n // topology.world_size)
+    # Every rank makes the same number of forwards, the last of them perhaps on nothing.
+    for start in range(0, largest_share, WINDOWS_PER_FORWARD):
+        items = mine[start : start + WINDOWS_PER_FORWARD]
+        tokens = windows[items].to(topology.device)
+        rows = (torch.arange(len(items))[:, None] * t + torch.arange(t - 1)).flatten().to(topology.device)
+        targets = tokens[:, 1:].flatten()
+        scores = engine(tokens, rows, ScoreRows(targets, torch.ones(len(targets), device=topology.device)))
+        nats[items] = -scores.logprobs.view(len(items), t - 1).double().sum(1)
+    return topology.sum(nats)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """One source's validation windows."""
+
+    name: str
+    windows: Tensor  # (n, T) int64
+    bytes: int  # UTF-8 bytes of the scored tokens
+    learnable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Validation loss of each source."""
+
+    nats_per_token: dict[str, float]
+    bits_per_byte: dict[str, float]
+    mean: float  # nats per token, equal weight per learnable source
+
+    def as_summary(self) -> dict[str, float]:
+        """Each source's loss in nats per token, and their `mean`."""
+        return {**self.nats_per_token, "mean": self.mean}
+
+
+def validate(engine: TrainEngine | FrozenEngine, sources: list[HeldOut], topology: Topology) -> Validation:
+    """Loss per source; `mean` leaves out sources marked not learnable (all count when none is learnable)."""
+    nats_per_token, bits_per_byte = {}, {}
+    for source in sources:
+        total = window_nats(engine, source.windows, topology).sum().item()
+        nats_per_token[source.name] = total / (source.windows.numel() - len(source.windows))
+        bits_per_byte[source.name] = total / math.log(2) / source.bytes
+    counted = [nats_per_token[s.name] for s in sources if s.learnable] or list(nats_per_token.values())
+    return Validation(nats_per_token, bits_per_byte, sum(counted) / len(counted))

@@ -1,0 +1,113 @@
+"""A run's folder: made or continued, with what was asked for and what it runs on written down first."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from destruct.checkpoint.store import CheckpointStore
+from destruct.config.base import dump_with_provenance
+from destruct.config.run import Settings
+from destruct.data.tokenizing import Tokenizer
+from destruct.engine.topology import Topology
+from destruct.errors import DestructError
+from destruct.tracking.console import Screen
+from destruct.tracking.sinks import log_to_file
+
+PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "pydantic", "safetensors")
+
+
+def find_checkpoint(settings: Settings, topology: Topology) -> tuple[Path, dict[str, Any]] | None:
+    """The verified newest checkpoint of the run's folder and its manifest; None when not resuming or none is there.
+
+    Raises:
+        DestructError: it is damaged, or another backend or number of ranks wrote it.
+    """
+    run = settings.config.run
+    if run.resume == "never":
+        return None
+    found = CheckpointStore(_path(settings) / "checkpoints", topology, run.keep_checkpoints).latest()
+    if found is None:
+        return None
+    folder, manifest = found
+    here = (topology.world_size, settings.config.engine.backend)
+    there = (manifest["world_size"], manifest["backend"])
+    if here != there:
+        raise DestructError(
+            f"{folder} was written by {there[0]} ranks of engine.backend={there[1]}; this is {here[0]} of {here[1]}",
+            f"start {there[0]} ranks with engine.backend={there[1]}, or give the run another run.name",
+        )
+    return found
+
+
+def prepare(settings: Settings, topology: Topology, screen: Screen, tokenizer: Tokenizer, resuming: bool) -> Path:
+    """Make the folder `run.folder/run.name` and write down what was asked for and what it runs on.
+
+    An older folder of that name is continued when `resuming`, else put aside.
+    """
+    folder = _path(settings)
+    if not resuming:
+        if settings.config.run.resume == "auto":
+            screen.say(f"no checkpoint in {folder}: this run starts from the beginning")
+        aside = topology.first_rank_makes(lambda: _put_aside(folder))
+        if aside is not None:
+            screen.say(f"{folder} was there already; it is now {aside}")
+    topology.first_rank_makes(lambda: _write_facts(folder, settings, topology, tokenizer))
+    log_to_file(folder, topology.rank)
+    return folder
+
+
+def saved_tokenizer(settings: Settings) -> str:
+    """The tokenizer.json of the run that is being resumed."""
+    return (_path(settings) / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
+
+
+def _path(settings: Settings) -> Path:
+    return Path(settings.config.run.folder) / settings.config.run.name
+
+
+def _put_aside(folder: Path) -> Path | None:
+    """Rename an older folder to the first free `name.N`; nothing that was made is ever overwritten."""
+    if not folder.exists():
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    os.rename(folder, aside)
+    return aside
+
+
+def _write_facts(folder: Path, settings: Settings, topology: Topology, tokenizer: Tokenizer) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder / "tokenizer")
+    (folder / "tokenizer" / "tokenizer.json").write_text(tokenizer.text, encoding="utf-8")
+    resolved = dump_with_provenance(settings.config, settings.provenance)
+    (folder / "resolved.yaml").write_text(resolved, encoding="utf-8")
+    json_text = settings.training.model_dump_json(indent=1, exclude_none=True)
+    (folder / "deepspeed.json").write_text(json_text, encoding="utf-8")
+    environment = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "world_size": topology.world_size,
+        "device": torch.cuda.get_device_name() if topology.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    (folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with "+" when the tree has changes; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

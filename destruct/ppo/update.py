@@ -1,0 +1,199 @@
+"""The update: E epochs of clipped policy and value optimisation over packed minibatches (arXiv:1707.06347)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from destruct.batch import Minibatch, ScoredBatch, TrainBatch, UpdateStats, micro_batches
+from destruct.engine.base import TrainEngine
+from destruct.engine.schedule import Schedule
+from destruct.engine.topology import Topology
+from destruct.ops.rows import SUM_NAMES, LossCoefficients, LossRows, PolicyLoss
+from destruct.ppo.kl import k3
+from destruct.ppo.loss import clipped_value_loss
+from destruct.rollout.score import PolicyInputs, policy_inputs, response_logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """The numbers that an update depends on."""
+
+    epochs: int
+    temperature: float
+    ptx_coef: float
+    value_clip_range: float
+    early_stop_kl: float | None  # nats per token
+    policy_lr: Schedule
+    value_lr: Schedule
+
+
+class Tally:
+    """Sums over the micro-batches of one optimizer step, added up over ranks once."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(len(SUM_NAMES) + 2, dtype=torch.float64, device=device)
+        self.extremes = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def add_policy(self, sums: Tensor, extremes: Tensor, loss: Tensor) -> None:
+        self.sums[: len(SUM_NAMES)] += sums
+        self.sums[-1] += (~torch.isfinite(loss)).double()
+        self.extremes = torch.maximum(self.extremes, extremes.double())
+
+    def add_value(self, loss: Tensor) -> None:
+        self.sums[-2] += loss.detach().double()
+        self.sums[-1] += (~torch.isfinite(loss)).double()
+
+    def over_ranks(self, topology: Topology) -> tuple[dict[str, float], list[float]]:
+        """Sums by name (with `value_loss` and `not_finite`), and the two extremes."""
+        values = topology.sum(self.sums).tolist()
+        names = (*SUM_NAMES, "value_loss", "not_finite")
+        return dict(zip(names, values, strict=True)), topology.max(self.extremes).tolist()
+
+
+def ppo_update(
+    policy: TrainEngine,
+    value: TrainEngine,
+    minibatches: list[Minibatch[TrainBatch]],
+    coefficients: LossCoefficients,
+    settings: UpdateSettings,
+    first_step: int,
+    order: torch.Generator,
+    topology: Topology,
+) -> UpdateStats:
+    """Train both networks on one update's rollouts.
+
+    Args:
+        first_step: optimizer steps taken before this update, for the learning rates.
+        order: shuffles the minibatches of each epoch; in the same state on every rank.
+
+    Returns:
+        Means over all minibatch passes and ranks.
+    """
+    log: list[dict[str, float]] = []
+    skipped = epochs = 0
+    for _ in range(settings.epochs):
+        epochs += 1
+        passes = []
+        for m in torch.randperm(len(minibatches), generator=order).tolist():
+            tally = accumulate(policy, value, minibatches[m], coefficients, settings, topology.device)
+            sums, (ratio_max, log_ratio_max) = tally.over_ranks(topology)
+            facts = _means(sums, minibatches[m]) | {"ratio_max": ratio_max, "log_ratio_max": log_ratio_max}
+            if sums["not_finite"]:
+                policy.drop_gradients()
+                value.drop_gradients()
+                skipped += 1
+            else:
+                step = first_step + len(log)
+                facts["policy_grad_norm"] = policy.step(settings.policy_lr(step))
+                facts["value_grad_norm"] = value.step(settings.value_lr(step))
+                log.append(facts)
+                passes.append(facts["kl_old_k3"])
+        if settings.early_stop_kl is not None and passes and _mean(passes) > settings.early_stop_kl:
+            break
+    return _stats(log, skipped, epochs, settings.epochs * len(minibatches))
+
+
+def accumulate(
+    policy: TrainEngine,
+    value: TrainEngine,
+    minibatch: Minibatch[TrainBatch],
+    coefficients: LossCoefficients,
+    settings: UpdateSettings,
+    device: torch.device,
+) -> Tally:
+    """Forward and backward of both networks on each micro-batch of one minibatch."""
+    tally = Tally(device)
+    for train in minibatch.micro_batches:
+        inputs, rows = loss_rows(train, minibatch, settings.temperature, settings.ptx_coef)
+        output = policy(inputs.tokens, inputs.rows, PolicyLoss(rows, coefficients))
+        policy.backward(output.loss)
+        tally.add_policy(output.sums, output.extremes, output.loss.detach())
+        loss = value_loss(value, train, minibatch.response_tokens, settings.value_clip_range)
+        value.backward(loss)
+        tally.add_value(loss)
+    return tally
+
+
+def loss_rows(
+    train: TrainBatch, minibatch: Minibatch[TrainBatch], temperature: float, ptx_coef: float
+) -> tuple[PolicyInputs, LossRows]:
+    """A micro-batch laid out exactly as in scoring, and its rows of the fused loss (N,).
+
+    The weights divide by the token counts of the whole minibatch on all ranks.
+    """
+    scored, mask = train.scored, train.scored.rollouts.mask
+    inputs = policy_inputs(scored.rollouts, temperature, ptx=ptx_coef > 0)
+    response = inputs.is_response
+
+    def flat(values: Tensor) -> Tensor:
+        column = torch.zeros(len(response), device=values.device)
+        column[response] = values[mask]
+        return column
+
+    rows = LossRows(
+        targets=inputs.targets,
+        temperature=inputs.temperature,
+        old_logprobs=flat(scored.old_logprobs),
+        reference_logprobs=flat(scored.reference_logprobs),
+        advantages=flat(train.advantages),
+        policy_weight=response / minibatch.response_tokens,
+        ptx_weight=~response * (ptx_coef / minibatch.continuation_tokens),
+    )
+    return inputs, rows
+
+
+def value_loss(value: TrainEngine, train: TrainBatch, response_tokens: int, clip_range: float) -> Tensor:
+    """The clipped value loss of a micro-batch: its sum over tokens divided by the minibatch's response tokens."""
+    mask = train.scored.rollouts.mask
+    inputs = policy_inputs(train.scored.rollouts, temperature=1.0, ptx=False)
+    values = value(inputs.tokens, inputs.rows)
+    per_token = clipped_value_loss(values, train.scored.old_values[mask], train.returns[mask], clip_range)
+    return per_token.sum() / response_tokens
+
+
+@torch.no_grad()
+def kl_to_reference(
+    policy: TrainEngine, minibatches: list[Minibatch[ScoredBatch]], temperature: float, topology: Topology
+) -> float:
+    """k3(policy now || reference) on the update's own tokens, unweighted mean, nats per token: the KL constraint."""
+    total = torch.zeros(2, dtype=torch.float64, device=topology.device)
+    for scored in micro_batches(minibatches):
+        now = response_logprobs(policy, scored.rollouts, temperature, ptx=False)
+        mask = scored.rollouts.mask
+        total[0] += k3(scored.reference_logprobs - now)[mask].double().sum()
+        total[1] += mask.sum()
+    nats, tokens = topology.sum(total).tolist()
+    return nats / tokens
+
+
+def _means(sums: dict[str, float], minibatch: Minibatch[TrainBatch]) -> dict[str, float]:
+    """Per response token; PTX per continuation token; the value loss is normalised already."""
+    counts = {"ptx_nll": minibatch.continuation_tokens, "value_loss": 1, "not_finite": 1}
+    return {name: total / counts.get(name, minibatch.response_tokens) for name, total in sums.items()}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _stats(log: list[dict[str, float]], skipped: int, epochs: int, planned: int) -> UpdateStats:
+    def mean(name: str) -> float:
+        return _mean([facts[name] for facts in log])
+
+    return UpdateStats(
+        policy_loss=mean("policy_loss"),
+        value_loss=mean("value_loss"),
+        ptx_loss=mean("ptx_nll"),
+        entropy=mean("entropy"),
+        approx_kl=mean("kl_old_k3"),
+        first_ratio_error=log[0]["log_ratio_max"] if log else float("nan"),
+        ratio_max=max((facts["ratio_max"] for facts in log), default=float("nan")),
+        clip_fraction=mean("clip_low") + mean("clip_high"),
+        policy_grad_norm=mean("policy_grad_norm"),
+        value_grad_norm=mean("value_grad_norm"),
+        steps=len(log),
+        steps_planned=planned,
+        skipped=skipped,
+        epochs=epochs,
+    )

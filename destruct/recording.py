@@ -1,0 +1,203 @@
+"""What the loop writes down: figures per source, figures per update, samples, and the summary of a run."""
+
+import resource
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from destruct.batch import Minibatch, ScoredBatch, TrainBatch, UpdateStats, micro_batches
+from destruct.build import Run
+from destruct.curriculum.estimates import Estimates
+from destruct.engine.topology import Topology
+from destruct.evaluation import Validation
+from destruct.ppo.kl import k1
+
+_STATS = tuple(name for name in UpdateStats.__dataclass_fields__ if name != "epochs")
+
+
+def record_round(run: Run, estimates: Estimates) -> None:
+    """Log what a round learnt about each source, and the weights it set."""
+    values: dict[str, float] = {}
+    per_source = {
+        "weight": run.curriculum.weights,
+        "target": run.curriculum.strategy.target,
+        "difficulty": estimates.difficulty,
+        "difficulty_se": estimates.difficulty_se,
+        "variance": estimates.variance,
+        "progress": estimates.progress,
+        # Infinite until the third round; JSON and TensorBoard get "not a number" for it.
+        "progress_se": np.where(np.isfinite(estimates.progress_se), estimates.progress_se, np.nan),
+        "epochs": run.mixture.epochs,
+    }
+    for figure, array in per_source.items():
+        values |= {f"curriculum/{figure}/{name}": float(x) for name, x in zip(run.names, array, strict=True)}
+    run.log("ppo", run.state.update, values)
+
+
+def record_validation(run: Run, validation: Validation) -> None:
+    """Log the held-out loss of every source."""
+    values = {f"validation/nats_per_token/{name}": x for name, x in validation.nats_per_token.items()}
+    values |= {f"validation/bits_per_byte/{name}": x for name, x in validation.bits_per_byte.items()}
+    phase = "ppo" if "after_warmup" in run.state.validation else "warmup"
+    run.log(phase, run.state.update, values | {"validation/mean": validation.mean})
+
+
+def record_update(run: Run, minibatches: list[Minibatch[TrainBatch]], stats: UpdateStats, kl: float) -> str:
+    """Log one update and its samples; returns a line for the screen."""
+    state, topology = run.state, run.topology
+    trains = micro_batches(minibatches)
+    scored = [train.scored for train in trains]
+    rewards = reward_per_source(scored, len(run.names), topology)
+    span = run.tenth_of_updates()
+    if state.update < span:
+        _add(state.reward_first, rewards)
+    if state.update >= run.updates - span:
+        _add(state.reward_last, rewards)
+    count = rewards[:, 1].sum().item()
+    reward = rewards[:, 0].sum().item() / count
+    facts = {name: getattr(stats, name) for name in _STATS}
+    values = {f"ppo/{name}": float(x) for name, x in facts.items()}
+    values |= _rollout_figures(run, scored, count)
+    values |= {
+        f"rollout/reward/{name}": total / n for name, (total, n) in zip(run.names, rewards.tolist(), strict=True) if n
+    }
+    watch = run.watch.read()
+    tokens = count * (scored[0].rollouts.tokens.shape[1]) + values["rollout/response_tokens"] * count
+    values |= {
+        "rollout/reward": reward,
+        "kl/to_reference": kl,
+        "kl/coef": state.kl_coef,
+        "kl/breaches": float(state.breaches),
+        "ppo/explained_variance": explained_variance(trains, topology),
+        "ppo/policy_lr": run.update_settings.policy_lr(state.optimizer_steps),
+        "ppo/value_lr": run.update_settings.value_lr(state.optimizer_steps),
+        "time/tokens_per_s": tokens / sum(watch.values()),
+        "memory/peak_rss_mib": peak_rss_mib(topology),
+        **{f"time/{phase}": seconds for phase, seconds in watch.items()},
+    }
+    run.log("ppo", state.update, values)
+    _record_samples(run, scored)
+    bound = run.config.kl.bound
+    return f"reward {reward:.3f}  KL {kl:.4f} of {bound}  ptx {stats.ptx_loss:.3f}  entropy {stats.entropy:.2f}"
+
+
+def reward_per_source(scored: list[ScoredBatch], sources: int, topology: Topology) -> Tensor:
+    """Sum of scores and number of rollouts of each source over all ranks: (S, 2) float64."""
+    table = torch.zeros(sources, 2, dtype=torch.float64, device=topology.device)
+    for batch in scored:
+        both = torch.stack([batch.score.double(), torch.ones_like(batch.score, dtype=torch.float64)], 1)
+        table.index_add_(0, batch.rollouts.prompts.source, both)
+    return topology.sum(table)
+
+
+def _add(span: list[list[float]], rewards: Tensor) -> None:
+    rows = rewards.tolist()
+    if not span:
+        span.extend([0.0, 0.0] for _ in rows)
+    for kept, (total, count) in zip(span, rows, strict=True):
+        kept[0] += total
+        kept[1] += count
+
+
+def _rollout_figures(run: Run, scored: list[ScoredBatch], count: float) -> dict[str, float]:
+    sums = torch.zeros(3 + len(run.reward.names), dtype=torch.float64, device=run.topology.device)
+    for batch in scored:
+        mask = batch.rollouts.mask
+        sampled = k1(batch.reference_logprobs - batch.old_logprobs)[mask].double().sum()
+        sums[:3] += torch.stack([sampled, mask.sum().double(), batch.rollouts.stopped.sum().double()])
+        sums[3:] += batch.terms.double().sum(0)
+    kl, tokens, stopped, *terms = run.topology.sum(sums).tolist()
+    figures = {
+        "kl/sampled": kl / tokens,
+        "rollout/response_tokens": tokens / count,
+        "rollout/eos_rate": stopped / count,
+    }
+    return figures | {
+        f"rollout/term/{name}": total / count for name, total in zip(run.reward.names, terms, strict=True)
+    }
+
+
+def explained_variance(trains: list[TrainBatch], topology: Topology) -> float:
+    """1 - var(returns - old values) / var(returns) over all response tokens; nan when the returns do not vary."""
+    sums = torch.zeros(5, dtype=torch.float64, device=topology.device)
+    for train in trains:
+        mask = train.scored.rollouts.mask
+        returns = train.returns[mask].double()
+        errors = returns - train.scored.old_values[mask].double()
+        terms = [mask.sum().double(), returns.sum(), returns.square().sum(), errors.sum(), errors.square().sum()]
+        sums += torch.stack(terms)
+    n, r, rr, e, ee = topology.sum(sums).tolist()
+    variance = rr / n - (r / n) ** 2
+    return 1 - (ee / n - (e / n) ** 2) / variance if variance > 0 else float("nan")
+
+
+def _record_samples(run: Run, scored: list[ScoredBatch]) -> None:
+    """The first rank's first rollouts of the update, as text."""
+    if run.sinks is None:
+        return
+    left = run.config.run.samples_per_update
+    for batch in scored:
+        rollouts = batch.rollouts
+        for row in range(min(left, len(rollouts.tokens))):
+            p, length = rollouts.prompts.prompt_tokens, int(rollouts.lengths[row])
+            run.sinks.sample(
+                run.state.update,
+                {
+                    "source": run.names[int(rollouts.prompts.source[row])],
+                    "prompt": run.tokenizer.decode(rollouts.tokens[row, :p].tolist()),
+                    "response": run.tokenizer.decode(rollouts.responses[row, :length].tolist()),
+                    "continuation": run.tokenizer.decode(rollouts.prompts.windows[row, p:].tolist()),
+                    "stopped": bool(rollouts.stopped[row]),
+                    "reward": batch.score[row].item(),
+                    "terms": dict(zip(run.reward.names, batch.terms[row].tolist(), strict=True)),
+                },
+            )
+            left -= 1
+
+
+def peak_rss_mib(topology: Topology) -> float:
+    """Peak resident memory of the largest rank, MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there and KiB elsewhere
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return topology.max(torch.tensor([mine], dtype=torch.float64)).item()
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """The contents of summary.json; docs/architecture.md says what each key is."""
+    state = run.state
+    return {
+        "validation_loss_before": state.validation["before"],
+        "validation_loss_after_warmup": state.validation["after_warmup"],
+        "validation_loss_after": state.validation["after"],
+        "reward_before": mean_over_sources(state.reward_first),
+        "reward_after": mean_over_sources(state.reward_last),
+        "kl_max": state.kl_max,
+        "kl_bound": run.config.kl.bound,
+        "kl_breaches": state.breaches,
+        "updates": state.update,
+        "rounds": run.curriculum.rounds,
+        "significant_rounds": dict(zip(run.names, run.curriculum.significant.tolist(), strict=True)),
+        "weights": dict(zip(run.names, run.curriculum.weights.tolist(), strict=True)),
+        "tokens": state.tokens,
+        "skipped_steps": state.skipped,
+        "seconds": state.seconds,
+        "seconds_to_first_update": run.seconds_to_first_update,
+        "world_size": run.topology.world_size,
+        "peak_rss_mib": peak_rss_mib(run.topology),
+        "seed": run.config.run.seed,
+        "files": {
+            "checkpoint": str(run.store.folder / f"step-{state.update:08d}"),
+            "tensorboard": f"tensorboard --logdir={run.folder / 'logs'}",
+            "samples": str(run.folder / "samples.jsonl"),
+            "summary": str(run.folder / "summary.json"),
+        },
+    }
+
+
+def mean_over_sources(span: list[list[float]]) -> float:
+    """Mean score per source, averaged equally over the sources that were drawn."""
+    means = [total / count for total, count in span if count]
+    return sum(means) / len(means)

@@ -1,0 +1,115 @@
+"""Scoring: old and reference logprobs, values and rewards of packed rollouts, then their advantages."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from destruct.batch import Minibatch, RolloutBatch, ScoredBatch, TrainBatch, micro_batches
+from destruct.engine.base import FrozenEngine, TrainEngine
+from destruct.engine.topology import Topology
+from destruct.ops.rows import ScoreRows
+from destruct.ppo.advantages import compute_gae, masked_moments, whiten
+from destruct.ppo.kl import k1
+from destruct.rollout.rewards import Reward
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInputs:
+    """One micro-batch as the policy reads it: n rollouts and, with PTX, their n windows of the data after them."""
+
+    tokens: Tensor  # (n or 2n, T) int64
+    rows: Tensor  # (N,) int64     hidden states that predict: N_response response rows, then PTX rows
+    targets: Tensor  # (N,) int64
+    temperature: Tensor  # (N,) float32   the sampling temperature; 1 on PTX rows, as in validation
+    is_response: Tensor  # (N,) bool
+
+
+def policy_inputs(rollouts: RolloutBatch, temperature: float, ptx: bool) -> PolicyInputs:
+    """Lay a micro-batch out for the policy; scoring and training use the same layout, so their products agree."""
+    mask, tokens = rollouts.mask, rollouts.tokens
+    if ptx:
+        mask = torch.cat([mask, torch.ones_like(mask)])
+        tokens = torch.cat([tokens, rollouts.prompts.windows])
+    row, step = mask.nonzero(as_tuple=True)
+    p, t = rollouts.prompts.prompt_tokens, tokens.shape[1]
+    is_response = row < len(rollouts.tokens)
+    return PolicyInputs(
+        tokens,
+        rows=row * t + p - 1 + step,
+        targets=tokens[row, p + step],
+        temperature=torch.where(is_response, temperature, 1.0),
+        is_response=is_response,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSettings:
+    """The numbers that scoring depends on."""
+
+    temperature: float
+    ptx: bool  # PTX rows ride along, so that the products are those of training
+    kl_coef: float  # reward units per nat, subtracted per token; 0 when the penalty is not in the reward
+
+
+def score(
+    rollouts: RolloutBatch,
+    policy: TrainEngine,
+    frozen: FrozenEngine,
+    value: TrainEngine,
+    reward: Reward,
+    settings: ScoreSettings,
+) -> ScoredBatch:
+    """Score one micro-batch; r_t = [t is the last token] * score - kl_coef * k1_t.
+
+    Source: arXiv:1909.08593 eq. 2, with the penalty per token.
+    """
+    mask = rollouts.mask
+    old = response_logprobs(policy, rollouts, settings.temperature, settings.ptx)
+    reference = response_logprobs(frozen, rollouts, settings.temperature, ptx=False)
+    inputs = policy_inputs(rollouts, settings.temperature, ptx=False)
+    with torch.no_grad():
+        values = spread(value(inputs.tokens, inputs.rows), mask)
+    total, terms = reward(rollouts)
+    rewards = -settings.kl_coef * k1(reference - old) * mask
+    last = mask & (torch.arange(mask.shape[1], device=mask.device) == rollouts.lengths[:, None] - 1)
+    rewards = rewards + last * total[:, None]
+    return ScoredBatch(rollouts, old, reference, values, rewards, total, terms)
+
+
+@torch.no_grad()
+def response_logprobs(
+    engine: TrainEngine | FrozenEngine, rollouts: RolloutBatch, temperature: float, ptx: bool
+) -> Tensor:
+    """log pi(a|s) of the sampled tokens: (B, R) float32 nats, 0 where the mask is False."""
+    inputs = policy_inputs(rollouts, temperature, ptx)
+    scores = engine(inputs.tokens, inputs.rows, ScoreRows(inputs.targets, inputs.temperature))
+    return spread(scores.logprobs[inputs.is_response], rollouts.mask)
+
+
+def spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Per-token values (mask.sum(),) back on their places: (B, R) float32, 0 elsewhere."""
+    grid = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    grid[mask] = values.float()
+    return grid
+
+
+def with_advantages(
+    minibatches: list[Minibatch[ScoredBatch]], gamma: float, lam: float, topology: Topology
+) -> list[Minibatch[TrainBatch]]:
+    """GAE per rollout, then whitening over the response tokens of all rollouts on all ranks."""
+
+    def estimate(scored: ScoredBatch) -> TrainBatch:
+        mask = scored.rollouts.mask
+        returns, advantages = compute_gae(scored.rewards, scored.old_values, mask, gamma, lam)
+        return TrainBatch(scored, advantages, returns)
+
+    estimated = [minibatch.map(estimate) for minibatch in minibatches]
+    local = [masked_moments(train.advantages, train.scored.rollouts.mask) for train in micro_batches(estimated)]
+    moments = topology.sum(torch.stack(local).sum(0))
+
+    def whitened(train: TrainBatch) -> TrainBatch:
+        mask = train.scored.rollouts.mask
+        return TrainBatch(train.scored, whiten(train.advantages, mask, moments), train.returns)
+
+    return [minibatch.map(whitened) for minibatch in estimated]

@@ -1,0 +1,75 @@
+"""The one table of metric names.  A name that is not here cannot be logged."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a number is."""
+
+    unit: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    "ppo/policy_loss": Metric("reward units", "clipped surrogate, mean per response token"),
+    "ppo/value_loss": Metric("reward units squared", "clipped value loss, mean per response token"),
+    "ppo/ptx_loss": Metric("nats/token", "cross-entropy on the true continuations"),
+    "ppo/entropy": Metric("nats/token", "entropy of the policy at the sampling temperature"),
+    "ppo/approx_kl": Metric("nats/token", "k3(old || new), mean over the update's minibatch passes"),
+    "ppo/first_ratio_error": Metric("nats", "max |log ratio| of the first minibatch; 0 when scoring equals training"),
+    "ppo/ratio_max": Metric("ratio", "largest pi/pi_old of the update"),
+    "ppo/clip_fraction": Metric("share", "response tokens whose gradient was clipped away"),
+    "ppo/policy_grad_norm": Metric("norm", "policy's gradient before clipping, mean over steps"),
+    "ppo/value_grad_norm": Metric("norm", "value network's gradient before clipping, mean over steps"),
+    "ppo/explained_variance": Metric("share", "1 - var(returns - old values) / var(returns)"),
+    "ppo/policy_lr": Metric("1", "learning rate of the update's first policy step"),
+    "ppo/value_lr": Metric("1", "learning rate of the update's first value step"),
+    "ppo/steps": Metric("count", "optimizer steps taken by each network"),
+    "ppo/steps_planned": Metric("count", "optimizer steps without early stop"),
+    "ppo/skipped": Metric("count", "steps neither network took because a loss was not finite"),
+    "kl/to_reference": Metric("nats/token", "k3(policy after the update || reference) on the update's tokens"),
+    "kl/sampled": Metric("nats/token", "k1(policy that sampled || reference), the penalty's estimate"),
+    "kl/coef": Metric("reward units/nat", "beta"),
+    "kl/breaches": Metric("count", "updates after which kl/to_reference passed kl.bound, so far"),
+    "rollout/reward": Metric("reward units", "score without KL penalty, mean over rollouts"),
+    "rollout/reward/<source>": Metric("reward units", "the same per source"),
+    "rollout/term/<term>": Metric("1", "a reward term before its weight, mean over rollouts"),
+    "rollout/response_tokens": Metric("tokens", "mean length of a response"),
+    "rollout/eos_rate": Metric("share", "responses that ended by themselves"),
+    "curriculum/weight/<source>": Metric("share", "sampling weight"),
+    "curriculum/target/<source>": Metric("share", "weight that the last estimates argue for"),
+    "curriculum/difficulty/<source>": Metric("nats/token", "loss of the frozen model on the panel"),
+    "curriculum/difficulty_se/<source>": Metric("nats/token", "its standard error"),
+    "curriculum/variance/<source>": Metric("(nats/token)^2", "variance over the panel's sequences"),
+    "curriculum/progress/<source>": Metric("nats/token/round", "fall of the combined metric per round"),
+    "curriculum/progress_se/<source>": Metric("nats/token/round", "its standard error"),
+    "curriculum/epochs/<source>": Metric("epochs", "times the source's windows have been drawn"),
+    "validation/nats_per_token/<source>": Metric("nats/token", "held-out loss"),
+    "validation/bits_per_byte/<source>": Metric("bits/byte", "held-out loss, whatever the tokenizer"),
+    "validation/mean": Metric("nats/token", "held-out loss, mean over learnable sources"),
+    "warmup/lm_loss": Metric("nats/token", "cross-entropy of a warm-up step"),
+    "warmup/value_loss": Metric("reward units squared", "value loss of a warm-up pass"),
+    "time/generate": Metric("s", "sampling responses"),
+    "time/score": Metric("s", "logprobs, values, rewards, advantages"),
+    "time/update": Metric("s", "PPO epochs"),
+    "time/kl": Metric("s", "measuring the KL constraint"),
+    "time/round": Metric("s", "refresh, panels, weights"),
+    "time/evaluate": Metric("s", "validation"),
+    "time/checkpoint": Metric("s", "saving"),
+    "time/tokens_per_s": Metric("tokens/s", "drawn and sampled tokens per second of the update"),
+    "memory/peak_rss_mib": Metric("MiB", "peak resident memory of the largest rank"),
+}
+
+
+def check_name(name: str) -> None:
+    """Refuse a metric that the table does not list.
+
+    Raises:
+        KeyError: naming it.
+    """
+    if name in METRICS:
+        return
+    family = name.rpartition("/")[0]
+    if not any(known.startswith(f"{family}/<") for known in METRICS):
+        raise KeyError(f"{name!r} is not in METRICS (destruct/tracking/metrics.py)")

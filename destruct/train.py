@@ -1,0 +1,70 @@
+"""Train: `deepspeed --num_gpus 8 -m destruct.train --config configs/base.yaml [key.sub=value ...]`.
+
+The same module runs under `torchrun`, `srun`, or alone as one rank.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from destruct.config.run import Settings, load
+from destruct.errors import DestructError, Exit
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="destruct.train", description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run, e.g. configs/local.yaml")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment decides")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides, e.g. ppo.epochs=1 run.seed=2")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one rank; returns the exit code."""
+    started = time.perf_counter()
+    first = os.environ.get("RANK", "0") == "0"
+    with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        settings = load(options.config, options.overrides, int(os.environ.get("WORLD_SIZE", "1")))
+        _run(settings, started)
+    except DestructError as error:
+        if first:
+            print(f"destruct: {error}", file=sys.stderr, flush=True)
+        else:
+            # A launcher ends all ranks as soon as it sees one gone; the first one has to speak before that.
+            time.sleep(2)
+        return error.exit_code
+    return Exit.DONE
+
+
+def _run(settings: Settings, started: float) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from destruct.build import build
+    from destruct.engine import topology as ranks
+    from destruct.loop import train
+    from destruct.recording import summarize
+    from destruct.tracking.console import Screen
+
+    topology = ranks.start()
+    try:
+        run = build(settings, topology, Screen(topology.is_first), started)
+        train(run)
+        run.state.seconds = run.seconds_before + time.perf_counter() - started
+        summary = summarize(run)
+        if run.sinks is not None:
+            (run.folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            run.sinks.close()
+        run.screen.table(summary)
+    finally:
+        ranks.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Before PPO: a model from scratch learns to speak, and a critic from scratch learns not to mislead."""
+
+import torch
+from torch import Tensor
+
+from destruct.batch import Minibatch, TrainBatch
+from destruct.engine.base import TrainEngine
+from destruct.engine.topology import Topology
+from destruct.ops.rows import LossCoefficients, LossRows, PolicyLoss
+from destruct.ppo.update import value_loss
+
+_CROSS_ENTROPY = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl_estimator="none", entropy_coef=0.0)
+
+
+def cross_entropy_step(policy: TrainEngine, windows: Tensor, lr: float, topology: Topology) -> tuple[float, bool]:
+    """One optimizer step of plain cross-entropy on all tokens of B windows but each first, policy alone.
+
+    Args:
+        windows: (B, T) int64, equal on every rank.
+
+    Returns:
+        loss: nats per token, over all ranks.
+        stepped: False when a loss was not finite and the step was dropped.
+    """
+    n, t = windows.shape
+    weight = 1.0 / (n * (t - 1))
+    nats = torch.zeros((), dtype=torch.float64, device=topology.device)
+    for part in windows[topology.share(n)].tensor_split(policy.accumulation):
+        rows = (torch.arange(len(part))[:, None] * t + torch.arange(t - 1)).flatten().to(topology.device)
+        output = policy(part, rows, PolicyLoss(_ptx_rows(part[:, 1:].flatten(), weight), _CROSS_ENTROPY))
+        policy.backward(output.loss)
+        nats += output.loss.detach().double()
+    loss = topology.sum(nats).item()
+    if not torch.isfinite(torch.tensor(loss)):
+        policy.drop_gradients()
+        return loss, False
+    policy.step(lr)
+    return loss, True
+
+
+def _ptx_rows(targets: Tensor, weight: float) -> LossRows:
+    zeros = torch.zeros(len(targets), device=targets.device)
+    ones = torch.ones_like(zeros)
+    return LossRows(targets, ones, zeros, zeros, zeros, policy_weight=zeros, ptx_weight=ones * weight)
+
+
+def value_pass(
+    value: TrainEngine, minibatches: list[Minibatch[TrainBatch]], clip_range: float, lr: float, topology: Topology
+) -> float:
+    """One pass of the value network alone over an update's rollouts; returns the mean loss, reward units squared."""
+    losses = []
+    for minibatch in minibatches:
+        total = torch.zeros((), dtype=torch.float64, device=topology.device)
+        for train in minibatch.micro_batches:
+            loss = value_loss(value, train, minibatch.response_tokens, clip_range)
+            value.backward(loss)
+            total += loss.detach().double()
+        losses.append(topology.sum(total).item())
+        if torch.isfinite(torch.tensor(losses[-1])):
+            value.step(lr)
+        else:
+            value.drop_gradients()
+    return sum(losses) / len(losses)

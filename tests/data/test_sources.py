@@ -1,0 +1,229 @@
+"""Sources: what is read, what is held out, and what each fault says."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from destruct.config.data import DataConfig
+from destruct.data.sources import load_source, load_sources
+from destruct.errors import DestructError
+
+TEXTS = [f"document {number}\nwith “two” lines" for number in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def load(path, seed=0, fraction=0.1, **options):
+    config = DataConfig.model_validate(
+        {"sources": {"mine": {"path": str(path), **options}}, "validation_fraction": fraction}
+    )
+    return load_source("mine", config.sources["mine"], config, seed)
+
+
+def fault(path: Path, **options: Any) -> DestructError:
+    with pytest.raises(DestructError) as caught:
+        load(path, **options)
+    assert "'mine'" in caught.value.problem and "\n" not in caught.value.problem + caught.value.remedy
+    return caught.value
+
+
+def write(path, texts, column="text"):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"id": range(len(texts)), column: texts}), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"id": n, column: text}) + "\n" for n, text in enumerate(texts)))
+    else:
+        path.write_text("\n".join(texts))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".txt"])
+def test_local_files_are_read_in_order_without_empty_rows_and_split(tmp_path, suffix):
+    texts = [text.replace("\n", " ") for text in TEXTS]
+    rows = [*texts[:20], "", " \t ", *texts[20:]]
+    got = load(write(tmp_path / f"notes [1]{suffix}", rows), fraction=0.3)
+    assert sorted(got.train + got.validation) == sorted(texts)
+    for side in (got.train, got.validation):
+        assert side == sorted(side, key=texts.index)
+    assert 4 <= len(got.validation) <= 20  # 12 are expected, with a standard deviation of 2.9
+
+
+def test_rows_of_null_are_dropped_and_line_breaks_are_kept(tmp_path):
+    got = load(write(tmp_path / "a.parquet", [TEXTS[0], None, TEXTS[1]]))
+    assert sorted(got.train + got.validation) == TEXTS[:2]
+
+
+def test_the_split_is_a_function_of_seed_and_text_alone(tmp_path):
+    one = load(write(tmp_path / "a.jsonl", TEXTS), fraction=0.5)
+    other = load(write(tmp_path / "b.parquet", TEXTS[::-1] + ["one more"]), fraction=0.5)
+    assert set(one.validation) == set(other.validation) - {"one more"}
+    assert set(load(tmp_path / "a.jsonl", fraction=0.5, seed=1).validation) != set(one.validation)
+
+
+def test_no_held_out_text_is_trained_on_even_where_rows_repeat(tmp_path):
+    for seed in range(5):
+        got = load(write(tmp_path / f"{seed}.jsonl", TEXTS[:6] * 5), seed=seed)
+        assert got.train and got.validation and not set(got.train) & set(got.validation)
+        assert len(got.train) + len(got.validation) == 30
+
+
+def test_two_sources_of_one_file_hold_out_the_same_texts(tmp_path):
+    file = str(write(tmp_path / "a.jsonl", TEXTS))
+    config = DataConfig.model_validate({"sources": {"one": {"path": file}, "two": {"path": file}}})
+    one, two = load_sources(config, 3)
+    assert (one.name, two.name) == ("one", "two") and one.validation == two.validation
+
+
+@pytest.mark.parametrize("fraction", [0.0001, 0.9999])
+def test_both_sides_get_a_document_however_small_the_share(tmp_path, fraction):
+    for seed in range(8):
+        got = load(write(tmp_path / "a.jsonl", TEXTS[:2]), seed=seed, fraction=fraction)
+        assert len(got.train) == len(got.validation) == 1
+
+
+def test_one_document_cannot_be_held_out_and_trained_on(tmp_path):
+    error = fault(write(tmp_path / "a.jsonl", TEXTS[:1] * 3))
+    assert "1 different document" in error.problem and "validation" in error.remedy
+
+
+def test_a_folder_brings_its_own_validation_file(tmp_path):
+    write(tmp_path / "train.jsonl", TEXTS[:30])
+    alone = load(tmp_path)
+    assert sorted(alone.train + alone.validation) == sorted(TEXTS[:30])
+    write(tmp_path / "validation.parquet", TEXTS[30:])
+    got = load(tmp_path)
+    assert got.train == TEXTS[:30] and got.validation == TEXTS[30:]
+    assert load(tmp_path, max_documents=4).validation == TEXTS[30:34]
+
+
+def test_another_column_and_a_cap_on_the_documents(tmp_path):
+    got = load(write(tmp_path / "a.parquet", ["", *TEXTS], column="body"), text_field="body", max_documents=7)
+    assert sorted(got.train + got.validation) == sorted(TEXTS[:7])
+
+
+def test_embedded_sources_differ_by_name_and_by_seed():
+    two = {"a": {"embedded": "markov"}, "b": {"embedded": "markov", "max_documents": 5}}
+    config = DataConfig.model_validate({"sources": two, "embedded_bytes": 10_000})
+    a, b = load_sources(config, 0)
+    assert not set(a.train + a.validation) & set(b.train + b.validation)
+    assert len(b.train) + len(b.validation) == 5
+    assert load_sources(config, 0) == [a, b]
+    assert set(load_sources(config, 1)[0].train).isdisjoint(a.train)
+
+
+def test_a_missing_column_names_those_there_are_nearest_first(tmp_path):
+    table = pa.table({"id": [1], "title": ["b"], "articles": ["a"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    error = fault(tmp_path / "a.parquet", text_field="article")
+    assert "has no column 'article'; it has 'articles', 'title', 'id'" in error.problem
+    assert error.remedy.endswith("text_field: articles")
+
+
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [{"en": "a"}, {"en": "b"}]])
+def test_a_column_of_another_type_is_named_with_the_columns_of_text(tmp_path, values):
+    pq.write_table(pa.table({"text": values, "other": ["x", "y"]}), tmp_path / "a.parquet")
+    error = fault(tmp_path / "a.parquet")
+    assert "column 'text'" in error.problem and "not text" in error.problem and "'other'" in error.remedy
+
+
+def test_a_jsonl_column_of_mixed_types_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
+    assert "not text" in fault(tmp_path / "a.jsonl").problem
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".txt"])
+@pytest.mark.parametrize("rows", [[], ["", " ", "\t"]])
+def test_a_source_without_text_is_refused(tmp_path, suffix, rows):
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"text": pa.array(rows, pa.string())}), tmp_path / "a.parquet")
+    else:
+        write(tmp_path / f"a{suffix}", rows)
+    error = fault(tmp_path / f"a{suffix}")
+    assert f"a{suffix} holds no non-empty document" in error.problem
+
+
+def test_nulls_alone_are_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n')
+    assert "no non-empty document" in fault(tmp_path / "a.jsonl").problem
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n'),
+        ("a.jsonl", b"plain words\n"),
+        ("a.jsonl", b"{}\n{}\n"),
+        ("a.parquet", b""),
+        ("a.parquet", b"PAR1 and nothing of it"),
+        ("a.txt", b"\xff\xfe not UTF-8"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, capfd, name, content):
+    (tmp_path / name).write_bytes(content)
+    error = fault(tmp_path / name)
+    assert str(tmp_path / name) in error.problem and "cannot be read" in error.problem
+    assert capfd.readouterr().err == ""
+
+
+def test_a_broken_validation_file_is_found_too(tmp_path):
+    write(tmp_path / "train.jsonl", TEXTS)
+    (tmp_path / "validation.parquet").write_bytes(b"")
+    assert "validation.parquet" in fault(tmp_path).problem
+
+
+def test_missing_and_unknown_paths(tmp_path):
+    assert "does not exist" in fault(tmp_path / "nowhere.jsonl").problem
+    (tmp_path / "a.csv").write_text("text\nx\n")
+    error = fault(tmp_path / "a.csv")
+    assert "'.csv'" in error.problem and ".parquet, .jsonl, .txt" in error.problem
+    error = fault(tmp_path)
+    assert "has no train file; it holds a.csv" in error.problem
+    write(tmp_path / "train.txt", TEXTS), write(tmp_path / "train.jsonl", TEXTS)
+    assert "train.jsonl and train.txt" in fault(tmp_path).problem
+
+
+def test_loading_is_silent_and_leaves_the_settings_of_datasets_as_they_were(tmp_path, capfd):
+    def settings():
+        library = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, datasets.logging.get_verbosity()
+        return datasets.are_progress_bars_disabled(), *library
+
+    before = settings()
+    load(write(tmp_path / "a.jsonl", TEXTS))
+    assert capfd.readouterr().err == "" and settings() == before
+
+
+def test_local_files_are_read_without_the_network(tmp_path, monkeypatch):
+    asked = []
+
+    def no_network(*address, **_):
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    for suffix in (".parquet", ".jsonl", ".txt"):
+        load(write(tmp_path / f"a{suffix}", TEXTS))
+    assert not asked
+
+
+@pytest.mark.parametrize("source", [{}, {"embedded": "prose", "path": "a.txt"}])
+def test_a_source_takes_exactly_one_origin(source):
+    with pytest.raises(ValidationError, match="exactly one of `embedded` and `path`"):
+        DataConfig.model_validate({"sources": {"mine": source}})
+
+
+@pytest.mark.parametrize(
+    "change", [{"sources": {}}, {"sources": {"a.b": {"embedded": "prose"}}}, {"validation_fraction": 1}]
+)
+def test_the_config_refuses_what_cannot_work(change):
+    with pytest.raises(ValidationError):
+        DataConfig.model_validate({"sources": {"a": {"embedded": "prose"}}, **change})

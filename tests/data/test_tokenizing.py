@@ -1,0 +1,129 @@
+"""The byte-level tokenizer."""
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from destruct.data.embedded import EMBEDDED
+from destruct.data.tokenizing import EOS, PAD, Tokenizer, train_tokenizer
+from destruct.errors import DestructError
+
+AWKWARD = [
+    "",
+    " ",
+    "  two  spaces\tand\r\n\nlines ",
+    "naïve Ünïcödé — “quotes”, 漢字かな, العربية, 👩‍👩‍👧",
+    "\x00\x01\x7f control",
+    f"a text that says {EOS} and {PAD} inside",
+    "e\u0301 is not é, and ﬁ is not fi",
+    "12345 + 67890 = 80235",
+]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [text for name in ("prose", "dialogue", "arithmetic") for text in EMBEDDED[name](40_000, 0)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts: list[str]) -> Tokenizer:
+    return Tokenizer(train_tokenizer(texts, 600))
+
+
+def test_any_text_comes_back(tokenizer, texts):
+    rng = np.random.default_rng(0)
+    random_text = ["".join(map(chr, rng.integers(1, 0xD7FF, 50))) for _ in range(50)]
+    for text in AWKWARD + random_text + texts[:50]:
+        (ids,) = tokenizer.encode([text])
+        assert ids.dtype == np.int32 and tokenizer.decode(ids) == text
+
+
+def test_bytes_of_the_tokens_sum_to_the_bytes_of_the_text(tokenizer, texts):
+    for text, ids in zip(AWKWARD + texts, tokenizer.encode(AWKWARD + texts), strict=True):
+        assert tokenizer.token_bytes[ids].sum() == len(text.encode())
+    assert tokenizer.token_bytes.shape == (600,) and tokenizer.token_bytes.dtype == np.int64
+    assert tokenizer.token_bytes[[tokenizer.eos_id, tokenizer.pad_id]].tolist() == [0, 0]
+    assert sorted(tokenizer.token_bytes)[2] == 1  # no other token is empty
+
+
+def test_special_tokens_are_distinct_unwritten_by_text_and_unread_by_decode(tokenizer):
+    assert len({tokenizer.eos_id, tokenizer.pad_id}) == 2 and tokenizer.vocab_size == 600
+    for ids in tokenizer.encode(AWKWARD):
+        assert not {tokenizer.eos_id, tokenizer.pad_id} & set(ids.tolist())
+    (ids,) = tokenizer.encode(["one two"])
+    assert tokenizer.decode([*ids, tokenizer.eos_id, tokenizer.pad_id]) == "one two"
+
+
+def test_digits_stand_alone_and_words_are_merged(tokenizer):
+    (ids,) = tokenizer.encode(["120+345=465"])
+    assert len(ids) == 11
+    (ids,) = tokenizer.encode([" the"])
+    assert len(ids) == 1
+
+
+def test_half_a_character_decodes_to_the_replacement_sign(tokenizer):
+    (ids,) = tokenizer.encode(["漢"])
+    assert len(ids) == 3 and tokenizer.decode(ids[:2]) == "\ufffd"
+
+
+def test_training_depends_on_the_texts_and_not_on_their_order_nor_on_the_process(tokenizer, texts):
+    assert train_tokenizer(reversed(texts), 600) == tokenizer.text
+    program = (
+        "import hashlib\n"
+        "from destruct.data.embedded import EMBEDDED\n"
+        "from destruct.data.tokenizing import train_tokenizer\n"
+        "texts = [text for name in ('prose', 'dialogue', 'arithmetic') for text in EMBEDDED[name](40_000, 0)]\n"
+        "print(hashlib.sha256(train_tokenizer(texts, 600).encode()).hexdigest())"
+    )
+    for threads in ("1", "3"):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={"RAYON_NUM_THREADS": threads, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == hashlib.sha256(tokenizer.text.encode()).hexdigest()
+
+
+def test_the_text_makes_an_equal_tokenizer(tokenizer, texts):
+    again = Tokenizer(tokenizer.text)
+    for one, other in zip(tokenizer.encode(texts), again.encode(texts), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_transformers_reads_what_is_saved(tokenizer, texts, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save(tmp_path / "tokenizer")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.eos_id, tokenizer.pad_id)
+    assert len(theirs) == tokenizer.vocab_size
+    plain = [text for text in AWKWARD + texts[:50] if EOS not in text]
+    for text, ids in zip(plain, tokenizer.encode(plain), strict=True):
+        assert theirs(text)["input_ids"] == ids.tolist()
+        assert theirs.decode(ids) == text
+
+
+def test_a_vocabulary_smaller_than_the_bytes_is_refused():
+    assert Tokenizer(train_tokenizer(["abc abc"], 258)).vocab_size == 258
+    with pytest.raises(DestructError, match="vocab_size is 257"):
+        train_tokenizer(["abc abc"], 257)
+
+
+def test_little_text_fills_fewer_entries_than_asked():
+    """'ab' is the one pair there is to merge."""
+    assert Tokenizer(train_tokenizer(["ab ab"], 5000)).vocab_size in (259, 260)
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tokenizer):
+    import tokenizers
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    with pytest.raises(DestructError, match="not byte-level"):
+        Tokenizer(words.to_str())
+    with pytest.raises(DestructError, match="lacks <|eos|>"):
+        Tokenizer(tokenizer.text.replace(EOS, "<|end|>"))

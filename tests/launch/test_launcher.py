@@ -1,0 +1,204 @@
+"""`launch/bin/deepspeed` and `launch/env.sh`, on the real launcher of the interpreter that runs these tests."""
+
+import ast
+import importlib.util
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WRAPPER = ROOT / "launch" / "bin" / "deepspeed"
+OURS = runpy.run_path(str(WRAPPER))
+
+TOY = """
+import os, pathlib, signal, sys, time
+
+rank = os.environ["RANK"]
+pathlib.Path(f"pid-{rank}").write_text(str(os.getpid()))
+while not (pathlib.Path("pid-0").exists() and pathlib.Path("pid-1").exists()):
+    time.sleep(0.01)
+arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+print("rank", rank, "of", os.environ["WORLD_SIZE"], "got", *arguments, flush=True)
+act = arguments[0]
+if act == "refuse":
+    sys.exit(2)
+if rank == "1" and act == "exit5":
+    sys.exit(5)
+if rank == "1" and act == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+if act in ("exit5", "die"):
+    time.sleep(600)
+"""
+
+
+def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run launch/bin/deepspeed in a folder that holds the module `toy`, as after `source launch/env.sh`."""
+    (folder / "toy.py").write_text(TOY)
+    path = os.pathsep.join((str(WRAPPER.parent), str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        ["deepspeed", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def ranks_left(folder: Path) -> list[int]:
+    """Ranks of the toy that still run (a zombie does not), by the process ids they wrote."""
+    pids = [int(path.read_text()) for path in folder.glob("pid-*")]
+    assert len(pids) == 2, "both ranks started"
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.distributed
+def test_dash_m_starts_two_ranks_and_leaves_the_modules_arguments_alone(tmp_path):
+    done = launch(tmp_path, "--num_gpus", "2", "-m", "toy", "a", "-m", "b")
+    assert done.returncode == 0, done.stderr
+    ranks = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
+    assert ranks == ["rank 0 of 2 got a -m b", "rank 1 of 2 got a -m b"]
+    assert not ranks_left(tmp_path)
+
+
+@pytest.mark.distributed
+def test_ranks_that_exit_2_give_2_and_the_launcher_adds_nothing_after_their_words(tmp_path):
+    done = launch(tmp_path, "--num_gpus", "2", "-m", "toy", "refuse")
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[-1].startswith("rank")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not ranks_left(tmp_path)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("act", "code", "words"), [("exit5", 5, ""), ("die", 76, "a rank was killed by SIGKILL")])
+def test_a_rank_that_fails_ends_the_other_within_seconds(tmp_path, act, code, words):
+    """The other rank would sleep for ten minutes."""
+    start = time.monotonic()
+    done = launch(tmp_path, "--num_gpus", "2", "--module", "toy", act)
+    assert (done.returncode, words in done.stderr) == (code, True)
+    assert time.monotonic() - start < 60
+    assert not ranks_left(tmp_path)
+
+
+def translated(*arguments: str) -> list[str]:
+    """The command line given to DeepSpeed's launcher, without the port that is drawn anew each time."""
+    return [a for a in OURS["translate"](list(arguments)) if not a.startswith("--master_port=")]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("-m toy", "--module toy"),
+        ("--num_gpus 8 -m toy -m x --num_gpus 1", "--num_gpus 8 --module toy -m x --num_gpus 1"),
+        ("--num_gpus=8 --bind_cores_to_rank -m toy", "--num_gpus=8 --bind_cores_to_rank --module toy"),
+        ("-H hosts -i node:0 -m toy", "-H hosts -i node:0 --module toy"),
+        ("-Hhosts -q -m toy", "-Hhosts -q --module toy"),
+        ("--module toy -m x", "--module toy -m x"),
+        ("train.py -m x", "train.py -m x"),
+        ("--help", "--help"),
+        ("--num_gpus", "--num_gpus"),
+        ("", ""),
+    ],
+)
+def test_only_the_launchers_own_dash_m_is_translated(given, wanted):
+    assert translated(*given.split()) == ["--log_level=critical", *wanted.split()]
+
+
+def test_defaults_come_before_the_users_options_so_that_the_users_win():
+    first = OURS["translate"](["--master_port", "29501", "--log_level=info", "-m", "toy"])
+    assert [argument.split("=")[0] for argument in first[:2]] == ["--log_level", "--master_port"]
+    assert first[2:] == ["--master_port", "29501", "--log_level=info", "--module", "toy"]
+
+
+def test_nodes_that_are_started_one_by_one_get_no_port_of_their_own():
+    assert OURS["translate"](["--no_ssh", "toy.py"]) == ["--log_level=critical", "--no_ssh", "toy.py"]
+
+
+def test_every_switch_of_the_installed_launcher_is_known():
+    """An option without value that we did not know would swallow the `-m` after it."""
+    spec = importlib.util.find_spec("deepspeed")
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / "launcher" / "runner.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and "add_argument" in ast.unparse(node.func)]
+    switches = {
+        option.value
+        for call in calls
+        if any(keyword.arg == "action" for keyword in call.keywords)
+        for option in call.args
+        if isinstance(option, ast.Constant)
+    }
+    assert switches | {"-h", "--help"} == OURS["SWITCHES"]
+
+
+def test_no_launcher_on_path_gives_3_and_says_what_to_do(tmp_path):
+    (tmp_path / "python3").symlink_to(sys.executable)
+    environment = {"PATH": f"{WRAPPER.parent}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([WRAPPER, "-m", "toy"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "remedy: run `make setup`" in done.stderr
+
+
+def test_two_checkouts_on_path_do_not_start_each_other_for_ever(tmp_path):
+    """Each takes its own folder off PATH before it looks for the next `deepspeed`."""
+    other = tmp_path / "bin"
+    other.mkdir()
+    shutil.copy(WRAPPER, other / "deepspeed")
+    (tmp_path / "python3").symlink_to(sys.executable)
+    environment = {"PATH": os.pathsep.join((str(WRAPPER.parent), str(other), str(tmp_path)))}
+    done = subprocess.run([WRAPPER, "-m", "toy"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+
+
+SHELLS = [
+    pytest.param(name, marks=pytest.mark.skipif(not shutil.which(name), reason=f"no {name}"))
+    for name in ("bash", "zsh")
+]
+
+
+def sourced(shell: str, checkout: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """A script in another folder than the checkout, under a shell that reads no start-up files."""
+    quiet = ["--norc", "-u"] if shell == "bash" else ["-fu"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "OMP_NUM_THREADS")}
+    script = script.replace("ENV", f"source '{checkout}/launch/env.sh'")
+    return subprocess.run(
+        [shell, *quiet, "-c", script], cwd="/", env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout whose folder has a blank and a bracket in its name, with a virtual environment."""
+    checkout = tmp_path / "my [check] out"
+    shutil.copytree(ROOT / "launch", checkout / "launch")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True, timeout=60)
+    return checkout
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_sourcing_twice_leaves_one_entry_each_and_launch_bin_first(checkout, shell):
+    once, twice, later = sourced(
+        shell, checkout, 'ENV; echo "$PATH"; ENV; echo "$PATH"; PATH="/mine:$PATH"; ENV; echo "$PATH"'
+    ).stdout.splitlines()
+    ours = [str(checkout / "launch/bin"), str(checkout / ".venv/bin")]
+    assert once == twice
+    assert once.split(":")[:2] == ours
+    assert later.split(":")[:3] == [*ours, "/mine"]
+    assert [later.split(":").count(entry) for entry in ours] == [1, 1]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_sourcing_sets_threads_only_where_they_are_not_set(checkout, shell):
+    assert sourced(shell, checkout, "ENV; echo $OMP_NUM_THREADS").stdout == "1\n"
+    assert sourced(shell, checkout, "export OMP_NUM_THREADS=7; ENV; echo $OMP_NUM_THREADS").stdout == "7\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_sourcing_without_a_venv_says_make_setup_and_returns_3(checkout, shell):
+    shutil.rmtree(checkout / ".venv")
+    done = sourced(shell, checkout, 'before="$PATH"; ENV || echo $?; [ "$before" = "$PATH" ] && echo unchanged')
+    assert done.stdout.split() == ["3", "unchanged"]
+    assert "make setup" in done.stderr and len(done.stderr.splitlines()) == 1
