@@ -1,96 +1,68 @@
-"""Reading YAML into frozen, typed sections: overrides, provenance, and errors that name the nearest known key."""
+"""Frozen, typed sections: errors that name the nearest known key, and YAML that says where each value came from."""
 
 import difflib
+import json
+import math
 import re
 import typing
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from destruct.errors import DestructError
 
 SectionT = TypeVar("SectionT", bound="Section")
+Place = tuple[int | str, ...]  # keys and list indices that lead to a value
 
 
 class Section(BaseModel):
-    """One block of the YAML file.  Unknown keys are refused; each field's docstring is its documentation."""
+    """One block of a file.  Unknown keys are refused, and so is `true` or `"3"` for a number.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    Each field's docstring is its documentation.
+    """
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, except that `1e-3` is the number that everyone means by it and not a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    # PyYAML wants a dot in the mantissa and a sign in the exponent; neither is needed here.
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read a YAML mapping.
+def walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted path and field of every key, a section before what it holds; `<name>` is a key that the user chooses."""
+    for name, field in section.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path, field
+        chosen = ".<name>" if typing.get_origin(field.annotation) is dict else ""
+        for inner in sections_in(field.annotation):
+            yield from walk(inner, f"{path}{chosen}.")
 
-    Returns:
+
+def sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that a field's type names, e.g. one for `dict[str, SourceConfig]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from sections_in(argument)
+
+
+def validate(
+    section: type[SectionT],
+    values: dict[str, Any],
+    where: str,
+    provenance: dict[str, str] | None = None,
+    example: str = "configs/local.yaml",
+) -> SectionT:
+    """Validate `values` as `section`.
+
+    Args:
+        section: what the values should be.
         values: the nested mapping.
-        provenance: dotted key of each leaf -> "file:line".
-
-    Raises:
-        DestructError: the file is missing, is not YAML, or is not a mapping.
-    """
-    if not path.is_file():
-        raise DestructError(f"config file {path} does not exist", "give --config an existing YAML file")
-    text = path.read_text(encoding="utf-8")
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise DestructError(f"{path}{line} is not YAML: {getattr(error, 'problem', error)}", "mend the line") from None
-    if not isinstance(values, dict):
-        raise DestructError(f"{path} is not a mapping of sections", "start from configs/local.yaml")
-    return values, dict(_leaves(node, "", path.name))
-
-
-def _leaves(node: yaml.Node | None, prefix: str, file: str) -> typing.Iterator[tuple[str, str]]:
-    if not isinstance(node, yaml.MappingNode) or not node.value:
-        yield prefix, f"{file}:{node.start_mark.line + 1}" if node else file
-        return
-    for key, value in node.value:
-        yield from _leaves(value, f"{prefix}.{key.value}" if prefix else str(key.value), file)
-
-
-def apply_overrides(values: dict[str, Any], provenance: dict[str, str], overrides: list[str]) -> None:
-    """Write each `key.sub=value` of the command line into `values` (in place); the value is read as YAML.
-
-    Raises:
-        DestructError: an override has no "=", or descends into something that is not a section.
-    """
-    for override in overrides:
-        dotted, equals, raw = override.partition("=")
-        if not equals or not dotted:
-            raise DestructError(f"override {override!r} is not of the form key.sub=value", "write e.g. ppo.epochs=2")
-        *parents, leaf = dotted.split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise DestructError(f"override {override!r}: {parent} is not a section", "name a key inside a section")
-        place[leaf] = yaml.load(raw, Loader=_Loader)
-        stale = [key for key in provenance if key == dotted or key.startswith(dotted + ".")]
-        for key in stale:
-            del provenance[key]
-        provenance[dotted] = "command line"
-
-
-def validate(section: type[SectionT], values: dict[str, Any], where: str) -> SectionT:
-    """Validate `values` as `section`; `where` names the file in errors.
+        where: the file, for errors at a place that `provenance` does not know.
+        provenance: dotted key of each leaf -> where it was given.
+        example: a complete file, for the remedy of a missing key.
 
     Raises:
         DestructError: with the first fault (and the number of further ones) in one line.
@@ -98,43 +70,90 @@ def validate(section: type[SectionT], values: dict[str, Any], where: str) -> Sec
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        faults = error.errors()
-        problem, remedy = _explain(section, faults[0])
+        faults = _by_place(error.errors(), values)
+        # A misspelt key first: the fault beside it is often that the right one is missing.
+        place = next((place for place in faults if faults[place][0]["type"] == "extra_forbidden"), next(iter(faults)))
+        dotted = ".".join(map(str, place))
+        problem, remedy = _explain(section, place, faults[place], example)
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise DestructError(f"{where}: {problem}{more}", remedy) from None
+        known = provenance or {}
+        origins = {origin for key, origin in known.items() if key == dotted or key.startswith(f"{dotted}.")}
+        origin = origins.pop() if len(origins) == 1 else where
+        raise DestructError(f"{origin}: {problem}{more}", remedy) from None
 
 
-def _explain(section: type[Section], fault: ErrorDetails) -> tuple[str, str]:
-    dotted = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        known = sorted(_fields_at(section, fault["loc"][:-1]))
-        name = str(fault["loc"][-1])
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        remedy = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        return f"unknown key {dotted!r}", remedy
-    if fault["type"] == "missing":
-        return f"{dotted!r} is missing", "set it (configs/local.yaml is a complete example)"
-    message = fault["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if fault["type"] == "value_error":
-        return f"{dotted or 'config'}: {message}", f"change {dotted or 'one of the keys named'}"
-    return f"{dotted} = {fault['input']!r}: {message}", f"change {dotted}"
+def _by_place(faults: list[ErrorDetails], values: dict[str, Any]) -> dict[Place, list[ErrorDetails]]:
+    """Faults by where they lie in `values`: pydantic reports each member of a union by itself, under a made-up name."""
+    grouped: dict[Place, list[ErrorDetails]] = {}
+    for fault in faults:
+        place: Place = ()
+        here: Any = values
+        for part in fault["loc"]:
+            inside = dict(enumerate(here)) if isinstance(here, list) else here if isinstance(here, dict) else {}
+            if part in inside:
+                place, here = (*place, part), inside[part]
+        if fault["type"] == "missing":
+            place = (*place, fault["loc"][-1])
+        grouped.setdefault(place, []).append(fault)
+    # A fault inside a section is also a fault of the whole, by the union's other members.
+    inner = {place[:length] for place in grouped for length in range(len(place))}
+    return {place: group for place, group in grouped.items() if place not in inner}
 
 
-def _fields_at(section: type[Section], location: tuple[int | str, ...]) -> set[str]:
-    """The keys known to the section that `location` leads to (dictionary keys and union tags are passed over)."""
-    here: Any = section
-    for part in location:
-        models = list(_models_in(here.model_fields[part].annotation)) if part in here.model_fields else []
-        here = models[0] if models else here
-    return set(here.model_fields)
+def _explain(section: type[Section], place: Place, faults: list[ErrorDetails], example: str) -> tuple[str, str]:
+    """Problem and remedy of the faults of one place, one line each."""
+    dotted = ".".join(map(str, place))
+    kinds, given = {fault["type"] for fault in faults}, faults[0]["input"]
+    if "extra_forbidden" in kinds:
+        return f"unknown key {dotted!r}", _nearest(section, place)
+    if "missing" in kinds:
+        return f"{dotted!r} is missing", f"set it ({example} is a complete example)"
+    message = " or ".join(_message(fault) for fault in faults).replace(" or should be ", " or ")
+    if "value_error" in kinds:
+        return f"{dotted}: {message}".removeprefix(": "), f"change {dotted or 'one of the keys named'}"
+    if "invalid_key" in kinds or faults[0]["loc"][-1] == "[key]":
+        path = [str(part) for part in faults[0]["loc"] if part != "[key]"][:-1]
+        message = message.replace("be strings", "be text").replace("be a valid string", "be text")
+        remedy = "rename it; quotes turn a number or a yes into text"
+        return f"{'.'.join(path) or 'top level'}: the name {_shown(given)} {message}", remedy
+    if kinds & {"int_type", "float_type"} and _is_number(given):
+        return f"{dotted} = {_shown(given)} is a string, not a number", f"write {dotted}: {given}"
+    if "string_type" in kinds and given is not None and not isinstance(given, dict | list):
+        return f"{dotted} = {_shown(given)} {message}", f"put it in quotes: {dotted}: {_shown(str(given))}"
+    return f"{dotted} = {_shown(given)} {message}", f"change {dotted} (docs/config.md says what it takes)"
 
 
-def _models_in(annotation: Any) -> typing.Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from _models_in(argument)
+def _message(fault: ErrorDetails) -> str:
+    if fault["type"] in ("model_type", "dict_type"):
+        return "should be a section with keys of its own"
+    message = fault["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    return re.sub(r"^(Input|String|Dictionary|Tuple|Keys) should", "should", message)
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML and JSON write it, in at most 80 characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _nearest(section: type[Section], place: Place) -> str:
+    """Remedy for an unknown key: the nearest name in its own section, else its namesakes elsewhere."""
+    here: type[Section] = section
+    for part in place[:-1]:  # keys that the user chose lead nowhere: their section is the dictionary's
+        field = here.model_fields.get(str(part))
+        here = next(sections_in(field.annotation), here) if field else here
+    name, known = str(place[-1]), sorted(here.model_fields)
+    parents = [str(part) for part in place[:-1]]
+    near = [".".join([*parents, key]) for key in difflib.get_close_matches(name, known, n=1, cutoff=0.6)]
+    near = near or [path for path, _ in walk(section) if path.rpartition(".")[2] == name]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known keys here: {', '.join(known)}"
 
 
 def dump_with_provenance(config: Section, provenance: dict[str, str]) -> str:
@@ -148,10 +167,15 @@ def _dump(value: dict[str, Any], prefix: str, depth: int, provenance: dict[str, 
     for key, item in value.items():
         dotted = f"{prefix}.{key}" if prefix else key
         indent = "  " * depth
-        name = yaml.safe_dump(key).splitlines()[0]
         if isinstance(item, dict) and item:
-            lines.append(f"{indent}{name}:")
+            lines.append(f"{indent}{_scalar(key)}:")
             _dump(item, dotted, depth + 1, provenance, lines)
         else:
-            text = yaml.safe_dump(item, default_flow_style=True, width=10**6).splitlines()[0]
-            lines.append(f"{indent}{name}: {text}  # {provenance.get(dotted, 'default')}")
+            lines.append(f"{indent}{_scalar(key)}: {_scalar(item)}  # {provenance.get(dotted, 'default')}")
+
+
+def _scalar(value: Any) -> str:
+    """A value as YAML of one line."""
+    quotes = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.safe_dump(value, default_flow_style=True, default_style=quotes, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")

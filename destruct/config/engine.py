@@ -6,14 +6,17 @@ fails (or does something else) minutes later; so every key is typed here and che
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
-from destruct.config.base import Section, validate
+from destruct.config.base import Section, SectionT, validate
+from destruct.config.reading import read_text
 from destruct.errors import DestructError
 
 Auto = Literal["auto"]
+LearningRate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EngineConfig(Section):
@@ -21,10 +24,11 @@ class EngineConfig(Section):
 
     backend: Literal["deepspeed", "single"] = "deepspeed"
     """`deepspeed` (ZeRO 0 to 3, by the JSON), or `single`: plain torch in one process, float32 master weights."""
-    deepspeed: str = "ds_configs/zero3.json"
-    """DeepSpeed JSON of the two training engines; looked up from the working folder, then beside this YAML file."""
-    frozen: str = "ds_configs/frozen_cpu_offload.json"
-    """DeepSpeed JSON of the frozen, inference-only engine."""
+    deepspeed: str = Field("ds_configs/zero3.json", min_length=1)
+    """DeepSpeed JSON of the two training engines; looked up from the working folder, then from the folder of this
+    YAML file, then from the one above."""
+    frozen: str = Field("ds_configs/frozen_cpu_offload.json", min_length=1)
+    """DeepSpeed JSON of the frozen, inference-only engine; looked up likewise."""
     loss: Literal["chunked", "reference"] = "chunked"
     """Implementation of the fused loss: `chunked` never holds full logits; `reference` is the plain definition."""
 
@@ -33,50 +37,76 @@ class Bf16(Section):
     """bfloat16 parameters with float32 master weights."""
 
     enabled: bool = False
+    """False: parameters in float32."""
 
 
 class Offload(Section):
     """Where a sharded tensor rests."""
 
     device: Literal["cpu", "none"] = "none"
+    """`cpu`: in the host's memory, fetched when needed."""
     pin_memory: bool = False
+    """Page-locked host memory: faster copies to a GPU, memory that cannot be swapped."""
 
 
 class ZeroOptimization(Section):
-    """DeepSpeed's `zero_optimization` block."""
+    """DeepSpeed's `zero_optimization` block; what is left out keeps DeepSpeed's own default."""
 
-    stage: Literal[0, 1, 2, 3] = 3
+    stage: int = Field(3, ge=0, le=3)
+    """What the ranks share out: nothing, optimizer state (1), gradients too (2), parameters too (3)."""
     offload_param: Offload | None = None
+    """Resting place of the parameters (stage 3)."""
     offload_optimizer: Offload | None = None
+    """Resting place of the optimizer's state."""
     overlap_comm: bool | None = None
+    """Reduce gradients while the backward pass goes on."""
     contiguous_gradients: bool | None = None
+    """Copy gradients into one buffer as they are made, against fragmentation."""
     reduce_scatter: bool | None = None
+    """Reduce-scatter instead of all-reduce for the gradients."""
     round_robin_gradients: bool | None = None
+    """Spread the copies of offloaded gradients over the ranks (stages 1 and 2)."""
     reduce_bucket_size: int | None = Field(None, gt=0)
+    """Elements reduced at once."""
     allgather_bucket_size: int | None = Field(None, gt=0)
+    """Elements gathered at once (stages 1 and 2)."""
     sub_group_size: int | None = Field(None, gt=0)
+    """Elements that the optimizer steps at once (stage 3)."""
     stage3_prefetch_bucket_size: int | None = Field(None, ge=0)
+    """Elements fetched ahead of their use."""
     stage3_param_persistence_threshold: int | None = Field(None, ge=0)
+    """Parameters of up to this many elements stay gathered; 0 and nothing else for the frozen engine."""
     stage3_max_live_parameters: int | None = Field(None, ge=0)
+    """Elements that may be gathered at a time."""
     stage3_max_reuse_distance: int | None = Field(None, ge=0)
+    """A parameter used again within this many elements is kept."""
     stage3_gather_16bit_weights_on_model_save: bool | None = None
+    """Read by DeepSpeed's `save_16bit_model`, which destruct does not call."""
     memory_efficient_linear: bool = False
+    """True lets DeepSpeed replace `torch.nn.functional.linear` for the whole process."""
 
 
 class OptimizerParams(Section):
     """Arguments of Adam."""
 
-    lr: float | Auto = "auto"
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: LearningRate | Auto = "auto"
+    """`auto`: `ppo.policy_lr` and `ppo.value_lr` of the YAML."""
+    # Without strict=False the list of a JSON file is no tuple; the numbers in it stay strict.
+    betas: tuple[Share, Share] = Field((0.9, 0.999), strict=False)
+    """Decay of the running mean and of the running square of the gradient."""
     eps: float = Field(1e-5, gt=0)
+    """Added to the root of the running square."""
     weight_decay: float = Field(0.0, ge=0)
+    """Share of a weight taken off per unit of learning rate, apart from the gradient."""
     torch_adam: bool = True
+    """True: PyTorch's Adam, which needs no compiler; False: DeepSpeed's fused one."""
 
 
 class Optimizer(Section):
     """DeepSpeed's `optimizer` block."""
 
     type: Literal["AdamW", "Adam"] = "AdamW"
+    """Both names decouple the weight decay."""
     params: OptimizerParams = OptimizerParams()
 
 
@@ -84,18 +114,26 @@ class SchedulerParams(Section):
     """Arguments of the learning rate schedules; `auto` is filled from the run's plan."""
 
     warmup_min_lr: float | None = Field(None, ge=0)
-    warmup_max_lr: float | Auto | None = None
+    """Learning rate of the first step; 0 by default."""
+    warmup_max_lr: LearningRate | Auto | None = None
+    """Learning rate that ends the warm-up; by default, and for `auto`, that of the YAML."""
     warmup_num_steps: int = Field(100, ge=1)
+    """Optimizer steps of the warm-up."""
     warmup_type: Literal["linear", "log"] | None = None
+    """Shape of the warm-up; `log` by default."""
     warmup_min_ratio: float | None = Field(None, ge=0, le=1)
+    """`WarmupCosineLR`: learning rate of the first step as a share of the peak; 0 by default."""
     cos_min_ratio: float | None = Field(None, ge=0, le=1)
-    total_num_steps: int | Auto | None = None
+    """`WarmupCosineLR`: learning rate of the last step as a share of the peak; 0.0001 by default."""
+    total_num_steps: Annotated[int, Field(ge=1)] | Auto | None = None
+    """Optimizer steps until the end of the decay; by default, and for `auto`, those that the run plans."""
 
 
 class Scheduler(Section):
     """DeepSpeed's `scheduler` block."""
 
     type: Literal["WarmupLR", "WarmupDecayLR", "WarmupCosineLR"]
+    """Constant, linear to 0, or along a cosine after the warm-up."""
     params: SchedulerParams = SchedulerParams()
 
 
@@ -103,93 +141,102 @@ class DataTypes(Section):
     """Gradients are always accumulated in float32."""
 
     grad_accum_dtype: Literal["fp32"]
+    """In bfloat16 the gradient would depend on how a minibatch is split."""
 
 
 class TrainingJSON(Section):
     """The DeepSpeed JSON of a training engine."""
 
-    train_batch_size: int | Auto = "auto"
-    train_micro_batch_size_per_gpu: int | Auto = "auto"
+    train_batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Rollouts of one optimizer step; `auto`: `rollout.batch_size / ppo.minibatches`."""
+    train_micro_batch_size_per_gpu: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Rollouts of a micro-batch on average; `auto`: train_batch_size / (accumulation x ranks)."""
     gradient_accumulation_steps: int = Field(ge=1)
+    """Micro-batches of a rank in one optimizer step; a number, never `auto`."""
     bf16: Bf16 = Bf16()
     zero_optimization: ZeroOptimization
     optimizer: Optimizer
     scheduler: Scheduler | None = None
-    gradient_clipping: float | Auto = "auto"
+    """Left out: the learning rates stay what they are."""
+    gradient_clipping: Annotated[float, Field(ge=0)] | Auto = "auto"
+    """`auto`: `ppo.max_grad_norm` of the YAML."""
     data_types: DataTypes
     communication_data_type: Literal["fp32"]
-    steps_per_print: int | None = None
+    """Gradients are reduced over the ranks in float32."""
+    steps_per_print: int | None = Field(None, ge=1)
+    """Steps between DeepSpeed's own log lines."""
     wall_clock_breakdown: bool = False
+    """DeepSpeed's own timers, each of which waits for the device."""
     zero_allow_untested_optimizer: bool | None = None
+    """Lets optimizers through that DeepSpeed does not know."""
     zero_force_ds_cpu_optimizer: bool | None = None
-
-    @model_validator(mode="after")
-    def _accumulates_in_float32(self) -> Self:
-        if self.bf16.enabled and self.zero_optimization.stage == 0:
-            raise ValueError(
-                "bf16 with zero_optimization.stage 0 has no float32 gradient accumulation in DeepSpeed; use stage 1 to 3"
-            )
-        return self
+    """True, DeepSpeed's default: an offloaded optimizer must be DeepSpeed's own."""
 
 
 class FrozenZero(ZeroOptimization):
-    """ZeRO-3 whose small parameters are dropped after each forward.
+    """ZeRO-3 whose small parameters are dropped after each forward."""
 
-    Any other threshold leaves gathered copies behind, and a refresh of them is silently not seen.
-    """
+    stage: int = Field(3, ge=3, le=3)
+    """The frozen model is always sharded in full."""
+    stage3_param_persistence_threshold: int
+    """0: what stays gathered after a forward would not see the next refresh."""
 
-    stage: Literal[3] = 3
-    stage3_param_persistence_threshold: Literal[0]
+    @field_validator("stage3_param_persistence_threshold")
+    @classmethod
+    def _nothing_persists(cls, threshold: int) -> int:
+        if threshold:
+            raise ValueError(f"is {threshold}, but must be 0: what stays gathered silently misses each refresh")
+        return threshold
 
 
 class FrozenJSON(Section):
     """The DeepSpeed JSON of the frozen engine: inference only, so it has no optimizer."""
 
     train_micro_batch_size_per_gpu: int = Field(1, ge=1)
+    """DeepSpeed asks for it; nothing depends on it."""
     bf16: Bf16 | Auto = "auto"
+    """`auto`: as in the JSON of the training engines."""
     zero_optimization: FrozenZero
-    steps_per_print: int | None = None
+    steps_per_print: int | None = Field(None, ge=1)
+    """Steps between DeepSpeed's own log lines."""
     wall_clock_breakdown: bool = False
+    """DeepSpeed's own timers, each of which waits for the device."""
 
 
-def read_json(path: Path, section: type[Section]) -> Any:
+def read_json(path: Path, section: type[SectionT]) -> SectionT:
     """Read and validate a DeepSpeed JSON; numbers must be numbers (`"1e-3"` is refused, as DeepSpeed should).
 
     Raises:
         DestructError: naming the file, the key and the nearest known key.
     """
+    text, example = read_text(path), EXAMPLES[section]
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DestructError(f"{path}, line {error.lineno} is not JSON: {error.msg}", "mend the line") from None
+        values = json.loads(text, parse_float=_number, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise DestructError(f"{path}{line} is not JSON: {reason}", "mend the file") from None
     if not isinstance(values, dict):
-        raise DestructError(f"{path} is not a JSON object", "start from ds_configs/zero3.json")
-    for dotted, value in _string_leaves(values, ""):
-        if _is_number(value):
-            raise DestructError(f"{path}: {dotted} = {value!r} is a string, not a number", f"write {dotted}: {value}")
-    if section is TrainingJSON and (values.get("fp16") or {}).get("enabled"):
-        raise DestructError(f"{path}: fp16 is not supported", 'use "bf16": {"enabled": true}')
-    values.pop("fp16", None)
-    return validate(section, values, str(path))
+        raise DestructError(f"{path} is not a JSON object", f"start from {example}")
+    fp16 = values.pop("fp16", None)  # a block that only says it is off is common, and harmless
+    if fp16 is not None and not (isinstance(fp16, dict) and fp16.get("enabled", False) is False):
+        raise DestructError(f"{path}: fp16 is not supported", 'leave fp16 out; use "bf16": {"enabled": true}')
+    return validate(section, values, str(path), example=example)
 
 
-def _string_leaves(values: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
-    leaves: list[tuple[str, str]] = []
-    for key, value in values.items():
-        dotted = f"{prefix}.{key}" if prefix else key
-        if isinstance(value, dict):
-            leaves += _string_leaves(value, dotted)
-        elif isinstance(value, str):
-            leaves.append((dotted, value))
-    return leaves
+def _number(text: str) -> int | float:
+    """People write bucket sizes as 5e8, which is a count all the same."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key!r} stands twice in one object")
+        values[key] = value
+    return values
 
 
 def micro_batch_size(batch_size: int, accumulation: int, world_size: int, minibatches: int, json_name: str) -> int:
@@ -208,3 +255,10 @@ def micro_batch_size(batch_size: int, accumulation: int, world_size: int, miniba
         f" x {world_size} ranks x ppo.minibatches={minibatches} = {per_pass} micro-batches",
         f"set rollout.batch_size to {values}, or change ppo.minibatches or the number of ranks",
     )
+
+
+EXAMPLES: dict[type[Section], str] = {
+    TrainingJSON: "ds_configs/zero3.json",
+    FrozenJSON: "ds_configs/frozen_cpu_offload.json",
+}
+"""A complete file of each kind, for remedies."""

@@ -1,5 +1,6 @@
 """Rollouts, rewards, the KL constraint, PPO itself and the warm-up before it."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -7,6 +8,7 @@ from pydantic import Field, field_validator
 from destruct.config.base import Section
 
 REWARD_TERMS = ("repetition", "continuation_overlap", "length", "eos")
+USER_TERM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # package.module:function
 
 
 class RolloutConfig(Section):
@@ -34,7 +36,7 @@ class RewardConfig(Section):
     @field_validator("terms")
     @classmethod
     def _known(cls, terms: dict[str, float]) -> dict[str, float]:
-        unknown = [name for name in terms if name not in REWARD_TERMS and ":" not in name]
+        unknown = [name for name in terms if name not in REWARD_TERMS and not USER_TERM.fullmatch(name)]
         if unknown:
             raise ValueError(f"no reward term {unknown[0]!r}; there are {', '.join(REWARD_TERMS)} and module:function")
         if not terms:

@@ -6,23 +6,24 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from destruct.config.base import Section, apply_overrides, read_yaml, validate
+from destruct.config.base import Section, validate
 from destruct.config.curriculum import CurriculumConfig, FrozenConfig
 from destruct.config.data import DataConfig
 from destruct.config.engine import EngineConfig, FrozenJSON, TrainingJSON, micro_batch_size, read_json
 from destruct.config.model import ModelConfig
 from destruct.config.ppo import KLConfig, PPOConfig, RewardConfig, RolloutConfig, WarmupConfig
+from destruct.config.reading import apply_overrides, read_yaml
 from destruct.errors import DestructError
 
 
 class RunConfig(Section):
     """The run's name, place, length and intervals."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     """Folder of the run under `folder`."""
-    folder: str = "runs"
+    folder: str = Field("runs", min_length=1)
     """Where run folders are made."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Every random choice is addressed by it; equal seeds give equal runs at the same world size and backend."""
     num_epochs: int = Field(1, ge=1)
     """Epochs of PPO."""
@@ -100,10 +101,10 @@ def load(path: Path, overrides: list[str], world_size: int) -> Settings:
     """
     values, provenance = read_yaml(path)
     apply_overrides(values, provenance, overrides)
-    config = validate(Config, values, str(path))
+    config = validate(Config, values, str(path), provenance)
     training_path = _find(config.engine.deepspeed, path, "engine.deepspeed")
-    training: TrainingJSON = read_json(training_path, TrainingJSON)
-    frozen: FrozenJSON = read_json(_find(config.engine.frozen, path, "engine.frozen"), FrozenJSON)
+    training = read_json(training_path, TrainingJSON)
+    frozen = read_json(_find(config.engine.frozen, path, "engine.frozen"), FrozenJSON)
     if config.engine.backend == "single" and world_size > 1:
         raise DestructError(
             f"engine.backend=single runs in one process, but {world_size} ranks were started",
@@ -138,6 +139,8 @@ def _check_contradictions(
     Raises:
         DestructError: naming both files, both keys and both values.
     """
+    rates = [("ppo.policy_lr", config.ppo.policy_lr), ("ppo.value_lr", config.ppo.value_lr)]
+    warmup_max_lr = training.scheduler.params.warmup_max_lr if training.scheduler else None
     expected: list[tuple[str, Any, str, Any]] = [
         ("train_micro_batch_size_per_gpu", training.train_micro_batch_size_per_gpu, "rollout.batch_size", micro),
         (
@@ -147,11 +150,11 @@ def _check_contradictions(
             micro * training.gradient_accumulation_steps * world_size,
         ),
         ("gradient_clipping", training.gradient_clipping, "ppo.max_grad_norm", config.ppo.max_grad_norm),
-        ("optimizer.params.lr", training.optimizer.params.lr, "ppo.policy_lr", config.ppo.policy_lr),
-        ("optimizer.params.lr", training.optimizer.params.lr, "ppo.value_lr", config.ppo.value_lr),
+        *(("optimizer.params.lr", training.optimizer.params.lr, *rate) for rate in rates),
+        *(("scheduler.params.warmup_max_lr", warmup_max_lr, *rate) for rate in rates),
     ]
     for json_key, in_json, yaml_key, in_yaml in expected:
-        if in_json not in ("auto", in_yaml):
+        if in_json not in (None, "auto", in_yaml):
             raise DestructError(
                 f"{json_path}: {json_key} = {in_json} contradicts {yaml_path}: {yaml_key} gives {in_yaml}",
                 f'write "auto" for {json_key} in {json_path.name}',

@@ -223,7 +223,7 @@ def replica_case(topology: Topology) -> dict[str, Any]:
     policy.fill(replica)
     plain = LlamaForCausalLM._from_config(llama_config(shape(True), V), dtype=torch.float32)
     plain.load_state_dict({n.removeprefix("lm."): t for n, t in policy.tensors_in_full()}, strict=False)
-    batch = generate(replica, rollouts(8).prompts, topology, 3, 0.8, (0, 1))
+    batch = generate(replica, rollouts(24).prompts, topology, 3, 0.8, (0, 1))
     recorded = response_logprobs(policy, batch, 0.8, ptx=False)
     with torch.no_grad():
         logprobs = torch.log_softmax(plain(batch.tokens).logits / 0.8, -1)[:, P - 1 : -1]

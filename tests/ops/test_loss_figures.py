@@ -55,11 +55,13 @@ def test_figures_of_five_rows_worked_by_hand():
 
 def test_kl_to_the_old_policy_has_the_sign_of_the_old_policy_s_samples():
     """The token lost log 3 since it was drawn: k1(old || policy) = log 3, the largest |log ratio| too."""
-    rows = make_rows(old_logprobs=[-1.0], policy_weight=[1.0])
+    rows = make_rows(old_logprobs=[-1.0], advantages=[1.0], policy_weight=[1.0])
     logprobs = torch.tensor([-1 - math.log(3)], dtype=torch.float64)
     _, sums, extremes = reference.combine(logprobs, torch.zeros_like(logprobs), rows, COEFFICIENTS)
     assert sums[SUM_NAMES.index("kl_old_k1")].item() == pytest.approx(math.log(3))
     assert extremes.tolist() == pytest.approx([1 / 3, math.log(3)])
+    # A good token made less likely is not cut.
+    assert sums[SUM_NAMES.index("clip_low")] == 0
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])

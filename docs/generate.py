@@ -1,0 +1,203 @@
+"""Write docs/config.md and docs/metrics.md from the code: `python docs/generate.py`; with `--check`, only compare."""
+
+import argparse
+import difflib
+import itertools
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_origin
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))  # the code beside these pages, whatever else is installed
+
+from destruct.config.base import Section, sections_in, walk  # noqa: E402
+from destruct.config.engine import FrozenJSON, FrozenZero, TrainingJSON  # noqa: E402
+from destruct.config.run import Config  # noqa: E402
+from destruct.tracking.metrics import METRICS  # noqa: E402
+
+NOTE = "<!-- Made by `python docs/generate.py`; change the code instead. -->"
+
+CONFIG_INTRO = """\
+A run is one YAML file (`configs/local.yaml` is a complete one) and the two DeepSpeed JSON files that it names.
+Every key is below, with the value it has when it is left out. The YAML stays sparse: `resolved.yaml` in the run's
+folder has every value, with the file and line, `command line` or `default` it came from.
+
+`key.sub=value` after `--config FILE` overrides one value, e.g. `ppo.epochs=1 reward.terms.eos=0.5`; the value is read
+as YAML. Unknown keys, wrong types (`"3"` or `true` for a number) and values out of bounds end the run with exit code
+2 before torch is imported, and the message names the nearest key or the bound."""
+
+JSON_INTRO = """\
+Accumulation, precision, optimizer and schedule stand in DeepSpeed's own JSON, typed key by key: DeepSpeed itself lets
+misspelt keys and numbers in quotes pass. `"auto"` is filled from the YAML; a number that contradicts the YAML is
+refused. Whole numbers may be written as `5e8`. A key that is `null` here is left to DeepSpeed's own default."""
+
+METRICS_INTRO = """\
+The names that a run can log, in TensorBoard (`tensorboard --logdir runs`) and in `metrics.jsonl`; no other name can be
+logged. `<source>` stands for a name in `data.sources`, `<term>` for one in `reward.terms`. Log-probabilities, KL and
+losses are in nats; bits per byte do not depend on the tokenizer."""
+
+TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}
+
+SYMBOLS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """A GitHub table whose columns also line up in a terminal; the last column runs free."""
+    cells = [list(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in list(zip(*cells, strict=True))[:-1]]
+    lines = []
+    for *row, last in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(f"| {' | '.join([*padded, last])} |")
+    rule = "|".join(["", *("-" * (width + 2) for width in widths), "---", ""])
+    return [lines[0], rule, *lines[1:]]
+
+
+def type_of(schema: dict[str, Any]) -> str:
+    """The type of a JSON schema, in words."""
+    if "anyOf" in schema:
+        return " or ".join(type_of(member) for member in schema["anyOf"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return "choice"
+    if "prefixItems" in schema:
+        return f"{len(schema['prefixItems'])} x {type_of(schema['prefixItems'][0])}"
+    if "additionalProperties" in schema or "patternProperties" in schema:
+        named = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
+        return f"name: {type_of(named)}"
+    return TYPES.get(schema.get("type", "section"), schema.get("type", "section"))
+
+
+def bounds_of(schema: dict[str, Any]) -> list[str]:
+    """The values that a JSON schema lets through, each once."""
+    inner = itertools.chain(schema.get("anyOf", []), schema.get("prefixItems", []))
+    bounds = [bound for member in inner for bound in bounds_of(member)]
+    limits = [f"{symbol} {figure(schema[key])}" for key, symbol in SYMBOLS.items() if key in schema]
+    bounds += [str(schema["minimum"])] if "minimum" in schema and schema["minimum"] == schema.get("maximum") else limits
+    bounds += [f"`{choice}`" for choice in schema.get("enum", [])]
+    if schema.get("minLength") or schema.get("minProperties"):
+        bounds.append("not empty")
+    if "pattern" in schema:
+        bounds.append(f"`{schema['pattern']}`")
+    return list(dict.fromkeys(bounds))
+
+
+def figure(bound: float) -> str:
+    """A bound as one writes it: 2**63 and not nineteen digits."""
+    exponent = int(bound).bit_length() - 1
+    return f"2**{exponent}" if bound == 2**exponent and exponent > 16 else str(bound)
+
+
+def default_of(section: type[Section], name: str) -> str:
+    """The default of a field as YAML and JSON write it; nothing for a section, whose keys have their own."""
+    field = section.model_fields[name]
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    return "" if isinstance(value, Section) else f"`{json.dumps(value)}`"
+
+
+def sentence(text: str | None) -> str:
+    """A docstring in one line."""
+    return " ".join((text or "").split())
+
+
+def keys(section: type[Section], prefix: str, names: Iterable[str] | None = None) -> list[str]:
+    """The table of a section's keys."""
+    schemas = section.model_json_schema()["properties"]
+    rows = []
+    for name in names or section.model_fields:
+        field, schema = section.model_fields[name], schemas[name]
+        meaning = field.description or next(sections_in(field.annotation)).__doc__
+        bounds = ", ".join(bounds_of(schema))
+        rows.append([f"`{prefix}{name}`", type_of(schema), default_of(section, name), bounds, sentence(meaning)])
+    return table(["Key", "Type", "Default", "Bounds", "Meaning"], rows)
+
+
+def sections_of(root: type[Section]) -> dict[type[Section], list[str]]:
+    """Every section below a root, with the paths it stands at."""
+    places: dict[type[Section], list[str]] = {}
+    for path, field in walk(root):
+        chosen = ".<name>" if get_origin(field.annotation) is dict else ""
+        for section in sections_in(field.annotation):
+            places.setdefault(section, []).append(path + chosen)
+    return places
+
+
+def blocks(root: type[Section]) -> list[str]:
+    """A heading, the docstring and the table of each section below a root."""
+    lines = []
+    for section, (first, *others) in sections_of(root).items():
+        lines += ["", f"### `{first}`", "", sentence(section.__doc__)]
+        if others:
+            lines.append(f"The same keys under {', '.join(f'`{path}`' for path in others)}.")
+        lines += ["", *keys(section, f"{first}.")]
+    return lines
+
+
+def config_page() -> str:
+    """docs/config.md."""
+    roots = [
+        [f"`{name}`", sentence(next(sections_in(field.annotation)).__doc__)]
+        for name, field in Config.model_fields.items()
+    ]
+    lines = [NOTE, "", "# Configuration", "", CONFIG_INTRO, "", "## The YAML file", ""]
+    lines += [*table(["Section", "Meaning"], roots), *blocks(Config)]
+    lines += ["", "## The DeepSpeed JSON of the training engines", "", "`engine.deepspeed`.", JSON_INTRO, ""]
+    lines += [*keys(TrainingJSON, ""), *blocks(TrainingJSON)]
+    lines += ["", "## The DeepSpeed JSON of the frozen engine", "", "`engine.frozen`. " + sentence(FrozenJSON.__doc__)]
+    lines += ["`zero_optimization` takes the keys of the training engines' block; two of them are tied here.", ""]
+    lines += [*keys(FrozenJSON, ""), "", *keys(FrozenZero, "zero_optimization.", FrozenZero.__annotations__)]
+    return "\n".join(lines) + "\n"
+
+
+def metrics_page() -> str:
+    """docs/metrics.md."""
+    lines = [NOTE, "", "# Metrics", "", METRICS_INTRO]
+    for family, names in itertools.groupby(METRICS, key=lambda name: name.partition("/")[0]):
+        rows = [[f"`{name}`", METRICS[name].unit, METRICS[name].meaning] for name in names]
+        lines += ["", f"## {family}", "", *table(["Name", "Unit", "Meaning"], rows)]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"config.md": config_page, "metrics.md": metrics_page}
+
+
+def differences(folder: Path) -> list[str]:
+    """One line for each page of a folder that is not what the code says."""
+    found = []
+    for name, page in PAGES.items():
+        path = folder / name
+        old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        changes = list(difflib.unified_diff(old, page().splitlines(), n=0, lineterm=""))[2:]
+        lines = [line for line in changes if not line.startswith("@@")]
+        if lines:
+            gone = sum(line.startswith("-") for line in lines)
+            found.append(
+                f"{folder.name}/{name}: {gone} lines out of date, {len(lines) - gone} missing, the first: "
+                f"{lines[0][:80]!r}; run python docs/generate.py"
+            )
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or compare the pages; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="docs/generate.py", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a page is out of date")
+    parser.add_argument("--folder", type=Path, default=DOCS, help="where the pages are (default: beside this file)")
+    options = parser.parse_args(arguments)
+    if options.check:
+        found = differences(options.folder)
+        for line in found:
+            print(line, file=sys.stderr)
+        return int(bool(found))
+    for name, page in PAGES.items():
+        (options.folder / name).write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Reward terms by name, and names that agree with the tables they stand for."""
+
+import typing
+
+import pytest
+
+from destruct.config.curriculum import CurriculumConfig
+from destruct.config.engine import EngineConfig
+from destruct.config.ppo import REWARD_TERMS
+
+
+@pytest.mark.parametrize(
+    "name", ["repetitions", "Length", "", ":score", "module:", "module:a.b", ".module:score", "a..b:score", "a b:score"]
+)
+def test_a_reward_term_that_is_neither_known_nor_a_function_is_refused(files, refusal, name):
+    problem, remedy = refusal(files.load, f"reward.terms={{'{name}': 1.0}}")
+    assert problem == (
+        f"command line: reward.terms: no reward term {name!r}; "
+        "there are repetition, continuation_overlap, length, eos and module:function"
+    )
+    assert remedy == "change reward.terms"
+
+
+@pytest.mark.parametrize("name", ["module:score", "my.rewards.v2:score_1", "_a:_b"])
+def test_a_function_by_its_module_is_accepted(files, name):
+    assert files.load(f"reward.terms={{'{name}': -1}}").config.reward.terms == {name: -1.0}
+
+
+def test_a_reward_needs_a_term(files, refusal):
+    assert refusal(files.load, "reward.terms={}")[0] == "command line: reward.terms: no reward term is given"
+
+
+def choices(section, field) -> set[str]:
+    return set(typing.get_args(section.model_fields[field].annotation))
+
+
+def test_the_names_in_the_config_are_the_keys_of_the_tables():
+    from destruct.curriculum.dynamics import PROJECTIONS
+    from destruct.curriculum.strategies import SIGNALS, STRATEGIES
+    from destruct.rollout.rewards import REWARDS
+
+    assert set(REWARD_TERMS) == set(REWARDS)
+    assert choices(CurriculumConfig, "strategy") == set(STRATEGIES)
+    assert choices(CurriculumConfig, "projection") == set(PROJECTIONS)
+    assert choices(CurriculumConfig, "signal") == set(SIGNALS) - {"target"}, "second_order alone steers by the target"
+
+
+def test_every_loss_of_the_config_is_an_implementation():
+    from destruct.ops.dispatch import IMPLEMENTATIONS
+
+    assert choices(EngineConfig, "loss") == set(IMPLEMENTATIONS)

@@ -1,0 +1,153 @@
+"""The whole config: the shipped run, both files against each other, and where each value came from."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from destruct.config.base import dump_with_provenance, sections_in, walk
+from destruct.config.run import Config, load
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Every key is something to learn, to test and to keep.  Raising this figure is a decision, taken in review.
+MOST_KEYS = 82
+
+
+def test_the_number_of_keys_stays_under_its_ceiling():
+    leaves = [path for path, field in walk(Config) if not list(sections_in(field.annotation))]
+    assert len(leaves) <= MOST_KEYS
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 16), (2, 8), (4, 4)])
+def test_the_local_run_loads_on_one_two_and_four_ranks(world_size, micro_batch):
+    """64 rollouts over 2 minibatches, 2 micro-batches of each rank in a step."""
+    settings = load(ROOT / "configs" / "local.yaml", [], world_size)
+    assert (settings.micro_batch, settings.accumulation, settings.world_size) == (micro_batch, 2, world_size)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_run_states_its_kl_bound_and_trains_what_the_curriculum_measures(path):
+    settings = load(path, [], 1)
+    assert settings.provenance["kl.bound"].startswith(f"{path.name}:")
+    assert settings.config.ppo.ptx_coef > 0
+
+
+def test_a_batch_that_does_not_divide_names_the_json_and_the_values_that_do(files, refusal):
+    """24 rollouts over 3 minibatches, 4 ranks and 2 micro-batches each is exactly 1; 25 is one too many."""
+    assert files.load(world_size=4).micro_batch == 1
+    problem, remedy = refusal(lambda: files.load("rollout.batch_size=25", world_size=4))
+    assert problem == (
+        "rollout.batch_size=25 does not divide into gradient_accumulation_steps=2 (train.json) x 4 ranks"
+        " x ppo.minibatches=3 = 24 micro-batches"
+    )
+    assert remedy.startswith("set rollout.batch_size to 24 or 48, or change ")
+
+
+def test_single_with_two_ranks_is_refused(files, refusal):
+    assert files.load("engine.backend=single").config.engine.backend == "single"
+    problem, _ = refusal(lambda: files.load("engine.backend=single", world_size=2))
+    assert problem == "engine.backend=single runs in one process, but 2 ranks were started"
+
+
+@pytest.mark.parametrize("role", ["policy", "value"])
+def test_a_window_as_long_as_the_context_fits_and_one_token_more_does_not(files, refusal, role):
+    context = f"model.{role}.max_position_embeddings"
+    assert files.load(f"{context}=24").config.window_tokens == 24
+    problem, _ = refusal(files.load, f"{context}=24", "rollout.prompt_tokens=17")
+    assert problem.endswith(f"rollout.prompt_tokens=17 + rollout.response_tokens=8 = 25 tokens do not fit {context}=24")
+
+
+@pytest.mark.parametrize(
+    ("json_key", "number", "in_json", "yaml_key", "in_yaml"),
+    [
+        ("train_micro_batch_size_per_gpu", 5, "5", "rollout.batch_size", "4"),
+        ("train_batch_size", 24, "24", "rollout.batch_size / ppo.minibatches", "8"),
+        ("gradient_clipping", 0.5, "0.5", "ppo.max_grad_norm", "1.0"),
+        ("optimizer.params.lr", 1e-3, "0.001", "ppo.policy_lr", "1e-06"),
+        ("optimizer.params.lr", 1e-6, "1e-06", "ppo.value_lr", "5e-06"),
+        ("scheduler.params.warmup_max_lr", 1e-3, "0.001", "ppo.policy_lr", "1e-06"),
+        ("scheduler.params.warmup_max_lr", 1e-6, "1e-06", "ppo.value_lr", "5e-06"),
+    ],
+)
+def test_a_number_in_the_json_that_contradicts_the_yaml_names_both_files_and_both_values(
+    files, refusal, json_key, number, in_json, yaml_key, in_yaml
+):
+    """24 rollouts, 3 minibatches, 2 micro-batches: 8 in a step, 4 in a micro-batch."""
+    block = {"scheduler.type": "WarmupLR"} if json_key.startswith("scheduler") else {}
+    files.change_train({json_key: number, **block})
+    problem, remedy = refusal(files.load)
+    assert problem == f"{files.train}: {json_key} = {in_json} contradicts {files.yaml}: {yaml_key} gives {in_yaml}"
+    assert remedy == f'write "auto" for {json_key} in train.json'
+
+
+def test_numbers_in_the_json_that_say_what_the_yaml_says_are_accepted(files):
+    files.change_train(
+        {
+            "train_micro_batch_size_per_gpu": 2,
+            "train_batch_size": 8,
+            "gradient_clipping": 2,
+            "optimizer.params.lr": 1e-4,
+            "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-4}},
+        }
+    )
+    rates = ["ppo.max_grad_norm=2.0", "ppo.policy_lr=1e-4", "ppo.value_lr=1e-4"]
+    assert files.load(*rates, world_size=2).micro_batch == 2
+
+
+def test_a_json_is_found_from_the_working_folder_then_beside_the_yaml_then_above_it(files, tmp_path, monkeypatch):
+    """The three copies differ in their accumulation, which tells them apart."""
+    work, configs = tmp_path / "work", tmp_path / "project" / "configs"
+    for folder in (work, configs):
+        folder.mkdir(parents=True)
+    files.yaml.rename(configs / "run.yaml")
+    (configs / "frozen.json").write_text(files.frozen.read_text())
+    monkeypatch.chdir(work)
+    for steps, folder in ((1, configs.parent), (2, configs), (4, work)):
+        files.change_train({"gradient_accumulation_steps": steps})
+        (folder / "train.json").write_text(files.train.read_text())
+        assert load(configs / "run.yaml", [], 1).accumulation == steps
+
+
+def test_a_json_that_is_nowhere_is_refused_with_its_key(files, refusal):
+    problem, remedy = refusal(files.load, "engine.frozen=absent.json")
+    assert problem.startswith("engine.frozen: absent.json exists neither in ")
+    assert remedy == "give engine.frozen the path of a DeepSpeed JSON"
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "../up", "-x", "", "a b", "a\n"])
+def test_a_run_name_that_could_leave_its_folder_is_refused(files, refusal, name):
+    """An older run of the same name is renamed: with `..` that would be the working folder."""
+    problem, _ = refusal(files.load, f"run.name={name!r}" if name != "a\n" else 'run.name="a\\n"')
+    assert problem.startswith("command line: run.name = ")
+
+
+@pytest.mark.parametrize("name", ["a", "2024-01-01", "a.b-1_C", "_", "0x"])
+def test_a_plain_run_name_is_accepted(files, name):
+    assert files.load(f"run.name={name}").config.run.name == name
+
+
+def test_the_seed_fits_the_generators_that_take_it(files, refusal):
+    """torch.manual_seed takes 64 bits, and the value network is seeded with one more than the policy."""
+    assert files.load(f"run.seed={2**63 - 1}").config.run.seed == 2**63 - 1
+    refusal(files.load, f"run.seed={2**63}")
+    refusal(files.load, "run.seed=-1")
+
+
+def test_resolved_yaml_tells_file_line_command_line_and_default_and_loads_back(files):
+    settings = files.load("ppo.epochs=5", "data.sources.extra={embedded: noise}", "reward.terms={eos: 2.0}")
+    text = dump_with_provenance(settings.config, settings.provenance)
+    assert Config(**yaml.safe_load(text)) == settings.config
+    lines = [line.strip() for line in text.splitlines()]
+    for expected in (
+        "minibatches: 3  # run.yaml:7",
+        "epochs: 5  # command line",
+        "clip_range: 0.2  # default",
+        "embedded: prose  # run.yaml:5",
+        "embedded: noise  # command line",
+        "eos: 2.0  # command line",
+        "max_position_embeddings: 64  # run.yaml:2",
+        "max_position_embeddings: 512  # default",
+    ):
+        assert lines.count(expected) == 1, expected
+    assert lines.count("learnable: true  # default") == 2

@@ -1,0 +1,78 @@
+"""DeepSpeed against plain torch: gradients, skipped steps, refresh, replica and rollouts, at one and two ranks.
+
+One launch per number of ranks runs every case (tests/distributed/engine_worker.py); the tests read its figures.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launching import ROOT, run, torchrun
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+WORKER = str(ROOT / "tests" / "distributed" / "engine_worker.py")
+TOLERANCE = {
+    "float32": {"gradient": 1e-6, "norm": 1e-6, "weights": 1e-5},
+    "bfloat16": {"gradient": 1e-2, "norm": 1e-3, "weights": 1e-2},
+}
+"""Relative L2.  Weights are after one Adam step, which divides small differences by small second moments."""
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory) -> dict[int, dict]:
+    """Results of the worker by number of ranks."""
+    results = {}
+    for ranks in (1, 2):
+        out = tmp_path_factory.mktemp("engines") / f"{ranks}.json"
+        done = run(torchrun(ranks, WORKER, str(out)))
+        assert done.returncode == 0, done.stderr[-4000:]
+        results[ranks] = json.loads(Path(out).read_text())
+    return results
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_both_networks_equal_one_process_with_one_micro_batch(figures, ranks, dtype):
+    """ZeRO 0 to 3 (bfloat16: 1 to 3), accumulation 1, 2, 4, tied and not, uneven lengths, empty micro-batches."""
+    cases = {name: case for name, case in figures[ranks]["gradients"].items() if name.startswith(dtype)}
+    assert len(cases) == 2 * 4 * (4 if dtype == "float32" else 3)
+    wrong = {
+        f"{name} {figure}": value
+        for name, case in cases.items()
+        for figure, value in case.items()
+        if not value <= TOLERANCE[dtype][figure]
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_loss_that_is_not_finite_on_one_rank_steps_neither_network_and_leaves_nothing_behind(figures, ranks):
+    """Against a run that never saw the poisoned minibatch: all weights equal, bit for bit, after the next update."""
+    assert len(figures[ranks]["skips"]) == 7
+    for name, case in figures[ranks]["skips"].items():
+        assert case == {"skipped": 1, "steps": 1, "equal": True}, name
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", ["stage1", "stage3"])
+def test_a_refresh_is_seen_by_the_frozen_engines_next_forward(figures, ranks, stage):
+    """The engine had been used twice before each of three refreshes, and the policy had moved far."""
+    case = figures[ranks]["refresh"][stage]
+    assert case["moved"] > 0.1
+    assert case["frozen_moved_without_refresh"] == 0
+    assert case["after_refresh"] == 0
+    assert case["after_load"] == 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_recorded_logprobs_equal_a_plain_transformers_forward(figures, ranks):
+    assert figures[ranks]["replica"]["logprob_gap"] < 5e-6
+
+
+def test_rollouts_from_equal_float32_weights_are_equal_token_for_token_at_one_and_two_ranks(figures):
+    assert figures[1]["replica"]["tokens"] == figures[2]["replica"]["tokens"]
+    lengths = figures[1]["replica"]["lengths"]
+    assert lengths == figures[2]["replica"]["lengths"]
+    assert min(lengths) < max(lengths), "some response should end early, or stopping is not compared"

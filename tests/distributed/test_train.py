@@ -1,0 +1,195 @@
+"""The whole run through its doors: the literal `deepspeed -m` line, torchrun, plain Python, and resume."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.distributed.launching import run, torchrun
+from tests.tiny import write_config
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+LITERAL = ["deepspeed", "--num_gpus", "2", "-m", "destruct.train", "--config"]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Six updates at two ranks, checkpoints after the third and the sixth: the run's folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run([*LITERAL, str(write_config(folder))])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "validation loss, nats per token" in done.stdout
+    assert done.stdout.count("ppo        6/6") == 1, "one rank speaks"
+    return folder / "tiny"
+
+
+@pytest.fixture(scope="module")
+def resumed(whole, tmp_path_factory) -> Path:
+    """The same run, killed after its third update as far as its folder tells, and continued by new processes."""
+    folder = tmp_path_factory.mktemp("resumed")
+    shutil.copytree(whole, folder / "tiny")
+    checkpoints = folder / "tiny" / "checkpoints"
+    shutil.rmtree(checkpoints / "step-00000006")
+    (checkpoints / "latest").write_text("step-00000003\n")
+    (folder / "tiny" / "summary.json").unlink()
+    done = run([*LITERAL, str(write_config(folder)), "run.resume=auto"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "resumed after update 3" in done.stdout
+    return folder / "tiny"
+
+
+def differences(a: object, b: object, path: str = "") -> list[str]:
+    """Where two nested structures of tensors and numbers are not equal, bit for bit."""
+    if type(a) is not type(b):
+        return [f"{path}: {type(a).__name__} against {type(b).__name__}"]
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [f"{path}: keys {set(a) ^ set(b)}"]
+        return [fault for key in a for fault in differences(a[key], b[key], f"{path}.{key}")]
+    if isinstance(a, list | tuple):
+        if len(a) != len(b):
+            return [f"{path}: length"]
+        return [f for i, (x, y) in enumerate(zip(a, b, strict=True)) for f in differences(x, y, f"{path}[{i}]")]
+    if hasattr(a, "__dict__") and type(a).__module__.startswith("deepspeed"):
+        return differences(vars(a), vars(b), path)
+    return [] if a == b or a != a else [f"{path}: {a} against {b}"]
+
+
+def test_six_updates_equal_three_and_resume_and_three_in_every_tensor_and_moment(whole, resumed):
+    a, b = whole / "checkpoints" / "step-00000006", resumed / "checkpoints" / "step-00000006"
+    names = sorted(p.relative_to(a).as_posix() for p in a.rglob("*.pt"))
+    assert names == sorted(p.relative_to(b).as_posix() for p in b.rglob("*.pt"))
+    assert sum("optim_states" in name for name in names) == 4, "two networks on two ranks"
+    moments = 0
+    for name in names:
+        left, right = (torch.load(root / name, weights_only=False) for root in (a, b))
+        assert not differences(left, right)
+        moments += str(left).count("exp_avg_sq")
+    assert moments, "the comparison must have seen Adam's second moments"
+    assert not differences(load_file(a / "frozen/model.safetensors"), load_file(b / "frozen/model.safetensors"))
+
+
+def test_resume_continues_counters_curriculum_mixture_and_figures(whole, resumed):
+    states = [json.loads((f / "checkpoints/step-00000006/state.json").read_text()) for f in (whole, resumed)]
+    for state in states:
+        state.pop("seconds")
+    assert states[0] == states[1]
+    assert states[0]["curriculum"]["rounds"] == 6
+
+    def figures(folder: Path) -> list[dict]:
+        return [
+            {name: x for name, x in line.items() if not name.startswith(("time/", "memory/"))}
+            for line in lines(folder / "metrics.jsonl")
+        ]
+
+    assert figures(whole) == figures(resumed)
+    assert lines(whole / "samples.jsonl") == lines(resumed / "samples.jsonl")
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (whole, resumed)]
+    for name in ("validation_loss_after", "reward_before", "reward_after", "kl_max", "tokens", "weights"):
+        assert summaries[0][name] == summaries[1][name], name
+
+
+def test_the_first_ratio_of_every_update_is_exactly_one(whole):
+    errors = [line["ppo/first_ratio_error"] for line in lines(whole / "metrics.jsonl") if "ppo/steps" in line]
+    assert errors == [0.0] * 6
+
+
+def test_the_summary_holds_what_it_promises(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    for when in ("before", "after_warmup", "after"):
+        losses = summary[f"validation_loss_{when}"]
+        assert losses["mean"] == losses["arithmetic"], "noise is not learnable, so it is left out of the mean"
+        assert losses.keys() == {"arithmetic", "noise", "mean"}
+    assert summary["updates"] == 6
+    assert summary["rounds"] == 6
+    assert summary["world_size"] == 2
+    assert summary["kl_bound"] == 1.0
+    updates = [line for line in lines(whole / "metrics.jsonl") if "ppo/steps" in line]
+    assert summary["kl_max"] == max(line["kl/to_reference"] for line in updates)
+    first = updates[0]
+    mean = (first["rollout/reward/arithmetic"] + first["rollout/reward/noise"]) / 2
+    assert summary["reward_before"] == pytest.approx(mean, rel=1e-12)
+    # 4 warm-up draws, 1 of the value network and 6 of PPO, 16 windows of 16 tokens each; then the sampled tokens.
+    assert summary["tokens"] >= 11 * 16 * 16
+
+
+def test_the_folder_holds_its_files_and_tensorboard_reads_them(whole):
+    assert "num_epochs: 2  # tiny.yaml:" in (whole / "resolved.yaml").read_text()
+    assert json.loads((whole / "environment.json").read_text())["world_size"] == 2
+    assert {p.name for p in (whole / "logs").glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
+    board = EventAccumulator(str(whole / "logs"))
+    board.Reload()
+    assert len(board.Scalars("curriculum/weight/noise")) == 6
+    assert len(board.Scalars("kl/to_reference")) == 6
+    manifest = json.loads((whole / "checkpoints/step-00000006/manifest.json").read_text())
+    assert "frozen/model.safetensors" in manifest["files"]
+
+
+def test_every_launcher_starts_it_and_the_order_of_the_data_is_that_of_two_ranks(whole, tmp_path):
+    """torchrun at two ranks and plain Python at one see the windows, draws and prompts of the run above."""
+    short = ["run.num_epochs=1", "run.updates_per_epoch=2", "curriculum.strategy=uniform", "run.checkpoint_every=0"]
+    config = str(write_config(tmp_path))
+    commands = {
+        "torchrun": torchrun(2, "-m", "destruct.train"),
+        "module": ["deepspeed", "--num_gpus", "2", "--module", "destruct.train"],
+        "python": [sys.executable, "-m", "destruct.train"],
+    }
+    states = {}
+    for name, command in commands.items():
+        done = run([*command, "--config", config, f"run.name={name}", *short])
+        assert done.returncode == 0, done.stderr[-4000:]
+        states[name] = json.loads((tmp_path / name / "checkpoints/step-00000002/state.json").read_text())
+    assert states["torchrun"]["mixture"] == states["module"]["mixture"] == states["python"]["mixture"]
+    losses = {
+        name: [line["warmup/lm_loss"] for line in lines(tmp_path / name / "metrics.jsonl") if "warmup/lm_loss" in line]
+        for name in commands
+    }
+    assert losses["torchrun"] == losses["module"]
+    assert losses["python"] == pytest.approx(losses["module"], rel=2e-3), "bfloat16: other sums, the same data"
+    first = [lines(folder / "samples.jsonl")[0]["prompt"] for folder in (tmp_path / "torchrun", tmp_path / "module")]
+    assert first[0] == first[1]
+
+
+def test_a_mistake_ends_every_launcher_with_its_code_and_two_lines_from_one_rank(tmp_path):
+    config = str(write_config(tmp_path))
+    done = run([*LITERAL, config, "ppo.clip_rnage=0.1"])
+    said = [line for line in done.stderr.splitlines() if "Setting accelerator" not in line and line.strip()]
+    assert done.returncode == 2
+    assert len(said) == 2, done.stderr
+    assert re.search(r"unknown key 'ppo.clip_rnage'", said[0])
+    assert "clip_range" in said[1]
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_checkpoint_of_two_ranks_is_refused_at_one_before_any_model_is_built(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "tiny")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    done = run([sys.executable, "-m", "destruct.train", "--config", str(write_config(tmp_path)), "run.resume=auto"])
+    assert done.returncode == 2
+    assert "written by 2 ranks" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".yaml") == before
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_before_it_is_unpickled(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "tiny")
+    victim = next((tmp_path / "tiny/checkpoints/step-00000006/value").glob("*rank_1*optim_states.pt"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    done = run([*LITERAL, str(write_config(tmp_path)), "run.resume=auto"])
+    assert done.returncode == 2
+    assert victim.name in done.stderr

@@ -1,0 +1,230 @@
+"""Bad input through the real door: exit code 2, two lines on stderr, nothing on disk, and no model built."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from destruct.train import main
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCAL = ROOT / "configs" / "local.yaml"
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# No machine has the memory of this layer (8 x 2**46 weights): whoever builds the policy fails, and not with code 2.
+TRIPWIRE = f"model.policy.intermediate_size={2**46}"
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """An empty working folder with an older run in it, and the environment of one rank without a launcher."""
+    for name in LAUNCHER:
+        monkeypatch.setenv(name, "")  # so that what a run sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "local").mkdir(parents=True)
+    (tmp_path / "runs" / "local" / "summary.json").write_text("older")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, str | None]:
+    """Path -> text of all that lies in a folder; None for a folder."""
+    return {str(path): path.read_text() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def refused(folder: Path, capsys, *arguments: str, config: Path = LOCAL) -> tuple[str, str]:
+    """Problem and remedy of a run that must end with exit code 2 and leave the disk as it was."""
+    before = contents(folder)
+    assert main(["--config", str(config), *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2, lines
+    assert lines[0].startswith("destruct: ") and lines[1].startswith("  remedy: ")
+    assert contents(folder) == before
+    return lines[0].removeprefix("destruct: "), lines[1].removeprefix("  remedy: ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem", "remedy"),
+    [
+        ("ppo.epoch=1", "command line: unknown key 'ppo.epoch'", "did you mean 'ppo.epochs'?"),
+        ("ppo.epochs=two", 'command line: ppo.epochs = "two" should be a valid integer', "change ppo.epochs"),
+        ("ppo=3", "command line: ppo = 3 should be a section with keys of its own", "change ppo"),
+        (
+            "ppo.policy_lr=-1e-3",
+            "command line: ppo.policy_lr = -0.001 should be greater than 0",
+            "change ppo.policy_lr",
+        ),
+        ("ppo.epochs", "override 'ppo.epochs' is not of the form key.sub=value", "write e.g. ppo.epochs=2"),
+        ("ppo.epochs=[", "override 'ppo.epochs=[', line 1 is not YAML", "mend the line"),
+        (
+            "rollout.batch_size=66",
+            "rollout.batch_size=66 does not divide into gradient_accumulation_steps=2 (zero3.json) x 1 ranks",
+            "set rollout.batch_size to 64 or 68",
+        ),
+        (
+            "rollout.prompt_tokens=500",
+            f"{LOCAL}: rollout.prompt_tokens=500 + rollout.response_tokens=32 = 532",
+            "change",
+        ),
+        ("reward.terms={spelling: 1}", "command line: reward.terms: no reward term 'spelling'", "change reward.terms"),
+        (
+            "engine.deepspeed=absent.json",
+            "engine.deepspeed: absent.json exists neither in",
+            "give engine.deepspeed the",
+        ),
+    ],
+)
+def test_bad_configuration_ends_before_anything_is_made(alone, capsys, argument, problem, remedy):
+    got = refused(alone, capsys, argument)
+    assert got[0].startswith(problem) and got[1].startswith(remedy)
+
+
+def test_a_config_file_that_is_missing_or_empty_is_refused(alone, capsys):
+    problem, _ = refused(alone, capsys, config=alone / "absent.yaml")
+    assert problem == f"{alone}/absent.yaml cannot be read: No such file or directory"
+    (alone / "empty.yaml").write_text("")
+    problem, _ = refused(alone, capsys, config=alone / "empty.yaml")
+    assert problem == f"{alone}/empty.yaml is not a mapping of sections"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"train_batch_sise": 32}, "unknown key 'train_batch_sise'"),
+        ({"gradient_clipping": "1.0"}, 'gradient_clipping = "1.0" is a string, not a number'),
+        ({"gradient_clipping": 0.5}, f"gradient_clipping = 0.5 contradicts {LOCAL}: ppo.max_grad_norm gives 1.0"),
+        ({"data_types": {}}, "'data_types.grad_accum_dtype' is missing"),
+    ],
+)
+def test_a_fault_in_the_deepspeed_json_is_refused(alone, capsys, change, problem):
+    shipped = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    (alone / "mine.json").write_text(json.dumps(shipped | change))
+    assert refused(alone, capsys, "engine.deepspeed=mine.json")[0] == f"mine.json: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("world_size", "argument", "problem"),
+    [
+        (
+            "3",
+            "run.seed=0",
+            "rollout.batch_size=64 does not divide into gradient_accumulation_steps=2 (zero3.json) x 3",
+        ),
+        ("2", "engine.backend=single", "engine.backend=single runs in one process, but 2 ranks were started"),
+    ],
+)
+def test_a_world_size_that_does_not_fit_is_refused(alone, capsys, monkeypatch, world_size, argument, problem):
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert refused(alone, capsys, argument)[0].startswith(problem)
+
+
+@pytest.mark.slow  # the other ranks give the first one time to speak
+def test_only_the_first_rank_speaks(alone, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["--config", str(LOCAL), "ppo.epoch=1"]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+DOCUMENTS = [f"one short document, number {number}" for number in range(400)]
+
+
+def arguments_for(source: str, *more: str) -> list[str]:
+    """A run of one source in one process, whose policy no machine could hold."""
+    return ["engine.backend=single", f"data.sources={{notes: {source}}}", TRIPWIRE, *more]
+
+
+@pytest.fixture
+def data(alone, monkeypatch, tmp_path_factory):
+    """Files of four kinds in the working folder; the cache of `datasets` lies outside it."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    (alone / "good.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
+    (alone / "empty.txt").write_text("\n \n")
+    (alone / "short.txt").write_text("a\nb\n")
+    (alone / "one.txt").write_text("the same line\nthe same line\n")
+    return alone
+
+
+@pytest.mark.slow  # the first of them imports torch and datasets
+@pytest.mark.parametrize(
+    ("source", "more", "problem", "remedy"),
+    [
+        ("{path: absent.txt}", (), "source 'notes': absent.txt does not exist", "set data.sources.notes.path to"),
+        (
+            "{path: good.jsonl, text_field: body}",
+            (),
+            "source 'notes': good.jsonl has no column 'body'; it has 'text'",
+            "set data.sources.notes.text_field: text",
+        ),
+        ("{path: empty.txt}", (), "source 'notes': empty.txt holds no non-empty document", "give data.sources.notes"),
+        ("{path: one.txt}", (), "source 'notes' has 1 different document(s)", "give it more documents"),
+        ("{path: short.txt}", (), "source 'notes' (training) has 2 tokens; one window takes 64", "give it more text"),
+        (
+            "{path: good.jsonl}",
+            ("curriculum.eta=1000",),
+            "the sampling weights would oscillate without end: eta=1000",
+            "",
+        ),
+        ("{path: good.jsonl}", ("reward.terms={absent.module:score: 1}",), "reward term 'absent.module:score'", "put"),
+    ],
+)
+def test_bad_data_ends_before_a_folder_or_a_model_is_made(data, capsys, source, more, problem, remedy):
+    got = refused(data, capsys, *arguments_for(source, *more))
+    assert got[0].startswith(problem) and got[1].startswith(remedy)
+
+
+@pytest.mark.slow
+def test_the_process_group_is_left_after_a_refusal(data, capsys):
+    import torch
+
+    refused(data, capsys, *arguments_for("{path: absent.txt}"))
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_the_tripwire_goes_off_when_the_data_is_good(data):
+    """Without this, the tests above would prove nothing about models."""
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        main(["--config", str(LOCAL), *arguments_for("{path: good.jsonl}")])
+
+
+def start(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str], float]:
+    """Run the module in a process of its own: the process, the modules it imported, and its CPU seconds."""
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "destruct.train", *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    marked = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    done.stderr = "".join(line + "\n" for line in done.stderr.splitlines() if line not in marked)
+    modules = {line.rpartition("|")[2].strip() for line in marked}
+    return done, modules, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+HEAVY = {"torch", "deepspeed", "transformers", "datasets", "numpy"}
+
+
+def test_help_answers_without_importing_torch(tmp_path):
+    done, modules, _ = start(tmp_path, "--help")
+    assert done.returncode == 0 and "key.sub=value" in done.stdout and not done.stderr
+    assert "destruct.config.run" in modules and not modules & HEAVY
+
+
+def test_an_unknown_key_is_answered_within_two_seconds_and_without_importing_torch(tmp_path):
+    done, modules, seconds = start(tmp_path, "--config", str(LOCAL), "kl.coeff=0.1")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "destruct: command line: unknown key 'kl.coeff'\n  remedy: did you mean 'kl.coef'?\n"
+    assert "destruct.config.run" in modules and not modules & HEAVY
+    assert seconds < 2 and not list(tmp_path.iterdir())
