@@ -40,6 +40,10 @@ check: $(INSTALLED)  ## what every commit passes: format, lint, types, layers an
 test: $(INSTALLED)  ## the whole suite; tests of absent hardware are skipped with the reason
 	$(ENV) && pytest -ra
 
+.PHONY: docs
+docs: $(INSTALLED)  ## write docs/config.md and docs/metrics.md from the code
+	$(ENV) && python docs/generate.py
+
 .PHONY: format
 format: $(INSTALLED)  ## put the code into the one format
 	$(ENV) && ruff check --fix . && ruff format .

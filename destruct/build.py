@@ -64,7 +64,7 @@ class Run:
     state: TrainState
     started: float  # time.perf_counter() at the start of this life
     seconds_before: float = 0.0  # of earlier lives
-    seconds_to_first_update: float = 0.0
+    seconds_to_first_step: float = 0.0  # from the start of this life to its first optimizer step
     watch: Watch = field(default_factory=Watch)
 
     @property
@@ -101,6 +101,11 @@ class Run:
             ptx=c.ppo.ptx_coef > 0,
             kl_coef=self.state.kl_coef if c.kl.in_reward else 0.0,
         )
+
+    def mark_first_step(self) -> None:
+        """Note when this life's first optimizer step was done; later calls change nothing."""
+        if not self.seconds_to_first_step:
+            self.seconds_to_first_step = time.perf_counter() - self.started
 
     def is_due(self, every: int) -> bool:
         """True after each `every` updates; never for 0."""

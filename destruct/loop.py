@@ -37,6 +37,7 @@ def warm_up(run: Run) -> None:
             lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
             loss, stepped = cross_entropy_step(run.policy, prompts.windows, lr, run.topology)
             run.state.skipped += not stepped
+            run.mark_first_step()
             run.log("warmup", step, {"warmup/lm_loss": loss})
             phase.advance(f"loss {loss:.3f}")
     run.frozen.refresh(run.policy)
@@ -71,6 +72,7 @@ def one_update(run: Run) -> str:
             order,
             run.topology,
         )
+    run.mark_first_step()
     with watch("kl"):
         kl = kl_to_reference(run.policy, scored, run.config.rollout.temperature, run.topology)
     constrain(run, kl)

@@ -184,7 +184,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "tokens": state.tokens,
         "skipped_steps": state.skipped,
         "seconds": state.seconds,
-        "seconds_to_first_update": run.seconds_to_first_update,
+        "seconds_to_first_step": run.seconds_to_first_step,
         "world_size": run.topology.world_size,
         "peak_rss_mib": peak_rss_mib(run.topology),
         "seed": run.config.run.seed,

@@ -22,7 +22,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run, e.g. configs/local.yaml")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment decides")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides, e.g. ppo.epochs=1 run.seed=2")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
+
+
+def world_size() -> int:
+    """Ranks that the launcher started; 1 without a launcher.
+
+    Raises:
+        DestructError: WORLD_SIZE is not a positive number.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdigit() or int(text) < 1:
+        raise DestructError(
+            f"WORLD_SIZE={text!r} is not a number of ranks", "unset WORLD_SIZE, or use a launcher", Exit.ENVIRONMENT
+        )
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
         options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        settings = load(options.config, options.overrides, int(os.environ.get("WORLD_SIZE", "1")))
+        settings = load(options.config, options.overrides, world_size())
         _run(settings, started)
     except DestructError as error:
         if first:

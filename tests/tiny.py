@@ -8,7 +8,10 @@ ROOT = Path(__file__).parents[1]
 
 CONFIG = {
     "run": {"seed": 3, "num_epochs": 2, "updates_per_epoch": 3, "validation_windows": 4, "checkpoint_every": 3},
-    "engine": {"deepspeed": str(ROOT / "ds_configs/zero3.json"), "frozen": str(ROOT / "ds_configs/frozen_cpu_offload.json")},
+    "engine": {
+        "deepspeed": str(ROOT / "ds_configs/zero3.json"),
+        "frozen": str(ROOT / "ds_configs/frozen_cpu_offload.json"),
+    },
     "model": {
         "policy": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
         "value": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1},

@@ -30,8 +30,8 @@ class SourceConfig(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.embedded is None) == (self.path is None):
-            given = "neither" if self.embedded is None else "both"
-            raise ValueError(f"a source takes exactly one of `embedded` and `path`; {given} is given")
+            given = "neither is" if self.embedded is None else "both are"
+            raise ValueError(f"a source takes exactly one of `embedded` and `path`; {given} given")
         return self
 
 

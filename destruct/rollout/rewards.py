@@ -93,9 +93,10 @@ def user_term(path: str) -> Term:
     module_name, _, function_name = path.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is the user's: anything may go wrong in it
         raise DestructError(
-            f"reward term {path!r}: {error}", "put the module on PYTHONPATH and check the function's name"
+            f"reward term {path!r}: {type(error).__name__}: {error}",
+            "put the module on PYTHONPATH and check the function's name",
         ) from None
 
     def term(rollouts: RolloutBatch, context: RewardContext) -> Tensor:

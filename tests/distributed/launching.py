@@ -1,5 +1,6 @@
 """Starting real ranks from a test, and leaving none behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,10 +37,8 @@ def run(command: list[str], cwd: Path = ROOT, timeout_s: float = TIMEOUT_S) -> s
     try:
         out, err = process.communicate(timeout=timeout_s)
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 

@@ -1,0 +1,176 @@
+"""The update as a whole, against the formulas written out on a plain transformers model in float64."""
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.config.engine import Optimizer, OptimizerParams
+from destruct.config.model import LlamaShape
+from destruct.engine.schedule import Schedule
+from destruct.engine.single import SingleEngine
+from destruct.engine.topology import Topology
+from destruct.models.policy import PolicyNetwork, build_policy, llama_config
+from destruct.models.value import build_value
+from destruct.ops.rows import LossCoefficients
+from destruct.ppo.update import UpdateSettings, accumulate, kl_to_reference, ppo_update
+from destruct.rollout.packing import pack
+from destruct.rollout.score import response_logprobs
+
+V, P, R, B = 50, 5, 6, 8
+FLOAT32 = 1e-5  # relative L2 of a float32 gradient against float64
+LENGTHS = torch.tensor([6, 1, 3, 6, 2, 5, 4, 6])
+ALONE = Topology(0, 1, torch.device("cpu"))
+SHAPE = LlamaShape(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3
+)
+COEFFICIENTS = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.07, kl_estimator="k2", entropy_coef=0.02)
+TAU, PTX = 0.8, 0.4
+
+
+def settings(**changes) -> UpdateSettings:
+    values = dict(
+        epochs=1,
+        temperature=TAU,
+        ptx_coef=PTX,
+        value_clip_range=0.2,
+        early_stop_kl=None,
+        policy_lr=Schedule(1e-3, None, 1),
+        value_lr=Schedule(1e-3, None, 1),
+    )
+    return UpdateSettings(**(values | changes))
+
+
+@pytest.fixture
+def batch() -> TrainBatch:
+    g = torch.Generator().manual_seed(0)
+    windows = torch.randint(0, V, (B, P + R), generator=g)
+    mask = torch.arange(R) < LENGTHS[:, None]
+    tokens = torch.cat([windows[:, :P], torch.randint(0, V, (B, R), generator=g)], 1)
+    prompts = PromptBatch(0, P, windows, torch.arange(B) % 2, torch.arange(B))
+    rollouts = RolloutBatch(prompts, tokens, mask, torch.zeros(B, dtype=torch.bool))
+    noise = torch.randn(6, B, R, generator=g) * mask
+    old, reference = (math.log(1 / V) + 0.4 * noise[0]) * mask, (math.log(1 / V) + 0.4 * noise[1]) * mask
+    scored = ScoredBatch(rollouts, old, reference, noise[2], noise[3], noise[3].sum(1), noise[3].sum(1, keepdim=True))
+    return TrainBatch(scored, noise[4], noise[5])
+
+
+def engines(policy: PolicyNetwork, accumulation: int = 2) -> tuple[SingleEngine, SingleEngine]:
+    value = build_value(SHAPE, V, torch.float32, 2)
+    torch.nn.init.normal_(value.head.weight, std=0.5, generator=torch.Generator().manual_seed(3))
+    adam = Optimizer(params=OptimizerParams())
+    return SingleEngine(policy, adam, accumulation, 1e6), SingleEngine(value, adam, accumulation, 1e6)
+
+
+def packed(batch: TrainBatch, minibatches: int = 1) -> list[Minibatch[TrainBatch]]:
+    def refill(rollouts: RolloutBatch) -> TrainBatch:
+        i = rollouts.prompts.sample
+        s = batch.scored
+        scored = ScoredBatch(
+            rollouts,
+            s.old_logprobs[i],
+            s.reference_logprobs[i],
+            s.old_values[i],
+            s.rewards[i],
+            s.score[i],
+            s.terms[i],
+        )
+        return TrainBatch(scored, batch.advantages[i], batch.returns[i])
+
+    parts = pack(batch.scored.rollouts, torch.arange(B), minibatches, 2, ALONE)
+    return [part.map(refill) for part in parts]
+
+
+def textbook_policy_loss(lm: LlamaForCausalLM, batch: TrainBatch) -> torch.Tensor:
+    """Eq. 7 of 1707.06347, k2 and entropy per response token, InstructGPT's PTX per continuation token; full logits."""
+    rollouts, mask = batch.scored.rollouts, batch.scored.rollouts.mask
+    logits = lm(rollouts.tokens).logits[:, P - 1 : -1] / TAU
+    logprobs = torch.log_softmax(logits, -1)
+    chosen = logprobs.gather(2, rollouts.responses[:, :, None]).squeeze(2)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    ratio = torch.exp(chosen - batch.scored.old_logprobs.double())
+    advantages = batch.advantages.double()
+    surrogate = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    k2 = (chosen - batch.scored.reference_logprobs.double()).square() / 2
+    per_token = surrogate + 0.07 * k2 - 0.02 * entropy
+    windows = rollouts.prompts.windows
+    nll = torch.nn.functional.cross_entropy(lm(windows).logits[:, P - 1 : -1].flatten(0, 1), windows[:, P:].flatten())
+    return per_token[mask].sum() / mask.sum() + PTX * nll
+
+
+def test_the_policys_gradient_is_the_textbooks(batch):
+    """Packed micro-batches, fused loss and a head that sees response rows alone, against full logits in float64."""
+    policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V), dtype=torch.float32)
+    plain.load_state_dict({n.removeprefix("lm."): p for n, p in policy.module.named_parameters()}, strict=False)
+    plain = plain.double()
+    textbook_policy_loss(plain, batch).backward()
+    accumulate(policy, value, packed(batch)[0], COEFFICIENTS, settings(), ALONE.device)
+    expected = dict(plain.named_parameters())
+    for name, p in policy.module.named_parameters():
+        want = expected[name.removeprefix("lm.")].grad
+        assert (p.grad.double() - want).norm() <= FLOAT32 * want.norm(), name
+
+
+def test_the_value_networks_gradient_is_the_textbooks(batch):
+    """Half the larger of two squares, clipped around the old value; mean over response tokens."""
+    policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    accumulate(policy, value, packed(batch)[0], COEFFICIENTS, settings(), ALONE.device)
+    got = {name: p.grad.clone() for name, p in value.module.named_parameters()}
+    value.drop_gradients()
+    network = value.module.double()
+    rollouts, mask = batch.scored.rollouts, batch.scored.rollouts.mask
+    hidden = network.body(input_ids=rollouts.tokens, use_cache=False).last_hidden_state[:, P - 1 : -1]
+    values = (hidden @ network.head.weight.T + network.head.bias).squeeze(-1)
+    old, returns = batch.scored.old_values.double(), batch.returns.double()
+    clipped = old + (values - old).clamp(-0.2, 0.2)
+    losses = torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
+    (losses[mask].sum() / mask.sum()).backward()
+    for name, p in network.named_parameters():
+        assert (got[name].double() - p.grad).norm() <= FLOAT32 * p.grad.norm(), name
+
+
+def scored_by(policy: SingleEngine, batch: TrainBatch) -> TrainBatch:
+    """The batch with the policy's own logprobs as old and reference."""
+    own = response_logprobs(policy, batch.scored.rollouts, TAU, ptx=True)
+    s = batch.scored
+    scored = ScoredBatch(s.rollouts, own, own, s.old_values, s.rewards, s.score, s.terms)
+    return TrainBatch(scored, batch.advantages, batch.returns)
+
+
+def test_steps_are_the_plan_less_what_the_early_stop_skipped(batch):
+    """Three epochs of two minibatches; a tight bound ends the update after the first epoch that passes it."""
+    for bound, steps, epochs in [(None, 6, 3), (1e-9, 2, 1), (1e9, 6, 3)]:
+        policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+        minibatches = packed(scored_by(policy, batch), 2)
+        order = torch.Generator().manual_seed(0)
+        stats = ppo_update(
+            policy, value, minibatches, COEFFICIENTS, settings(epochs=3, early_stop_kl=bound), 0, order, ALONE
+        )
+        assert (stats.steps, stats.steps_planned, stats.epochs) == (steps, 6, epochs)
+        moments = next(iter(policy.optimizer.state.values()))
+        assert moments["step"].item() == steps, "Adam's own count"
+
+
+def test_the_learning_rate_of_each_step_is_the_schedules(batch):
+    """A rate of 0 for all steps but the first leaves the weights where the first step left them."""
+    after = []
+    for epochs in (1, 4):
+        policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+        first_only = settings(epochs=epochs, policy_lr=lambda step: 1e-3 if step == 7 else 0.0)
+        ppo_update(policy, value, packed(batch), COEFFICIENTS, first_only, 7, torch.Generator(), ALONE)
+        after.append([p.detach().clone() for p in policy.parameters])
+    assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
+
+
+def test_the_kl_to_the_reference_is_zero_against_itself_and_k3_by_hand_elsewhere(batch):
+    policy, _ = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    own = scored_by(policy, batch)
+    minibatches = [m.map(lambda train: train.scored) for m in packed(own)]
+    assert kl_to_reference(policy, minibatches, TAU, ALONE) == pytest.approx(0, abs=1e-9)
+    minibatches = [m.map(lambda train: train.scored) for m in packed(batch)]
+    mask = batch.scored.rollouts.mask
+    r = (batch.scored.reference_logprobs - own.scored.old_logprobs)[mask].double()
+    assert kl_to_reference(policy, minibatches, TAU, ALONE) == pytest.approx((r.exp() - 1 - r).mean().item(), rel=1e-5)

@@ -1,0 +1,88 @@
+"""Sampling on the replica: the inverse CDF, stopping, and independence of how rows are grouped."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from destruct.config.model import LlamaShape
+from destruct.models.frozen import build_frozen
+from destruct.models.policy import llama_config
+from destruct.rollout.generate import _inverse_cdf, sample_responses
+
+V = 40
+SHAPE = LlamaShape(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.4
+)
+
+
+@pytest.fixture(scope="module")
+def replica():
+    return build_frozen(SHAPE, V, torch.float32, 1, "chunked")
+
+
+def sample(replica, prompts, uniforms, temperature=0.7, eos=3):
+    return sample_responses(replica, prompts, uniforms, temperature, eos_id=eos, pad_id=1)
+
+
+def test_the_inverse_cdf_picks_the_token_whose_share_holds_the_number():
+    logits = torch.log(torch.tensor([[0.5, 0.0, 0.3, 0.2]])).expand(5, 4)
+    u = torch.tensor([0.0, 0.49, 0.51, 0.79, 0.999999], dtype=torch.float64)
+    assert _inverse_cdf(logits, 1.0, u).tolist() == [0, 0, 2, 2, 3], "token 1 has no share"
+
+
+def test_the_inverse_cdf_divides_the_logits_by_the_temperature():
+    """At temperature 1/2 the odds 2:1 become 4:1."""
+    logits = torch.log(torch.tensor([[2.0, 1.0]])).expand(2, 2)
+    u = torch.tensor([0.79, 0.81], dtype=torch.float64)
+    assert _inverse_cdf(logits, 0.5, u).tolist() == [0, 1]
+
+
+def test_the_frequencies_of_sampled_tokens_are_the_models_probabilities(replica):
+    """4,000 first tokens after one prompt against the softmax of a plain transformers model with the same weights."""
+    plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V))
+    plain.load_state_dict({n.removeprefix("lm."): p for n, p in replica.named_parameters()}, strict=False)
+    prompts = torch.tensor([[5, 9, 2]]).expand(4000, 3)
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((4000, 1)))
+    tokens, _ = sample(replica, prompts, uniforms)
+    with torch.no_grad():
+        expected = torch.softmax(plain(prompts[:1]).logits[0, -1] / 0.7, -1)
+    observed = torch.bincount(tokens[:, 0], minlength=V) / 4000
+    # Four standard deviations of a binomial share.
+    assert torch.all((observed - expected).abs() <= 4 * torch.sqrt(expected * (1 - expected) / 4000) + 1e-3)
+
+
+def test_a_response_ends_with_eos_and_is_padded_after_it(replica):
+    g = np.random.default_rng(1)
+    prompts = torch.from_numpy(g.integers(4, V, (64, 5)))
+    tokens, lengths = sample(replica, prompts, torch.from_numpy(g.random((64, 12))))
+    assert lengths.min() < 12 and lengths.max() == 12
+    for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True):
+        assert 3 not in row[: length - 1]
+        assert row[length:] == [1] * (12 - length)
+        assert length == 12 or row[length - 1] == 3
+
+
+def test_a_rollout_does_not_depend_on_the_rows_beside_it(replica):
+    """All rows at once, one by one, and in reverse give the same tokens: what equality over world sizes rests on."""
+    g = np.random.default_rng(2)
+    prompts, uniforms = torch.from_numpy(g.integers(4, V, (8, 5))), torch.from_numpy(g.random((8, 10)))
+    together, _ = sample(replica, prompts, uniforms)
+    alone = [sample(replica, prompts[i : i + 1], uniforms[i : i + 1])[0] for i in range(8)]
+    backwards, _ = sample(replica, prompts.flip(0), uniforms.flip(0))
+    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(together, backwards.flip(0))
+
+
+def test_the_cache_changes_nothing(replica):
+    """Each sampled token is what the inverse CDF picks from a forward over the whole prefix, without a cache."""
+    g = np.random.default_rng(3)
+    prompts, uniforms = torch.from_numpy(g.integers(4, V, (4, 5))), torch.from_numpy(g.random((4, 6)))
+    tokens, lengths = sample(replica, prompts, uniforms)
+    whole = torch.cat([prompts, tokens], 1)
+    with torch.no_grad():
+        hidden = replica.lm.model(input_ids=whole, use_cache=False).last_hidden_state
+        logits = replica.lm.lm_head(hidden)[:, 4:-1]
+    for row in range(4):
+        for t in range(int(lengths[row])):
+            assert _inverse_cdf(logits[row, t][None], 0.7, uniforms[row, t][None]).item() == tokens[row, t]

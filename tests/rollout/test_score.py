@@ -1,0 +1,102 @@
+"""Scoring: where the reward lands, what the penalty takes, and whitening over everything."""
+
+import pytest
+import torch
+
+from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch
+from destruct.config.engine import Optimizer
+from destruct.config.model import LlamaShape
+from destruct.engine.single import SingleEngine, SingleFrozen
+from destruct.engine.topology import Topology
+from destruct.models.frozen import build_frozen
+from destruct.models.policy import build_policy
+from destruct.models.value import build_value
+from destruct.rollout.rewards import Reward, RewardContext
+from destruct.rollout.score import ScoreSettings, policy_inputs, response_logprobs, score, with_advantages
+
+V, P, R = 40, 4, 5
+SHAPE = LlamaShape(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.3
+)
+ALONE = Topology(0, 1, torch.device("cpu"))
+
+
+def rollouts(lengths: list[int]) -> RolloutBatch:
+    b = len(lengths)
+    g = torch.Generator().manual_seed(b)
+    windows = torch.randint(0, V, (b, P + R), generator=g)
+    mask = torch.arange(R) < torch.tensor(lengths)[:, None]
+    tokens = torch.cat([windows[:, :P], torch.where(mask, torch.randint(2, V, (b, R), generator=g), 1)], 1)
+    prompts = PromptBatch(0, P, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
+    return RolloutBatch(prompts, tokens, mask, torch.zeros(b, dtype=torch.bool))
+
+
+@pytest.fixture(scope="module")
+def networks():
+    policy = SingleEngine(build_policy(SHAPE, V, torch.float32, 1, "chunked"), Optimizer(), 1, 1.0)
+    frozen = SingleFrozen(build_frozen(SHAPE, V, torch.float32, 2, "chunked"))
+    value = SingleEngine(build_value(SHAPE, V, torch.float32, 3), Optimizer(), 1, 1.0)
+    return policy, frozen, value
+
+
+def test_rows_point_at_the_state_before_each_token():
+    """Lengths 2 and 1 at P = 4, T = 9: states 3 and 4 of the first row, 3 of the second; then PTX, 5 states each."""
+    batch = rollouts([2, 1])
+    inputs = policy_inputs(batch, temperature=0.5, ptx=True)
+    assert inputs.rows.tolist() == [3, 4, 12, *range(21, 26), *range(30, 35)]
+    assert inputs.temperature.tolist() == [0.5] * 3 + [1.0] * 10
+    responses = [batch.tokens[0, 4], batch.tokens[0, 5], batch.tokens[1, 4]]
+    assert inputs.targets.tolist() == [*responses, *batch.prompts.windows[:, P:].flatten()]
+
+
+def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(networks):
+    """Reward = weight * length / R; the k1 penalty is old logprob less reference logprob, at every sampled token."""
+    batch = rollouts([5, 2, 3])
+    reward = Reward({"length": 10.0}, RewardContext(2, None))
+    free = score(batch, *networks, reward, ScoreSettings(0.7, ptx=True, kl_coef=0.0))
+    expected = torch.zeros(3, R)
+    expected[0, 4], expected[1, 1], expected[2, 2] = 10.0, 4.0, 6.0
+    torch.testing.assert_close(free.rewards, expected)
+    taxed = score(batch, *networks, reward, ScoreSettings(0.7, ptx=True, kl_coef=0.3))
+    kl = free.old_logprobs - free.reference_logprobs
+    assert kl.abs().max() > 0.1, "the two networks differ"
+    torch.testing.assert_close(taxed.rewards, expected - 0.3 * kl)
+    assert torch.equal(taxed.score, free.score), "the score leaves the penalty out"
+
+
+def test_an_empty_micro_batch_scores_nothing_and_still_calls_every_network(networks):
+    batch = rollouts([5, 2]).select(torch.zeros(0, dtype=torch.int64))
+    called = []
+    hooks = [e.module.register_forward_hook(lambda module, *_: called.append(module)) for e in networks]
+    scored = score(batch, *networks, Reward({"eos": 1.0}, RewardContext(2, None)), ScoreSettings(1.0, True, 0.1))
+    for hook in hooks:
+        hook.remove()
+    assert scored.rewards.shape == (0, R)
+    assert len(called) == 3
+
+
+def test_padding_and_neighbours_do_not_change_a_logprob(networks):
+    batch = rollouts([5, 1, 3, 2])
+    together = response_logprobs(networks[0], batch, 0.9, ptx=True)
+    for row in range(4):
+        alone = response_logprobs(networks[0], batch.select(torch.tensor([row])), 0.9, ptx=True)
+        torch.testing.assert_close(alone[0], together[row], atol=2e-6, rtol=0)
+
+
+def test_advantages_are_white_over_all_micro_batches_and_returns_are_not():
+    g = torch.Generator().manual_seed(1)
+
+    def scored(lengths: list[int], shift: float) -> ScoredBatch:
+        batch = rollouts(lengths)
+        x = torch.randn(4, len(lengths), R, generator=g) * batch.mask
+        return ScoredBatch(batch, x[0], x[1], x[2], (x[3] + shift) * batch.mask, x[3].sum(1), x[3].sum(1)[:, None])
+
+    minibatches = [Minibatch((scored([5, 2], 4.0), scored([1], -3.0)), 8, 15), Minibatch((scored([4, 4], 0.0),), 8, 10)]
+    done = with_advantages(minibatches, gamma=1.0, lam=1.0, topology=ALONE)
+    parts = [train for minibatch in done for train in minibatch.micro_batches]
+    advantages = torch.cat([t.advantages[t.scored.rollouts.mask] for t in parts])
+    assert advantages.mean().item() == pytest.approx(0, abs=1e-6)
+    assert advantages.std().item() == pytest.approx(1, abs=1e-5)
+    for t in parts:
+        to_go = t.scored.rewards.flip(1).cumsum(1).flip(1) * t.scored.rollouts.mask
+        torch.testing.assert_close(t.returns, to_go)
