@@ -3,7 +3,8 @@
 Letters: B rollouts, P prompt tokens, R response tokens, T = P + R.  Rows are rollouts; responses are right-padded.
 Each stage takes one frozen object and returns another:
 
-    PromptBatch -> generate -> RolloutBatch -> score -> ScoredBatch -> advantages -> TrainBatch -> update -> UpdateStats
+    PromptBatch -> generate -> RolloutBatch -> reward -> RewardedBatch -> score -> ScoredBatch
+        -> advantages -> TrainBatch -> update -> UpdateStats
 """
 
 from collections.abc import Callable, Iterable
@@ -89,6 +90,20 @@ class Minibatch(Generic[BatchT]):
 def micro_batches(minibatches: Iterable[Minibatch[BatchT]]) -> list[BatchT]:
     """All micro-batches of this rank, in order."""
     return [micro for minibatch in minibatches for micro in minibatch.micro_batches]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardedBatch:
+    """Rollouts with their score."""
+
+    rollouts: RolloutBatch
+    score: "Tensor"  # (B,)   float32  reward units: weighted sum of the terms
+    terms: "Tensor"  # (B, K) float32  each reward term before its weight, in the config's order
+
+    def __post_init__(self) -> None:
+        rows = len(self.rollouts.tokens)
+        _require(self, "score", (rows,))
+        _require(self, "terms", (rows, *self.terms.shape[1:]))
 
 
 @dataclass(frozen=True, slots=True)

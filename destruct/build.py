@@ -25,14 +25,13 @@ from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.evaluation import HeldOut
-from destruct.models.frozen import build_frozen
-from destruct.models.policy import PolicyNetwork, build_policy
+from destruct.models.policy import PolicyNetwork, build_copy, build_policy
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients
 from destruct.ppo.update import UpdateSettings
 from destruct.rollout.rewards import Reward, RewardContext
 from destruct.rollout.score import ScoreSettings
-from destruct.seeding import derive
+from destruct.seeding import derive, permuted
 from destruct.tracking.console import Screen
 from destruct.tracking.sinks import Sinks
 from destruct.tracking.watch import Watch
@@ -108,12 +107,8 @@ class Run:
             self.seconds_to_first_step = time.perf_counter() - self.started
 
     def is_due(self, every: int) -> bool:
-        """True after each `every` updates; never for 0."""
-        return every > 0 and self.state.update % every == 0
-
-    def tenth_of_updates(self) -> int:
-        """A tenth of the planned updates, at least one: the span of `reward_before` and `reward_after`."""
-        return max(1, self.updates // 10)
+        """True in the update that completes `every` of them once more; never for 0."""
+        return every > 0 and (self.state.update + 1) % every == 0
 
     def save(self) -> None:
         """Write a checkpoint; a failed one is reported and the run goes on."""
@@ -121,17 +116,21 @@ class Run:
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds_before + time.perf_counter() - self.started
 
+        frozen = {}
+        for name, whole in self.frozen.tensors_in_full():  # gathered by all ranks, kept by the one that writes
+            if topology.is_first:
+                frozen[name] = whole.cpu().clone()
+
         def write(stage: Path) -> None:
             self.policy.save(stage, "policy")
             self.value.save(stage, "value")
-            frozen = {name: whole.cpu().clone() for name, whole in self.frozen.tensors_in_full()}
             if topology.is_first:
                 (stage / "frozen").mkdir()
                 save_file(frozen, stage / "frozen" / "model.safetensors")
                 state.save(stage / "state.json")
+                (stage / "tokenizer.json").write_text(self.tokenizer.text, encoding="utf-8")
 
-        facts = {"world_size": topology.world_size, "backend": self.config.engine.backend}
-        if self.store.save(state.update, write, facts) is None:
+        if self.store.save(state.update, write, run_folder.identity(self.settings)) is None:
             self.screen.say(f"checkpoint after update {state.update} failed (is the disk full?); training goes on")
 
     def resume(self, checkpoint: Path) -> None:
@@ -167,15 +166,17 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     checkpoint = run_folder.find_checkpoint(settings, topology)
     screen.say("reading and tokenizing the sources")
     documents = load_sources(config.data, config.run.seed)
-    tokenizer = Tokenizer(
-        topology.first_rank_makes(lambda: _tokenizer_text(settings, documents, checkpoint is not None))
-    )
+    tokenizer = Tokenizer(topology.first_rank_makes(lambda: _tokenizer_text(settings, documents, checkpoint)))
     sources = pack_sources(documents, config.data, config.window_tokens, tokenizer)
     reward = Reward(config.reward.terms, RewardContext(config.reward.ngram, tokenizer))
     folder = run_folder.prepare(settings, topology, screen, tokenizer, resuming=checkpoint is not None)
     train = [torch.from_numpy(source.train.tokens).long() for source in sources]
-    held_out = [_held_out(source, config.run.validation_windows, tokenizer) for source in sources]
-    panels = [torch.from_numpy(source.validation.tokens).long() for source in sources]
+    shuffled = [_shuffled_held_out(source, config.run.seed) for source in sources]
+    held_out = [
+        _held_out(source, windows[: config.run.validation_windows], tokenizer)
+        for source, windows in zip(sources, shuffled, strict=True)
+    ]
+    panels = [torch.from_numpy(windows).long() for windows in shuffled]
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, panels, c.difficulty_sample_size)
     updates = _planned_updates(config, train)
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
@@ -204,23 +205,39 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         started=started,
     )
     if checkpoint is not None:
-        run.resume(checkpoint[0])
-        screen.say(f"resumed after update {run.state.update} from {checkpoint[0]}")
+        run.resume(checkpoint)
+        screen.say(f"resumed after update {run.state.update} from {checkpoint}")
     if topology.is_first:
         run.sinks = Sinks(folder, run.state.update)
     return run
 
 
-def _tokenizer_text(settings: Settings, documents: list[Documents], resuming: bool) -> str:
-    if resuming:
-        return run_folder.saved_tokenizer(settings)
+def _tokenizer_text(settings: Settings, documents: list[Documents], checkpoint: Path | None) -> str:
+    if checkpoint is not None:
+        return (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
     texts = (text for source in documents for text in source.train)
     return train_tokenizer(texts, settings.config.data.tokenizer.vocab_size)
 
 
-def _held_out(source: SourceData, count: int, tokenizer: Tokenizer) -> HeldOut:
-    """The first held-out windows; their first tokens are context only, so their bytes are not counted."""
-    tokens = source.validation.tokens[:count]
+def _shuffled_held_out(source: SourceData, seed: int) -> np.ndarray:
+    """A source's held-out windows (n, T) in a fixed random order, so that the first n of them are a sample.
+
+    Neighbours come from one document: a panel of them had three times the error that its variance claims.
+
+    Raises:
+        DestructError: there is one window, so its difficulty has no error bar and no progress would ever count.
+    """
+    windows = source.validation.tokens
+    if len(windows) < 2:
+        raise DestructError(
+            f"source {source.name!r} has {len(windows)} held-out window; difficulty needs at least 2",
+            "give it more text, raise data.validation_fraction, or shorten the window",
+        )
+    return windows[permuted(np.arange(len(windows)), len(windows), derive(seed, "held out order", source.name))]
+
+
+def _held_out(source: SourceData, tokens: np.ndarray, tokenizer: Tokenizer) -> HeldOut:
+    """Validation windows; their first tokens are context only, so their bytes are not counted."""
     size = int(tokenizer.token_bytes[tokens[:, 1:]].sum())
     return HeldOut(source.name, torch.from_numpy(tokens).long(), size, source.learnable)
 
@@ -254,25 +271,22 @@ def _networks(
     shapes, seed, loss = config.model, config.run.seed, config.engine.loss
     policy = build_policy(shapes.policy, vocab_size, dtype, seed, loss).to(topology.device)
     value = build_value(shapes.value, vocab_size, dtype, seed + 1).to(topology.device)
-    frozen = build_frozen(shapes.policy, vocab_size, dtype, seed, loss)
-    norm = config.ppo.max_grad_norm
+    frozen = build_copy(shapes.policy, vocab_size, dtype, loss)
     if config.engine.backend == "single":
         from destruct.engine.single import SingleEngine, SingleFrozen
 
         engines = [
-            SingleEngine(module, json.optimizer, json.gradient_accumulation_steps, norm) for module in (policy, value)
+            SingleEngine(module, json.optimizer, json.gradient_accumulation_steps, config.ppo.max_grad_norm)
+            for module in (policy, value)
         ]
         return engines[0], engines[1], SingleFrozen(frozen.to(topology.device)), policy
-    from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen, frozen_json, training_json
+    from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
 
-    replica = build_frozen(shapes.policy, vocab_size, dtype, seed, loss).to(topology.device)
-    filled = [
-        training_json(json, settings.micro_batch, topology.world_size, lr, norm)
-        for lr in (config.ppo.policy_lr, config.ppo.value_lr)
-    ]
+    replica = build_copy(shapes.policy, vocab_size, dtype, loss).to(topology.device)
+    filled = settings.deepspeed()
     return (
-        DeepSpeedEngine(policy, filled[0], topology),
-        DeepSpeedEngine(value, filled[1], topology),
-        DeepSpeedFrozen(frozen, frozen_json(settings.frozen, json), topology),
+        DeepSpeedEngine(policy, filled["policy"], topology),
+        DeepSpeedEngine(value, filled["value"], topology),
+        DeepSpeedFrozen(frozen, filled["frozen"], topology),
         replica,
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
+from destruct.models.policy import next_token_rows
 from destruct.ops.rows import ScoreRows
 
 WINDOWS_PER_FORWARD = 16
@@ -31,7 +32,7 @@ def window_nats(engine: TrainEngine | FrozenEngine, windows: Tensor, topology: T
     for start in range(0, largest_share, WINDOWS_PER_FORWARD):
         items = mine[start : start + WINDOWS_PER_FORWARD]
         tokens = windows[items].to(topology.device)
-        rows = (torch.arange(len(items))[:, None] * t + torch.arange(t - 1)).flatten().to(topology.device)
+        rows = next_token_rows(len(items), t, topology.device)
         targets = tokens[:, 1:].flatten()
         scores = engine(tokens, rows, ScoreRows(targets, torch.ones(len(targets), device=topology.device)))
         nats[items] = -scores.logprobs.view(len(items), t - 1).double().sum(1)

@@ -15,18 +15,18 @@ from destruct.config.base import dump_with_provenance
 from destruct.config.run import Settings
 from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
-from destruct.errors import DestructError
+from destruct.errors import DestructError, Exit
 from destruct.tracking.console import Screen
 from destruct.tracking.sinks import log_to_file
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "pydantic", "safetensors")
 
 
-def find_checkpoint(settings: Settings, topology: Topology) -> tuple[Path, dict[str, Any]] | None:
-    """The verified newest checkpoint of the run's folder and its manifest; None when not resuming or none is there.
+def find_checkpoint(settings: Settings, topology: Topology) -> Path | None:
+    """The verified newest checkpoint of the run's folder; None when not resuming or none is there.
 
     Raises:
-        DestructError: it is damaged, or another backend or number of ranks wrote it.
+        DestructError: it is damaged, or of another `identity`.
     """
     run = settings.config.run
     if run.resume == "never":
@@ -35,14 +35,30 @@ def find_checkpoint(settings: Settings, topology: Topology) -> tuple[Path, dict[
     if found is None:
         return None
     folder, manifest = found
-    here = (topology.world_size, settings.config.engine.backend)
-    there = (manifest["world_size"], manifest["backend"])
-    if here != there:
-        raise DestructError(
-            f"{folder} was written by {there[0]} ranks of engine.backend={there[1]}; this is {here[0]} of {here[1]}",
-            f"start {there[0]} ranks with engine.backend={there[1]}, or give the run another run.name",
-        )
-    return found
+    for key, here in identity(settings).items():
+        if manifest.get(key) != here:
+            raise DestructError(
+                f"{folder} was written with {key} = {manifest.get(key)}; this is {here}",
+                "resume with what it was written with, or give the run another run.name",
+            )
+    return folder
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """What a checkpoint belongs to, by dotted key, as JSON: resuming with another value would be another run."""
+    config = settings.config
+    whole = config.model_dump(mode="json")
+    return {
+        "ranks": settings.world_size,
+        "engine.backend": config.engine.backend,
+        "bf16": settings.training.bf16.enabled,
+        "run.seed": config.run.seed,
+        "rollout.prompt_tokens": config.rollout.prompt_tokens,
+        "rollout.response_tokens": config.rollout.response_tokens,
+        "curriculum.strategy": config.curriculum.strategy,
+        **{f"model.{role}.{key}": value for role, shape in whole["model"].items() for key, value in shape.items()},
+        **{f"data.{key}": value for key, value in whole["data"].items()},
+    }
 
 
 def prepare(settings: Settings, topology: Topology, screen: Screen, tokenizer: Tokenizer, resuming: bool) -> Path:
@@ -57,14 +73,14 @@ def prepare(settings: Settings, topology: Topology, screen: Screen, tokenizer: T
         aside = topology.first_rank_makes(lambda: _put_aside(folder))
         if aside is not None:
             screen.say(f"{folder} was there already; it is now {aside}")
-    topology.first_rank_makes(lambda: _write_facts(folder, settings, topology, tokenizer))
+    try:
+        topology.first_rank_makes(lambda: _write_facts(folder, settings, topology, tokenizer))
+    except OSError as error:
+        raise DestructError(
+            f"{folder} cannot be written: {error.strerror}", "set run.folder to a place to write to", Exit.ENVIRONMENT
+        ) from None
     log_to_file(folder, topology.rank)
     return folder
-
-
-def saved_tokenizer(settings: Settings) -> str:
-    """The tokenizer.json of the run that is being resumed."""
-    return (_path(settings) / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
 
 
 def _path(settings: Settings) -> Path:
@@ -88,8 +104,7 @@ def _write_facts(folder: Path, settings: Settings, topology: Topology, tokenizer
     (folder / "tokenizer" / "tokenizer.json").write_text(tokenizer.text, encoding="utf-8")
     resolved = dump_with_provenance(settings.config, settings.provenance)
     (folder / "resolved.yaml").write_text(resolved, encoding="utf-8")
-    json_text = settings.training.model_dump_json(indent=1, exclude_none=True)
-    (folder / "deepspeed.json").write_text(json_text, encoding="utf-8")
+    _write_json(folder / "deepspeed.json", settings.deepspeed())
     environment = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -99,7 +114,11 @@ def _write_facts(folder: Path, settings: Settings, topology: Topology, tokenizer
         "device": torch.cuda.get_device_name() if topology.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    _write_json(folder / "environment.json", environment)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _commit() -> str | None:

@@ -1,5 +1,7 @@
 """The training loop: one update after another, as docs/architecture.md tells it."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -23,14 +25,14 @@ def train(run: Run) -> TrainState:
     with run.screen.phase("ppo", run.updates, done=run.state.update) as phase:
         while run.state.update < run.updates:
             phase.advance(one_update(run))
-    run.state.validation["after"] = evaluate(run).as_summary()
+    run.state.validation["after"] = evaluate(run, "after").as_summary()
     return run.state
 
 
 def warm_up(run: Run) -> None:
     """Cross-entropy for the policy, then Monte-Carlo returns for the value network; the weights stay at the prior."""
     warmup, prior = run.config.warmup, run.curriculum.weights
-    run.state.validation["before"] = evaluate(run).as_summary()
+    run.state.validation["before"] = evaluate(run, "before").as_summary()
     with run.screen.phase("warm-up", warmup.lm_updates) as phase:
         for step in range(warmup.lm_updates):
             prompts = draw(run, prior)
@@ -43,23 +45,25 @@ def warm_up(run: Run) -> None:
     run.frozen.refresh(run.policy)
     with run.screen.phase("value", warmup.value_updates) as phase:
         for step in range(warmup.value_updates):
-            batches = with_returns(run, collect(run, draw(run, prior)))
+            batches = with_returns(run, collect(run, draw(run, prior)), lam=1.0)
             settings = run.config.ppo
-            loss = value_pass(run.value, batches, settings.value_clip_range, settings.value_lr, run.topology)
+            loss, skipped = value_pass(run.value, batches, settings.value_clip_range, settings.value_lr, run.topology)
+            run.state.skipped += skipped
             run.log("value_warmup", step, {"warmup/value_loss": loss})
             phase.advance(f"loss {loss:.4f}")
-    run.state.validation["after_warmup"] = evaluate(run).as_summary()
+    run.state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary()
+    run.watch.take()
 
 
 def one_update(run: Run) -> str:
     """Round if it is due, rollouts, PPO, the KL constraint; returns a line for the screen."""
     state, watch = run.state, run.watch
-    watch.start()
     if state.update % run.config.frozen.refresh_every == 0:
         with watch("round"):
             record_round(run, run.curriculum.round(run.policy, run.frozen, run.topology))
     scored = collect(run, draw(run, run.curriculum.weights))
-    batches = with_returns(run, scored)
+    with watch("score"):
+        batches = with_returns(run, scored, run.config.ppo.lam)
     with watch("update"):
         order = torch.Generator().manual_seed(run.key("minibatch order", state.update))
         stats = ppo_update(
@@ -75,14 +79,15 @@ def one_update(run: Run) -> str:
     run.mark_first_step()
     with watch("kl"):
         kl = kl_to_reference(run.policy, scored, run.config.rollout.temperature, run.topology)
-    constrain(run, kl)
+    beta = constrain(run, kl)
     state.optimizer_steps += stats.steps
     state.skipped += stats.skipped
-    line = record_update(run, batches, stats, kl)
-    state.update += 1
+    line = record_update(run, batches, stats, kl, beta)
     if run.is_due(run.config.run.evaluate_every):
-        evaluate(run)
-    if run.is_due(run.config.run.checkpoint_every) or state.update == run.updates:
+        evaluate(run, "ppo")
+    due = run.is_due(run.config.run.checkpoint_every)
+    state.update += 1
+    if due or state.update == run.updates:
         with watch("checkpoint"):
             run.save()
     return line
@@ -113,32 +118,39 @@ def collect(run: Run, prompts: PromptBatch) -> list[Minibatch[ScoredBatch]]:
     order = torch.Generator().manual_seed(run.key("packing", prompts.draw))
     shuffled = torch.randperm(len(prompts.windows), generator=order)
     packed = pack(rollouts, shuffled, config.ppo.minibatches, run.policy.accumulation, run.topology)
+    settings = run.score_settings()
     with run.watch("score"):
+        # Before any forward: a user's reward may raise on one rank alone, and the others would wait in a gather.
+        rewarded = run.topology.together(lambda: [minibatch.map(run.reward) for minibatch in packed])
         return [
-            minibatch.map(
-                lambda micro: score(micro, run.policy, run.frozen, run.value, run.reward, run.score_settings())
-            )
-            for minibatch in packed
+            minibatch.map(lambda micro: score(micro, run.policy, run.frozen, run.value, settings))
+            for minibatch in rewarded
         ]
 
 
-def with_returns(run: Run, scored: list[Minibatch[ScoredBatch]]) -> list[Minibatch[TrainBatch]]:
-    """GAE and whitening."""
-    return with_advantages(scored, run.config.ppo.gamma, run.config.ppo.lam, run.topology)
+def with_returns(run: Run, scored: list[Minibatch[ScoredBatch]], lam: float) -> list[Minibatch[TrainBatch]]:
+    """GAE and whitening; lam = 1 gives Monte-Carlo returns."""
+    return with_advantages(scored, run.config.ppo.gamma, lam, run.topology)
 
 
-def constrain(run: Run, kl: float) -> None:
-    """Hold the KL constraint: a breach is counted and raises the coefficient."""
-    run.state.kl_max = max(run.state.kl_max, kl)
-    if kl > run.config.kl.bound:
+def constrain(run: Run, kl: float) -> float:
+    """Hold the KL constraint: a breach is counted and raises the coefficient; nan is a breach.
+
+    Returns:
+        beta as it was in this update.
+    """
+    beta = run.state.kl_coef
+    run.state.kl_max = max(run.state.kl_max, kl if math.isfinite(kl) else math.inf)
+    if not kl <= run.config.kl.bound:
         run.state.breaches += 1
         run.state.kl_coef *= run.config.kl.breach_factor
-        run.screen.say(f"KL {kl:.4f} passed its bound {run.config.kl.bound}; kl_coef is now {run.state.kl_coef:.4g}")
+        run.screen.say(f"KL {kl:.4f} passed kl.bound={run.config.kl.bound}; beta is now {run.state.kl_coef:.4g}")
+    return beta
 
 
-def evaluate(run: Run) -> Validation:
-    """Validation loss of every source."""
+def evaluate(run: Run, phase: str) -> Validation:
+    """Validation loss of every source, logged under `phase`."""
     with run.watch("evaluate"):
         validation = validate(run.policy, run.held_out, run.topology)
-    record_validation(run, validation)
+    record_validation(run, phase, validation)
     return validation

@@ -1,5 +1,6 @@
 """What the loop writes down: figures per source, figures per update, samples, and the summary of a run."""
 
+import math
 import resource
 import sys
 from typing import Any
@@ -24,6 +25,7 @@ def record_round(run: Run, estimates: Estimates) -> None:
     per_source = {
         "weight": run.curriculum.weights,
         "target": run.curriculum.strategy.target,
+        "metric": estimates.metric,
         "difficulty": estimates.difficulty,
         "difficulty_se": estimates.difficulty_se,
         "variance": estimates.variance,
@@ -37,25 +39,28 @@ def record_round(run: Run, estimates: Estimates) -> None:
     run.log("ppo", run.state.update, values)
 
 
-def record_validation(run: Run, validation: Validation) -> None:
-    """Log the held-out loss of every source."""
+def record_validation(run: Run, phase: str, validation: Validation) -> None:
+    """Log the held-out loss of every source; `phase` is before, after_warmup, ppo or after."""
     values = {f"validation/nats_per_token/{name}": x for name, x in validation.nats_per_token.items()}
     values |= {f"validation/bits_per_byte/{name}": x for name, x in validation.bits_per_byte.items()}
-    phase = "ppo" if "after_warmup" in run.state.validation else "warmup"
-    run.log(phase, run.state.update, values | {"validation/mean": validation.mean})
+    step = run.config.warmup.lm_updates if phase == "after_warmup" else run.state.update
+    run.log(phase, step, values | {"validation/mean": validation.mean})
 
 
-def record_update(run: Run, minibatches: list[Minibatch[TrainBatch]], stats: UpdateStats, kl: float) -> str:
-    """Log one update and its samples; returns a line for the screen."""
+def record_update(
+    run: Run, minibatches: list[Minibatch[TrainBatch]], stats: UpdateStats, kl: float, beta: float
+) -> str:
+    """Log one update and its samples; returns a line for the screen.
+
+    Args:
+        kl: k3(policy after the update || reference), nats per token.
+        beta: the KL coefficient that the update used.
+    """
     state, topology = run.state, run.topology
     trains = micro_batches(minibatches)
     scored = [train.scored for train in trains]
     rewards = reward_per_source(scored, len(run.names), topology)
-    span = run.tenth_of_updates()
-    if state.update < span:
-        _add(state.reward_first, rewards)
-    if state.update >= run.updates - span:
-        _add(state.reward_last, rewards)
+    state.rewards.append(rewards.tolist())
     count = rewards[:, 1].sum().item()
     reward = rewards[:, 0].sum().item() / count
     facts = {name: getattr(stats, name) for name in _STATS}
@@ -64,16 +69,16 @@ def record_update(run: Run, minibatches: list[Minibatch[TrainBatch]], stats: Upd
     values |= {
         f"rollout/reward/{name}": total / n for name, (total, n) in zip(run.names, rewards.tolist(), strict=True) if n
     }
-    watch = run.watch.read()
+    watch = run.watch.take()
     tokens = count * (scored[0].rollouts.tokens.shape[1]) + values["rollout/response_tokens"] * count
     values |= {
         "rollout/reward": reward,
         "kl/to_reference": kl,
-        "kl/coef": state.kl_coef,
+        "kl/coef": beta,
         "kl/breaches": float(state.breaches),
         "ppo/explained_variance": explained_variance(trains, topology),
-        "ppo/policy_lr": run.update_settings.policy_lr(state.optimizer_steps),
-        "ppo/value_lr": run.update_settings.value_lr(state.optimizer_steps),
+        "ppo/policy_lr": run.update_settings.policy_lr(state.optimizer_steps - stats.steps),
+        "ppo/value_lr": run.update_settings.value_lr(state.optimizer_steps - stats.steps),
         "time/tokens_per_s": tokens / sum(watch.values()),
         "memory/peak_rss_mib": peak_rss_mib(topology),
         **{f"time/{phase}": seconds for phase, seconds in watch.items()},
@@ -91,15 +96,6 @@ def reward_per_source(scored: list[ScoredBatch], sources: int, topology: Topolog
         both = torch.stack([batch.score.double(), torch.ones_like(batch.score, dtype=torch.float64)], 1)
         table.index_add_(0, batch.rollouts.prompts.source, both)
     return topology.sum(table)
-
-
-def _add(span: list[list[float]], rewards: Tensor) -> None:
-    rows = rewards.tolist()
-    if not span:
-        span.extend([0.0, 0.0] for _ in rows)
-    for kept, (total, count) in zip(span, rows, strict=True):
-        kept[0] += total
-        kept[1] += count
 
 
 def _rollout_figures(run: Run, scored: list[ScoredBatch], count: float) -> dict[str, float]:
@@ -168,13 +164,15 @@ def peak_rss_mib(topology: Topology) -> float:
 def summarize(run: Run) -> dict[str, Any]:
     """The contents of summary.json; docs/architecture.md says what each key is."""
     state = run.state
+    tenth = max(1, state.update // 10)
+    checkpoint = run.store.path(state.update)
     return {
         "validation_loss_before": state.validation["before"],
         "validation_loss_after_warmup": state.validation["after_warmup"],
         "validation_loss_after": state.validation["after"],
-        "reward_before": mean_over_sources(state.reward_first),
-        "reward_after": mean_over_sources(state.reward_last),
-        "kl_max": state.kl_max,
+        "reward_before": mean_over_sources(state.rewards[:tenth]),
+        "reward_after": mean_over_sources(state.rewards[-tenth:]),
+        "kl_max": state.kl_max if math.isfinite(state.kl_max) else None,
         "kl_bound": run.config.kl.bound,
         "kl_breaches": state.breaches,
         "updates": state.update,
@@ -189,7 +187,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "peak_rss_mib": peak_rss_mib(run.topology),
         "seed": run.config.run.seed,
         "files": {
-            "checkpoint": str(run.store.folder / f"step-{state.update:08d}"),
+            "checkpoint": str(checkpoint) if checkpoint.exists() else "none: the last save failed",
             "tensorboard": f"tensorboard --logdir={run.folder / 'logs'}",
             "samples": str(run.folder / "samples.jsonl"),
             "summary": str(run.folder / "summary.json"),
@@ -197,7 +195,12 @@ def summarize(run: Run) -> dict[str, Any]:
     }
 
 
-def mean_over_sources(span: list[list[float]]) -> float:
-    """Mean score per source, averaged equally over the sources that were drawn."""
-    means = [total / count for total, count in span if count]
-    return sum(means) / len(means)
+def mean_over_sources(updates: list[list[list[float]]]) -> float:
+    """Mean score per source over some updates, averaged equally over the sources that were drawn.
+
+    Args:
+        updates: per update and source [sum of scores, rollouts].
+    """
+    totals = np.array(updates).sum(0)
+    drawn = totals[totals[:, 1] > 0]
+    return float((drawn[:, 0] / drawn[:, 1]).mean())

@@ -1,24 +1,39 @@
-"""Train: `deepspeed --num_gpus 8 -m destruct.train --config configs/base.yaml [key.sub=value ...]`.
+"""Train: `deepspeed --num_gpus 2 -m destruct.train --config configs/local.yaml [key.sub=value ...]`.
 
-The same module runs under `torchrun`, `srun`, or alone as one rank.
+The same module runs under `torchrun`, or alone as one rank.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from destruct.config.run import Settings, load
 from destruct.errors import DestructError, Exit
 
+EPILOG = """Every key with its default and bounds: docs/config.md.
+Exit codes: 0 done, 2 configuration, 3 environment."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our two lines instead of its usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise DestructError."""
+        raise DestructError(message, "write: --config FILE [key.sub=value ...]; --help says more")
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="destruct.train", description=__doc__.partition("\n")[0])
+    """Read the command line; DestructError where it cannot be read."""
+    parser = Parser(
+        prog="destruct.train",
+        description=__doc__.partition("\n")[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run, e.g. configs/local.yaml")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment decides")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides, e.g. ppo.epochs=1 run.seed=2")
@@ -43,9 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one rank; returns the exit code."""
     started = time.perf_counter()
     first = os.environ.get("RANK", "0") == "0"
-    with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
-        options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
         settings = load(options.config, options.overrides, world_size())
         _run(settings, started)
     except DestructError as error:
@@ -73,7 +87,7 @@ def _run(settings: Settings, started: float) -> None:
         run.state.seconds = run.seconds_before + time.perf_counter() - started
         summary = summarize(run)
         if run.sinks is not None:
-            (run.folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            (run.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
             run.sinks.close()
         run.screen.table(summary)
     finally:

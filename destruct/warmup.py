@@ -1,11 +1,14 @@
 """Before PPO: a model from scratch learns to speak, and a critic from scratch learns not to mislead."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from destruct.batch import Minibatch, TrainBatch
 from destruct.engine.base import TrainEngine
 from destruct.engine.topology import Topology
+from destruct.models.policy import next_token_rows
 from destruct.ops.rows import LossCoefficients, LossRows, PolicyLoss
 from destruct.ppo.update import value_loss
 
@@ -26,12 +29,12 @@ def cross_entropy_step(policy: TrainEngine, windows: Tensor, lr: float, topology
     weight = 1.0 / (n * (t - 1))
     nats = torch.zeros((), dtype=torch.float64, device=topology.device)
     for part in windows[topology.share(n)].tensor_split(policy.accumulation):
-        rows = (torch.arange(len(part))[:, None] * t + torch.arange(t - 1)).flatten().to(topology.device)
+        rows = next_token_rows(len(part), t, topology.device)
         output = policy(part, rows, PolicyLoss(_ptx_rows(part[:, 1:].flatten(), weight), _CROSS_ENTROPY))
         policy.backward(output.loss)
         nats += output.loss.detach().double()
     loss = topology.sum(nats).item()
-    if not torch.isfinite(torch.tensor(loss)):
+    if not math.isfinite(loss):
         policy.drop_gradients()
         return loss, False
     policy.step(lr)
@@ -46,9 +49,14 @@ def _ptx_rows(targets: Tensor, weight: float) -> LossRows:
 
 def value_pass(
     value: TrainEngine, minibatches: list[Minibatch[TrainBatch]], clip_range: float, lr: float, topology: Topology
-) -> float:
-    """One pass of the value network alone over an update's rollouts; returns the mean loss, reward units squared."""
-    losses = []
+) -> tuple[float, int]:
+    """One pass of the value network alone over an update's rollouts.
+
+    Returns:
+        loss: mean over the minibatches, reward units squared.
+        skipped: steps that were dropped because the loss was not finite.
+    """
+    losses, skipped = [], 0
     for minibatch in minibatches:
         total = torch.zeros((), dtype=torch.float64, device=topology.device)
         for train in minibatch.micro_batches:
@@ -56,8 +64,9 @@ def value_pass(
             value.backward(loss)
             total += loss.detach().double()
         losses.append(topology.sum(total).item())
-        if torch.isfinite(torch.tensor(losses[-1])):
+        if math.isfinite(losses[-1]):
             value.step(lr)
         else:
             value.drop_gradients()
-    return sum(losses) / len(losses)
+            skipped += 1
+    return sum(losses) / len(losses), skipped

@@ -28,7 +28,6 @@ LAYER = {
     "models/": 2,
     "engine/": 2,
     "ppo/update.py": 3,
-    "curriculum/difficulty.py": 3,
     "curriculum/round.py": 3,
     "rollout/": 3,
     "checkpoint/": 3,

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: which files it holds, their sizes and digests."""
+"""The manifest of a checkpoint: which files it holds, their sizes and digests; its own digest lies beside it."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from typing import Any
 from destruct.errors import DestructError
 
 NAME = "manifest.json"
+CHECK = "manifest.sha256"  # as `sha256sum --check` reads it
 
 
 def digest(path: Path) -> str:
@@ -30,12 +31,14 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     manifest = folder / NAME
     manifest.write_text(json.dumps({**facts, "files": files}, indent=1), encoding="utf-8")
     sync(manifest)
+    (folder / CHECK).write_text(_check_line(manifest), encoding="utf-8")
+    sync(folder / CHECK)
     for directory in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
         sync(directory)
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Check every file against the manifest, before anything is unpickled.
+    """Check the manifest against its digest and every file against the manifest, before anything is unpickled.
 
     Returns:
         The manifest.
@@ -43,21 +46,31 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         DestructError: naming the first file that is missing, cut short or altered.
     """
+    path = folder / NAME
     try:
-        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        raise DestructError(
-            f"{folder} has no readable {NAME}", "remove that folder to resume from an older one"
-        ) from None
+        sealed = (folder / CHECK).read_bytes() == _check_line(path).encode()
+    except OSError:
+        sealed = False
+    if not sealed:
+        raise _damaged(path)
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     for name, want in manifest["files"].items():
         path = folder / name
         whole = path.is_file() and path.stat().st_size == want["size"] and digest(path) == want["sha256"]
         if not whole:
-            raise DestructError(
-                f"{path} is not the file that was saved (missing, cut short or altered)",
-                f"remove {folder} to resume from an older checkpoint",
-            )
+            raise _damaged(path)
     return manifest
+
+
+def _check_line(manifest: Path) -> str:
+    return f"{digest(manifest)}  {NAME}\n"
+
+
+def _damaged(path: Path) -> DestructError:
+    return DestructError(
+        f"{path} is not the file that was saved (missing, cut short or altered)",
+        "write the name of an older checkpoint into the file `latest`, or start the run anew with run.resume=never",
+    )
 
 
 def sync(path: Path) -> None:

@@ -19,8 +19,7 @@ class TrainState:
     kl_max: float = 0.0  # largest k3(policy || reference) after an update, nats per token
     breaches: int = 0  # updates that ended beyond kl.bound
     skipped: int = 0  # optimizer steps dropped because a loss was not finite
-    reward_first: list[list[float]] = field(default_factory=list)  # per source [sum, count], first tenth of updates
-    reward_last: list[list[float]] = field(default_factory=list)  # per source [sum, count], last tenth of updates
+    rewards: list[list[list[float]]] = field(default_factory=list)  # per update and source [sum of scores, rollouts]
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after_warmup" -> losses
     mixture: dict[str, Any] = field(default_factory=dict)  # Mixture.state_dict()
     curriculum: dict[str, Any] = field(default_factory=dict)  # Curriculum.state_dict()

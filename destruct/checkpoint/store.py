@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from destruct.checkpoint import manifest
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
@@ -24,21 +26,25 @@ class CheckpointStore:
     def __init__(self, folder: Path, topology: Topology, keep: int):
         self.folder, self.topology, self.keep = folder, topology, keep
 
+    def path(self, update: int) -> Path:
+        """Where the checkpoint after `update` updates lies."""
+        return self.folder / f"step-{update:08d}"
+
     def save(self, update: int, write: Callable[[Path], None], facts: dict[str, Any]) -> Path | None:
         """Let all ranks `write` into one stage and publish it as step-XXXXXXXX.
 
         Returns:
-            The checkpoint, or None when a rank failed: then nothing is left behind and the run goes on.
+            The checkpoint, or None when the disk failed a rank: then no stage is left and the run goes on.
         """
-        final = self.folder / f"step-{update:08d}"
+        final = self.path(update)
         stage = self.folder / f".stage-{update:08d}"
-        self.topology.first_rank_makes(lambda: _empty(stage))
-        written = _tried(lambda: write(stage))
-        if not self.topology.all_agree(written):
-            self.topology.first_rank_makes(lambda: shutil.rmtree(stage, ignore_errors=True))
-            return None
-        self.topology.first_rank_makes(lambda: self._publish(stage, final, {"update": update, **facts}))
-        return final
+        first = self.topology.first_rank_makes
+        staged = first(lambda: _tried(lambda: _empty(stage)))
+        written = staged and self.topology.all_agree(_tried(lambda: write(stage)))
+        if written and first(lambda: _tried(lambda: self._publish(stage, final, {"update": update, **facts}))):
+            return final
+        first(lambda: shutil.rmtree(stage, ignore_errors=True))
+        return None
 
     def _publish(self, stage: Path, final: Path, facts: dict[str, Any]) -> None:
         manifest.seal(stage, facts)
@@ -50,8 +56,12 @@ class CheckpointStore:
         manifest.sync(pointer)
         os.rename(pointer, self.folder / POINTER)
         manifest.sync(self.folder)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        checkpoints = sorted(self.folder.glob("step-" + 8 * "[0-9]"))  # not a copy that a person put beside them
+        here = checkpoints.index(final) + 1
+        # Those after this one are of a life that was given up when the pointer was set back; counted, they would push
+        # this one out.
+        for other in checkpoints[: max(0, here - self.keep)] + checkpoints[here:]:
+            shutil.rmtree(other, ignore_errors=True)
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint that the pointer names, verified file by file, with its manifest; None when there is none.
@@ -65,7 +75,7 @@ class CheckpointStore:
         pointer = self.folder / POINTER
         if not pointer.exists():
             return None
-        name = pointer.read_text(encoding="utf-8").strip()
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
         folder = self.folder / name
         if not name.startswith("step-") or folder.parent != self.folder or not folder.is_dir():
             raise DestructError(
@@ -81,9 +91,16 @@ def _empty(folder: Path) -> None:
 
 
 def _tried(write: Callable[[], None]) -> bool:
-    """False on an OSError (disk full, no permission); anything else is a bug and raises."""
+    """False when the disk failed (full, over quota, read-only); anything else is a bug and raises.
+
+    A failed write is a RuntimeError of torch's archive writer and an error of its own in safetensors.
+    """
     try:
         write()
-    except OSError:
+    except (OSError, SafetensorError):
+        return False
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
         return False
     return True

@@ -80,8 +80,6 @@ class ZeroOptimization(Section):
     """Elements that may be gathered at a time."""
     stage3_max_reuse_distance: int | None = Field(None, ge=0)
     """A parameter used again within this many elements is kept."""
-    stage3_gather_16bit_weights_on_model_save: bool | None = None
-    """Read by DeepSpeed's `save_16bit_model`, which destruct does not call."""
     memory_efficient_linear: bool = False
     """True lets DeepSpeed replace `torch.nn.functional.linear` for the whole process."""
 
@@ -255,6 +253,29 @@ def micro_batch_size(batch_size: int, accumulation: int, world_size: int, miniba
         f" x {world_size} ranks x ppo.minibatches={minibatches} = {per_pass} micro-batches",
         f"set rollout.batch_size to {values}, or change ppo.minibatches or the number of ranks",
     )
+
+
+def training_json(
+    json: TrainingJSON, micro_batch: int, world_size: int, lr: float, max_grad_norm: float
+) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`, every "auto" filled.
+
+    The scheduler is left out: the learning rate is given to each step (destruct/engine/schedule.py).
+    """
+    filled = json.model_dump(exclude_none=True, exclude={"scheduler"})
+    filled["train_micro_batch_size_per_gpu"] = micro_batch
+    filled["train_batch_size"] = micro_batch * json.gradient_accumulation_steps * world_size
+    filled["gradient_clipping"] = max_grad_norm
+    filled["optimizer"]["params"]["lr"] = lr
+    return filled
+
+
+def frozen_json(json: FrozenJSON, training: TrainingJSON) -> dict[str, Any]:
+    """The dictionary for the inference engine; "auto" bf16 follows the policy's file."""
+    filled = json.model_dump(exclude_none=True)
+    if json.bf16 == "auto":
+        filled["bf16"] = training.bf16.model_dump()
+    return filled
 
 
 EXAMPLES: dict[type[Section], str] = {

@@ -26,8 +26,6 @@ class LlamaShape(Section):
     """Base of the rotary position embedding."""
     initializer_range: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights."""
-    tie_word_embeddings: bool = True
-    """The output head shares the input embedding's weight (the policy's only)."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -44,10 +42,17 @@ class LlamaShape(Section):
         return self
 
 
+class PolicyShape(LlamaShape):
+    """A Llama with a language-model head."""
+
+    tie_word_embeddings: bool = True
+    """The output head shares the input embedding's weight."""
+
+
 class ModelConfig(Section):
     """The two networks that are trained.  The frozen model has the policy's shape."""
 
-    policy: LlamaShape = LlamaShape()
+    policy: PolicyShape = PolicyShape()
     """The language model pi_theta."""
     value: LlamaShape = LlamaShape()
     """The value network V_phi: a Llama of its own with a scalar head."""

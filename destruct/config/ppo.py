@@ -1,9 +1,9 @@
 """Rollouts, rewards, the KL constraint, PPO itself and the warm-up before it."""
 
 import re
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from destruct.config.base import Section
 
@@ -60,6 +60,12 @@ class KLConfig(Section):
     """The constraint in nats per token: k3(policy after the update || reference) on the update's own tokens."""
     breach_factor: float = Field(1.5, ge=1)
     """A breach of the bound multiplies beta by this, once per breach."""
+
+    @model_validator(mode="after")
+    def _something_steers(self) -> Self:
+        if self.coef > 0 and not self.in_reward and self.in_loss == "none":
+            raise ValueError(f"coef={self.coef} acts nowhere; set in_reward, or in_loss to k2 or k3, or coef to 0")
+        return self
 
 
 class PPOConfig(Section):

@@ -6,10 +6,18 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from destruct.config.base import Section, validate
+from destruct.config.base import Section, sections_in, validate, walk
 from destruct.config.curriculum import CurriculumConfig, FrozenConfig
 from destruct.config.data import DataConfig
-from destruct.config.engine import EngineConfig, FrozenJSON, TrainingJSON, micro_batch_size, read_json
+from destruct.config.engine import (
+    EngineConfig,
+    FrozenJSON,
+    TrainingJSON,
+    frozen_json,
+    micro_batch_size,
+    read_json,
+    training_json,
+)
 from destruct.config.model import ModelConfig
 from destruct.config.ppo import KLConfig, PPOConfig, RewardConfig, RolloutConfig, WarmupConfig
 from destruct.config.reading import apply_overrides, read_yaml
@@ -66,8 +74,22 @@ class Config(Section):
                 raise ValueError(
                     f"rollout.prompt_tokens={self.rollout.prompt_tokens} + rollout.response_tokens="
                     f"{self.rollout.response_tokens} = {self.window_tokens} tokens do not fit "
-                    f"model.{role}.max_position_embeddings={shape.max_position_embeddings}"
+                    f"model.{role}.max_position_embeddings={shape.max_position_embeddings}; shorten a part or raise it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _every_prior_is_above_the_floor(self) -> Self:
+        if self.curriculum.strategy != "second_order":
+            return self
+        shares = {name: source.prior or 1.0 for name, source in self.data.sources.items()}
+        name, smallest = min(shares.items(), key=lambda item: item[1])
+        highest = smallest / sum(shares.values()) * len(shares)
+        if self.curriculum.floor > highest:
+            raise ValueError(
+                f"curriculum.floor={self.curriculum.floor} lies above the prior of source {name!r}; "
+                f"it can be at most {highest:.4g}"
+            )
         return self
 
     @property
@@ -87,6 +109,16 @@ class Settings:
     world_size: int
     micro_batch: int
 
+    def deepspeed(self) -> dict[str, dict[str, Any]]:
+        """The dictionaries of the engines `policy`, `value` and `frozen`, every "auto" filled."""
+        ppo = self.config.ppo
+        rates = {"policy": ppo.policy_lr, "value": ppo.value_lr}
+        filled = {
+            role: training_json(self.training, self.micro_batch, self.world_size, lr, ppo.max_grad_norm)
+            for role, lr in rates.items()
+        }
+        return filled | {"frozen": frozen_json(self.frozen, self.training)}
+
     @property
     def accumulation(self) -> int:
         """Micro-batches of a rank in one optimizer step."""
@@ -100,6 +132,7 @@ def load(path: Path, overrides: list[str], world_size: int) -> Settings:
         DestructError: anything a person can put right in the YAML, the JSON files or the command line.
     """
     values, provenance = read_yaml(path)
+    _refuse_whole_sections(overrides)
     apply_overrides(values, provenance, overrides)
     config = validate(Config, values, str(path), provenance)
     training_path = _find(config.engine.deepspeed, path, "engine.deepspeed")
@@ -119,6 +152,15 @@ def load(path: Path, overrides: list[str], world_size: int) -> Settings:
     )
     _check_contradictions(path, config, training_path, training, world_size, micro)
     return Settings(config, training, frozen, provenance, world_size, micro)
+
+
+def _refuse_whole_sections(overrides: list[str]) -> None:
+    """`ppo={epochs: 1}` would put every other key of the section back to its default without a word."""
+    sections = [path for path, field in walk(Config) if next(sections_in(field.annotation), None)]
+    for override in overrides:
+        key, _, raw = override.partition("=")
+        if key in sections and key != "data.sources" and raw.strip().startswith("{"):
+            raise DestructError(f"override {override!r} replaces a whole section", f"name a key: {key}.sub=value")
 
 
 def _find(name: str, beside: Path, key: str) -> Path:

@@ -13,43 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from destruct.curriculum.panels import PanelLosses
 from destruct.errors import DestructError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# Each round replaces a fifth of a panel: four fifths stay for paired differences, and no panel stays for good.
-PANEL_TURNOVER = 5
 # Fewest rounds from which a slope and its residual error can be had.
 MIN_ROUNDS = 3
 # The window is a quarter of all rounds: growing with time, it keeps the signal-to-noise ratio of a power law constant.
 WINDOW_DIVISOR = 4
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PanelLosses:
-    """Losses of the frozen model on one source's panel. Raises ValueError where the arrays do not belong together.
-
-    A loss may be NaN or infinite (a diverging model): the source then counts as not measured while the window holds it.
-    """
-
-    items: Integers  # (n,) int64    held-out indices, all different, n >= 1
-    losses: Floats  # (n,) float64  nats per token, mean over the sequence
-    tokens: Integers  # (n,) int64    predicted tokens of the sequence, at least 1
-    population: int | None = None  # held-out items of the source; None where endless: no finite-population correction
-
-    def __post_init__(self) -> None:
-        for name, dtype in (("items", np.int64), ("losses", np.float64), ("tokens", np.int64)):
-            got = getattr(self, name)
-            if got.dtype != dtype or got.shape != (self.items.size,):
-                want = f"({self.items.size},) {np.dtype(dtype)}"
-                raise ValueError(f"PanelLosses.{name} is {got.shape} {got.dtype}; it must be {want}")
-        if self.items.size == 0 or np.unique(self.items).size != self.items.size:
-            raise ValueError(f"PanelLosses.items must be different and at least one; there are {self.items.size}")
-        if self.tokens.min() < 1:
-            raise ValueError(f"PanelLosses.tokens holds {self.tokens.min()}; every sequence has at least 1 token")
-        if self.population is not None and self.population < self.items.size:
-            raise ValueError(f"PanelLosses.population is {self.population}; the panel has {self.items.size} items")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,30 +66,6 @@ class Progress(NamedTuple):
 
 
 UNKNOWN = Progress(0.0, math.inf, math.inf)
-
-
-def panel_items(round_index: int, size: int, population: int) -> Integers:
-    """Held-out items that a round evaluates: a window which moves over the ring of all items.
-
-        items_r = (r * floor(n/5) + (0 .. n-1)) mod population,    n = min(size, population)
-
-    Args:
-        round_index: r, from 0.
-        size: items asked for, at least 1. Below 5 the panel stays where it is: pairing is worth more than turnover.
-        population: held-out items of the source, at least 1; all of them are evaluated where size allows it.
-
-    Returns:
-        (n,) int64, all different, in ring order.
-
-    Raises:
-        ValueError: a figure is below its least.
-    """
-    if round_index < 0 or size < 1 or population < 1:
-        raise ValueError(f"no panel for round {round_index}, size {size}, population {population}")
-    if population <= size:
-        return np.arange(population, dtype=np.int64)
-    start = round_index * (size // PANEL_TURNOVER) % population
-    return (start + np.arange(size, dtype=np.int64)) % population
 
 
 def window_length(rounds: int) -> int:

@@ -9,34 +9,12 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
-from destruct.config.engine import FrozenJSON, TrainingJSON
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 
 # A shared-memory all-reduce for CPU inference, which DeepSpeed would compile for 30 s at the first start on a machine;
 # nothing here calls it (gloo and NCCL do the work).
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def training_json(json: TrainingJSON, micro_batch: int, world_size: int, lr: float, max_grad_norm: float) -> dict:
-    """The dictionary for `deepspeed.initialize`, every "auto" filled.
-
-    The scheduler is left out: the learning rate is given to each step (destruct/engine/schedule.py).
-    """
-    filled = json.model_dump(exclude_none=True, exclude={"scheduler"})
-    filled["train_micro_batch_size_per_gpu"] = micro_batch
-    filled["train_batch_size"] = micro_batch * json.gradient_accumulation_steps * world_size
-    filled["gradient_clipping"] = max_grad_norm
-    filled["optimizer"]["params"]["lr"] = lr
-    return filled
-
-
-def frozen_json(json: FrozenJSON, training: TrainingJSON) -> dict:
-    """The dictionary for the inference engine; "auto" bf16 follows the policy's file."""
-    filled = json.model_dump(exclude_none=True)
-    if json.bf16 == "auto":
-        filled["bf16"] = training.bf16.model_dump()
-    return filled
 
 
 class DeepSpeedEngine:
@@ -81,6 +59,8 @@ class DeepSpeedEngine:
         if self.stage in (1, 2) and hasattr(optimizer, "averaged_gradients"):
             optimizer.averaged_gradients = {}
             optimizer.micro_step_id = -1
+            # Set by a gradient that is not finite when the optimizer is offloaded: it drops the next good step.
+            optimizer.local_overflow = False
         self.engine.micro_steps = 0
         self._backwards = 0
 

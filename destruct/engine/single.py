@@ -78,6 +78,7 @@ class SingleEngine:
             for master, saved in zip(self.masters, state["masters"], strict=True):
                 master.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.drop_gradients()
         self._publish()
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from destruct.errors import DestructError
+
 T = TypeVar("T")
 
 
@@ -29,7 +31,7 @@ class Topology:
 
     def share(self, items: int) -> Tensor:
         """Indices (n,) int64 of this rank's share of `items`: rank, rank + world_size, ..."""
-        return torch.arange(self.rank, items, self.world_size)
+        return torch.arange(min(self.rank, items), items, self.world_size)
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over ranks, in float64 for floats so that the order of ranks does not show."""
@@ -81,14 +83,26 @@ class Topology:
             raise result  # type: ignore[misc]
         return result  # type: ignore[return-value]
 
+    def together(self, make: Callable[[], T]) -> T:
+        """Call `make` on every rank, each for itself; where it raises a DestructError on one, it is raised on all."""
+        result: T | None = None
+        error: DestructError | None = None
+        try:
+            result = make()
+        except DestructError as raised:
+            error = raised
+        errors: list[DestructError | None] = [error]
+        if self.world_size > 1:
+            errors = [None] * self.world_size
+            dist.all_gather_object(errors, error)
+        for rank, found in enumerate(errors):
+            if found is not None:
+                raise DestructError(f"rank {rank}: {found.problem}", found.remedy, found.exit_code)
+        return result  # type: ignore[return-value]
+
     def all_agree(self, fine: bool) -> bool:
         """True when `fine` is true on every rank."""
         return bool(self.sum(torch.tensor([int(not fine)])).item() == 0)
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world_size > 1:
-            dist.barrier()
 
 
 def start(timeout_s: float = 600.0) -> Topology:

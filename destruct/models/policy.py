@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from destruct.config.model import LlamaShape
+from destruct.config.model import LlamaShape, PolicyShape
 from destruct.ops.head import FusedHead
 from destruct.ops.rows import LossOutput, PolicyLoss, ScoreOutput, ScoreRows
 
@@ -47,6 +47,11 @@ def body_states(body: nn.Module, tokens: Tensor) -> Tensor:
     return hidden.flatten(0, 1)
 
 
+def next_token_rows(n: int, t: int, device: torch.device) -> Tensor:
+    """Indices (n * (t - 1),) int64 of the states that predict every token but each row's first."""
+    return (torch.arange(n, device=device)[:, None] * t + torch.arange(t - 1, device=device)).flatten()
+
+
 def llama_config(shape: LlamaShape, vocab_size: int) -> LlamaConfig:
     """The transformers config of a shape; token ids beyond the vocabulary's are never special here."""
     return LlamaConfig(
@@ -66,7 +71,7 @@ def _renamed(shape: LlamaShape) -> dict[str, object]:
     return values
 
 
-def build_policy(shape: LlamaShape, vocab_size: int, dtype: torch.dtype, seed: int, loss: str) -> PolicyNetwork:
+def build_policy(shape: PolicyShape, vocab_size: int, dtype: torch.dtype, seed: int, loss: str) -> PolicyNetwork:
     """A policy from scratch, the same weights on every rank.
 
     `dtype` goes through `from_config`-style construction and never through `.to(dtype)`, which would round the
@@ -76,3 +81,8 @@ def build_policy(shape: LlamaShape, vocab_size: int, dtype: torch.dtype, seed: i
     config = llama_config(shape, vocab_size)
     lm = LlamaForCausalLM._from_config(config, dtype=dtype)
     return PolicyNetwork(lm, loss)
+
+
+def build_copy(shape: PolicyShape, vocab_size: int, dtype: torch.dtype, loss: str) -> PolicyNetwork:
+    """A network without gradients that the policy's weights fit: the frozen model, or the replica that generates."""
+    return build_policy(shape, vocab_size, dtype, 0, loss).requires_grad_(False).eval()

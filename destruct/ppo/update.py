@@ -1,5 +1,6 @@
 """The update: E epochs of clipped policy and value optimisation over packed minibatches (arXiv:1707.06347)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,9 @@ def ppo_update(
     """Train both networks on one update's rollouts.
 
     Args:
+        minibatches: this rank's part of each minibatch.
+        coefficients: of the policy's loss, beta as it stands now.
+        settings: of the update.
         first_step: optimizer steps taken before this update, for the learning rates.
         order: shuffles the minibatches of each epoch; in the same state on every rank.
 
@@ -72,9 +76,8 @@ def ppo_update(
     """
     log: list[dict[str, float]] = []
     skipped = epochs = 0
-    for _ in range(settings.epochs):
+    while epochs < settings.epochs and not _moved_too_far(policy, minibatches, settings, epochs, topology):
         epochs += 1
-        passes = []
         for m in torch.randperm(len(minibatches), generator=order).tolist():
             tally = accumulate(policy, value, minibatches[m], coefficients, settings, topology.device)
             sums, (ratio_max, log_ratio_max) = tally.over_ranks(topology)
@@ -88,10 +91,22 @@ def ppo_update(
                 facts["policy_grad_norm"] = policy.step(settings.policy_lr(step))
                 facts["value_grad_norm"] = value.step(settings.value_lr(step))
                 log.append(facts)
-                passes.append(facts["kl_old_k3"])
-        if settings.early_stop_kl is not None and passes and _mean(passes) > settings.early_stop_kl:
-            break
     return _stats(log, skipped, epochs, settings.epochs * len(minibatches))
+
+
+def _moved_too_far(
+    policy: TrainEngine,
+    minibatches: list[Minibatch[TrainBatch]],
+    settings: UpdateSettings,
+    epochs: int,
+    topology: Topology,
+) -> bool:
+    """True when k3(old || new) has passed the early stop's bound; measured between epochs by a pass of its own."""
+    if settings.early_stop_kl is None or epochs == 0:
+        return False
+    scored = [minibatch.map(lambda train: train.scored) for minibatch in minibatches]
+    # `not <=`: nan has moved too far.
+    return not kl_from_old(policy, scored, settings.temperature, topology) <= settings.early_stop_kl
 
 
 def accumulate(
@@ -152,16 +167,33 @@ def value_loss(value: TrainEngine, train: TrainBatch, response_tokens: int, clip
     return per_token.sum() / response_tokens
 
 
-@torch.no_grad()
 def kl_to_reference(
     policy: TrainEngine, minibatches: list[Minibatch[ScoredBatch]], temperature: float, topology: Topology
 ) -> float:
     """k3(policy now || reference) on the update's own tokens, unweighted mean, nats per token: the KL constraint."""
+    return _mean_k3(policy, minibatches, temperature, topology, lambda scored, now: scored.reference_logprobs - now)
+
+
+def kl_from_old(
+    policy: TrainEngine, minibatches: list[Minibatch[ScoredBatch]], temperature: float, topology: Topology
+) -> float:
+    """k3(old || policy now) on the update's own tokens, mean, nats per token: what the early stop bounds."""
+    return _mean_k3(policy, minibatches, temperature, topology, lambda scored, now: now - scored.old_logprobs)
+
+
+@torch.no_grad()
+def _mean_k3(
+    policy: TrainEngine,
+    minibatches: list[Minibatch[ScoredBatch]],
+    temperature: float,
+    topology: Topology,
+    log_ratio: Callable[[ScoredBatch, Tensor], Tensor],
+) -> float:
     total = torch.zeros(2, dtype=torch.float64, device=topology.device)
     for scored in micro_batches(minibatches):
         now = response_logprobs(policy, scored.rollouts, temperature, ptx=False)
         mask = scored.rollouts.mask
-        total[0] += k3(scored.reference_logprobs - now)[mask].double().sum()
+        total[0] += k3(log_ratio(scored, now))[mask].double().sum()
         total[1] += mask.sum()
     nats, tokens = topology.sum(total).tolist()
     return nats / tokens

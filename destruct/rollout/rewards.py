@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from destruct.batch import RolloutBatch
+from destruct.batch import RewardedBatch, RolloutBatch
 from destruct.errors import DestructError
 
 
@@ -32,15 +32,15 @@ Term = Callable[[RolloutBatch, RewardContext], Tensor]
 
 def repetition(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
     """Minus the share of the response's n-grams that occurred earlier in it: (B,) in [-1, 0]; 0 when too short."""
-    return _per_rollout(rollouts, lambda response, _: -_repeated_share(response, context.ngram))
+    return _per_rollout(rollouts, lambda response, _: _distinct_share(response, context.ngram) - 1)
 
 
-def _repeated_share(tokens: list[int], n: int) -> float:
+def _distinct_share(tokens: list[int], n: int) -> float:
     total = len(tokens) - n + 1
     if total <= 0:
-        return 0.0
+        return 1.0
     distinct = len({tuple(tokens[i : i + n]) for i in range(total)})
-    return 1.0 - distinct / total
+    return distinct / total
 
 
 def continuation_overlap(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
@@ -154,7 +154,11 @@ class Reward:
         self.weights = torch.tensor(list(weights.values()), dtype=torch.float32)
         self.functions = [REWARDS.get(name) or user_term(name) for name in weights]
 
-    def __call__(self, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
-        """Score (B,) and terms (B, K), float32, reward units."""
+    def __call__(self, rollouts: RolloutBatch) -> RewardedBatch:
+        """Score each rollout.
+
+        Raises:
+            DestructError: a user's function raised, or returned what it should not.
+        """
         terms = torch.stack([function(rollouts, self.context) for function in self.functions], 1)
-        return terms @ self.weights.to(terms.device), terms
+        return RewardedBatch(rollouts, terms @ self.weights.to(terms.device), terms)

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from destruct.batch import Minibatch, RolloutBatch, ScoredBatch, TrainBatch, micro_batches
+from destruct.batch import Minibatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch, micro_batches
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
 from destruct.ops.rows import ScoreRows
 from destruct.ppo.advantages import compute_gae, masked_moments, whiten
 from destruct.ppo.kl import k1
-from destruct.rollout.rewards import Reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +52,22 @@ class ScoreSettings:
 
 
 def score(
-    rollouts: RolloutBatch,
-    policy: TrainEngine,
-    frozen: FrozenEngine,
-    value: TrainEngine,
-    reward: Reward,
-    settings: ScoreSettings,
+    rewarded: RewardedBatch, policy: TrainEngine, frozen: FrozenEngine, value: TrainEngine, settings: ScoreSettings
 ) -> ScoredBatch:
     """Score one micro-batch; r_t = [t is the last token] * score - kl_coef * k1_t.
 
     Source: arXiv:1909.08593 eq. 2, with the penalty per token.
     """
-    mask = rollouts.mask
+    rollouts, mask = rewarded.rollouts, rewarded.rollouts.mask
     old = response_logprobs(policy, rollouts, settings.temperature, settings.ptx)
     reference = response_logprobs(frozen, rollouts, settings.temperature, ptx=False)
     inputs = policy_inputs(rollouts, settings.temperature, ptx=False)
     with torch.no_grad():
         values = spread(value(inputs.tokens, inputs.rows), mask)
-    total, terms = reward(rollouts)
     rewards = -settings.kl_coef * k1(reference - old) * mask
     last = mask & (torch.arange(mask.shape[1], device=mask.device) == rollouts.lengths[:, None] - 1)
-    rewards = rewards + last * total[:, None]
-    return ScoredBatch(rollouts, old, reference, values, rewards, total, terms)
+    rewards = rewards + last * rewarded.score[:, None]
+    return ScoredBatch(rollouts, old, reference, values, rewards, rewarded.score, rewarded.terms)
 
 
 @torch.no_grad()

@@ -14,22 +14,22 @@ class Screen:
     """Progress bars on a terminal, plain lines where output is piped, silence on every rank but the first."""
 
     def __init__(self, first_rank: bool):
-        self.console = Console(quiet=not first_rank, width=None if Console().is_terminal else 140, highlight=False)
-        columns = (TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-        live = first_rank and self.console.is_terminal
-        self.progress = Progress(*columns, TextColumn("{task.fields[status]}"), console=self.console, disable=not live)
-        self._plain = not live
+        width = None if Console().is_terminal else 140
+        self.console = Console(quiet=not first_rank, width=width, highlight=False, markup=False)
+        self.live = first_rank and self.console.is_terminal
 
     def say(self, line: str) -> None:
         """One line."""
-        self.console.print(line, markup=False)
+        self.console.print(line)
 
     @contextmanager
     def phase(self, name: str, total: int, done: int = 0) -> Iterator["Phase"]:
         """Show the progress of `total` steps, of which `done` were made in an earlier life."""
-        with self.progress:
-            task = self.progress.add_task(name, total=total, completed=done, status="")
-            yield Phase(self, name, task, total, done)
+        columns = (TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+        status = TextColumn("{task.fields[status]}", markup=False)
+        with Progress(*columns, status, console=self.console, disable=not self.live) as progress:
+            progress.add_task(name, total=total, completed=done, status="")
+            yield Phase(self, progress, name, total, done)
 
     def table(self, summary: dict[str, Any]) -> None:
         """The end of a run."""
@@ -40,11 +40,12 @@ class Screen:
         for name in columns[0]:
             losses.add_row(name, *(f"{column[name]:.4f}" for column in columns))
         facts = Table(show_header=False)
+        facts.add_column()
+        facts.add_column(overflow="fold")  # a path in full, where the default would cut it short
         facts.add_row("reward", f"{summary['reward_before']:.4f} -> {summary['reward_after']:.4f}")
-        inside = "inside" if summary["kl_max"] <= summary["kl_bound"] else "OUTSIDE"
-        facts.add_row(
-            "largest KL to the reference", f"{summary['kl_max']:.4f}, {inside} its bound {summary['kl_bound']}"
-        )
+        kl, bound = summary["kl_max"], summary["kl_bound"]  # None: it was not finite
+        where = f"{kl:.4f}, {'inside' if kl <= bound else 'OUTSIDE'}" if kl is not None else "not finite, OUTSIDE"
+        facts.add_row("largest KL to the reference", f"{where} its bound {bound}")
         facts.add_row("updates, rounds", f"{summary['updates']}, {summary['rounds']}")
         facts.add_row("tokens", f"{summary['tokens']:,}")
         facts.add_row("seconds, peak memory", f"{summary['seconds']:.0f} s, {summary['peak_rss_mib']:.0f} MiB per rank")
@@ -57,15 +58,15 @@ class Screen:
 class Phase:
     """One stretch of the run on the screen."""
 
-    def __init__(self, screen: Screen, name: str, task: Any, total: int, done: int):
-        self.screen, self.name, self.task, self.total, self.done = screen, name, task, total, done
+    def __init__(self, screen: Screen, progress: Progress, name: str, total: int, done: int):
+        self.screen, self.progress, self.name, self.total, self.done = screen, progress, name, total, done
         self._spoken = time.monotonic() - 60
 
     def advance(self, status: str) -> None:
         """One step more.  Piped, at most a line every two seconds, and the last."""
         self.done += 1
-        self.screen.progress.update(self.task, completed=self.done, status=status)
+        self.progress.update(self.progress.task_ids[0], completed=self.done, status=status)
         now = time.monotonic()
-        if self.screen._plain and (now - self._spoken >= 2 or self.done == self.total):
+        if not self.screen.live and (now - self._spoken >= 2 or self.done == self.total):
             self.screen.say(f"{self.name:<10} {self.done}/{self.total}  {status}")
             self._spoken = now

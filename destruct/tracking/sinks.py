@@ -2,12 +2,17 @@
 
 import json
 import logging
+import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
 from destruct.tracking.metrics import check_name
+
+WARMUP_PHASES = ("before", "warmup", "after_warmup", "value_warmup")
+"""Their steps count warm-up steps; those of `ppo` and `after` count updates."""
 
 
 class Sinks:
@@ -21,20 +26,22 @@ class Sinks:
     def __init__(self, folder: Path, resumed_update: int):
         self._metrics = _reopen(folder / "metrics.jsonl", resumed_update)
         self._samples = _reopen(folder / "samples.jsonl", resumed_update)
-        (folder / "logs").mkdir(exist_ok=True)
         self._board = SummaryWriter(str(folder / "logs"), purge_step=resumed_update or None)
+        # The purge takes all steps from `resumed_update` on; those of the warm-up count something else and lie apart.
+        self._warmup_board = SummaryWriter(str(folder / "logs" / "warmup"))
 
     def scalars(self, phase: str, step: int, values: dict[str, float]) -> None:
         """Log one line of figures; every name must stand in METRICS.
 
         Args:
-            phase: "warmup", "value_warmup" or "ppo".
+            phase: one of WARMUP_PHASES, "ppo", or "after" for the last validation.
             step: number of the warm-up step or of the update.
         """
+        board = self._warmup_board if phase in WARMUP_PHASES else self._board
         for name, value in values.items():
             check_name(name)
-            self._board.add_scalar(name, value, step)
-        finite = {name: value if value == value else None for name, value in values.items()}
+            board.add_scalar(name, value, step)
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._metrics.write(json.dumps({"phase": phase, "update": step, **finite}) + "\n")
         self._metrics.flush()
 
@@ -50,20 +57,23 @@ class Sinks:
         self._metrics.close()
         self._samples.close()
         self._board.close()
+        self._warmup_board.close()
 
 
-def _reopen(path: Path, resumed_update: int) -> Any:
+def _reopen(path: Path, resumed_update: int) -> TextIO:
     """Append to a file of JSON lines, without the PPO lines from `resumed_update` on (or its broken last line)."""
-    kept: list[str] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if entry.get("phase", "ppo") != "ppo" or entry["update"] < resumed_update:
-                kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    kept = []
+    # Bytes: text would also be split at the U+2028 of a sample, and a line may have broken off inside a character.
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.get("phase") in WARMUP_PHASES or entry["update"] < resumed_update:
+            kept.append(line + b"\n")
+    staged = path.with_suffix(".staged")
+    staged.write_bytes(b"".join(kept))
+    os.replace(staged, path)
     return path.open("a", encoding="utf-8")
 
 

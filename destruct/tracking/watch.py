@@ -11,10 +11,6 @@ class Watch:
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
 
-    def start(self) -> None:
-        """Forget the last update."""
-        self._seconds = {}
-
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         begun = time.perf_counter()
@@ -23,6 +19,7 @@ class Watch:
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begun
 
-    def read(self) -> dict[str, float]:
-        """Seconds of each phase since `start`."""
-        return dict(self._seconds)
+    def take(self) -> dict[str, float]:
+        """Seconds of each phase since the last call."""
+        taken, self._seconds = self._seconds, {}
+        return taken

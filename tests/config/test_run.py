@@ -55,7 +55,30 @@ def test_a_window_as_long_as_the_context_fits_and_one_token_more_does_not(files,
     context = f"model.{role}.max_position_embeddings"
     assert files.load(f"{context}=24").config.window_tokens == 24
     problem, _ = refusal(files.load, f"{context}=24", "rollout.prompt_tokens=17")
-    assert problem.endswith(f"rollout.prompt_tokens=17 + rollout.response_tokens=8 = 25 tokens do not fit {context}=24")
+    assert f"rollout.prompt_tokens=17 + rollout.response_tokens=8 = 25 tokens do not fit {context}=24" in problem
+
+
+def test_an_override_may_not_replace_a_whole_section_but_a_key_or_a_dictionary(files, refusal):
+    """`ppo={epochs: 1}` would reset every other key of the section silently."""
+    for override in ("ppo={epochs: 1}", "model.policy={hidden_size: 32}"):
+        problem, remedy = refusal(files.load, override)
+        assert "replaces a whole section" in problem
+        assert remedy.endswith(".sub=value")
+    assert files.load("reward.terms={eos: 1.0}").config.reward.terms == {"eos": 1.0}
+
+
+def test_a_floor_above_the_smallest_prior_is_refused_by_the_sources_name(files, refusal):
+    """Shares 1, 1 and 0.2 of 2.2: the smallest prior is 0.0909, which is 0.2727 of an equal third."""
+    sources = "data.sources={a: {embedded: noise}, b: {embedded: code}, small: {embedded: prose, prior: 0.2}}"
+    assert files.load(sources, "curriculum.floor=0.27").config.curriculum.floor == 0.27
+    problem, _ = refusal(files.load, sources, "curriculum.floor=0.28")
+    assert "source 'small'" in problem and "at most 0.2727" in problem
+
+
+def test_a_coefficient_that_acts_nowhere_is_refused(files, refusal):
+    problem, _ = refusal(files.load, "kl.in_reward=false", "kl.in_loss=none")
+    assert "acts nowhere" in problem
+    assert files.load("kl.in_reward=false", "kl.in_loss=none", "kl.coef=0.0").config.kl.coef == 0
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ from destruct.curriculum.estimates import (
     Estimates,
     Floats,
     Integers,
-    PanelLosses,
     ProgressEstimator,
     measure_difficulty,
     measure_progress,
-    panel_items,
     window_length,
 )
+from destruct.curriculum.panels import PanelLosses, panel_items
 from destruct.errors import DestructError
 
 

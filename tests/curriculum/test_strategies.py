@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from destruct.curriculum.estimates import Estimates, PanelLosses, ProgressEstimator
+from destruct.curriculum.estimates import Estimates, ProgressEstimator
+from destruct.curriculum.panels import PanelLosses
 from destruct.curriculum.strategies import STRATEGIES, Floats, Strategy, WeightDynamics, make_strategy
 from destruct.errors import DestructError
 

@@ -11,15 +11,14 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
-from destruct.config.engine import FrozenJSON, Optimizer, TrainingJSON
-from destruct.config.model import LlamaShape
+from destruct.config.engine import FrozenJSON, Optimizer, OptimizerParams, TrainingJSON, frozen_json, training_json
+from destruct.config.model import PolicyShape
 from destruct.engine import topology as ranks
-from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen, frozen_json, training_json
+from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
 from destruct.engine.schedule import Schedule
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
-from destruct.models.frozen import build_frozen
-from destruct.models.policy import build_policy, llama_config
+from destruct.models.policy import build_copy, build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients
 from destruct.ppo.update import UpdateSettings, accumulate, ppo_update
@@ -28,8 +27,11 @@ from destruct.rollout.packing import pack
 from destruct.rollout.score import response_logprobs
 
 V, P, R = 64, 6, 7
+OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
 LENGTHS = [1, 7, 3, 5, 2, 7]  # six rollouts for up to eight slots: some micro-batches are empty
 LR = 1e-2
+CLIP = 0.1  # far below the gradients' norms
+EPS = 0.1  # large, so that Adam's first step shows the size of the clipped gradient and not its sign alone
 COEFFICIENTS = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.1, kl_estimator="k3", entropy_coef=0.01)
 ALONE = Topology(0, 1, torch.device("cpu"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,8 +39,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STAGES = [("float32", stage) for stage in range(4)] + [("bfloat16", stage) for stage in range(1, 4)]
 
 
-def shape(tied: bool) -> LlamaShape:
-    return LlamaShape(
+def shape(tied: bool) -> PolicyShape:
+    return PolicyShape(
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -90,22 +92,26 @@ def minibatches(accumulation: int, topology: Topology, count: int = 1) -> list[M
     return [minibatch.map(trained_on) for minibatch in packed]
 
 
-def training(stage: int, dtype: str, accumulation: int) -> TrainingJSON:
+def training(stage: int, dtype: str, accumulation: int, offload: dict | None = None) -> TrainingJSON:
     return TrainingJSON.model_validate(
         {
             "gradient_accumulation_steps": accumulation,
             "bf16": {"enabled": dtype == "bfloat16"},
-            "zero_optimization": {"stage": stage},
-            "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+            "zero_optimization": {"stage": stage, "overlap_comm": stage == 3, **(offload or {})},
+            "zero_force_ds_cpu_optimizer": False,
+            "optimizer": {"type": "AdamW", "params": {"torch_adam": True, "eps": EPS}},
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
         }
     )
 
 
-def sharded(module: nn.Module, stage: int, dtype: str, accumulation: int, topology: Topology) -> DeepSpeedEngine:
-    json_ = training(stage, dtype, accumulation)
-    return DeepSpeedEngine(module, training_json(json_, 1, topology.world_size, LR, 1e6), topology)
+def sharded(
+    module: nn.Module, stage: int, dtype: str, accumulation: int, topology: Topology, offload: dict | None = None
+) -> DeepSpeedEngine:
+    # Another learning rate than the one that the steps give: it must not be the one that acts.
+    json_ = training_json(training(stage, dtype, accumulation, offload), 1, topology.world_size, 7 * LR, CLIP)
+    return DeepSpeedEngine(module, json_, topology)
 
 
 def networks(dtype: str, tied: bool) -> tuple[nn.Module, nn.Module]:
@@ -117,7 +123,8 @@ def networks(dtype: str, tied: bool) -> tuple[nn.Module, nn.Module]:
 
 def yardstick(dtype: str, tied: bool) -> tuple[SingleEngine, SingleEngine]:
     """One process, one micro-batch holding everything; the gradients are left in the masters."""
-    policy, value = (SingleEngine(m, Optimizer(), 1, 1e6) for m in networks(dtype, tied))
+    adam = Optimizer(params=OptimizerParams(eps=EPS, betas=(0.9, 0.999)))
+    policy, value = (SingleEngine(m, adam, 1, CLIP) for m in networks(dtype, tied))
     accumulate(policy, value, minibatches(1, ALONE)[0], COEFFICIENTS, settings(), ALONE.device)
     return policy, value
 
@@ -165,12 +172,12 @@ def poisoned(minibatch: Minibatch[TrainBatch]) -> Minibatch[TrainBatch]:
 def skip_cases(topology: Topology) -> dict[str, Any]:
     """Two minibatches, the value loss of one not finite on the last rank alone, against the other one by itself."""
     results: dict[str, Any] = {}
-    for dtype, stage in STAGES:
+    for dtype, stage, offload in [(d, s, None) for d, s in STAGES] + [("bfloat16", 2, OFFLOADED)]:
         clean = minibatches(2, topology, count=2)
         bad = [poisoned(clean[0]) if topology.rank == topology.world_size - 1 else clean[0], clean[1]]
         after = []
         for batches in (bad, [clean[1]]):
-            engines = [sharded(m, stage, dtype, 2, topology) for m in networks(dtype, tied=True)]
+            engines = [sharded(m, stage, dtype, 2, topology, offload) for m in networks(dtype, tied=True)]
             policy, value = engines
             order = torch.Generator().manual_seed(0)
             stats = ppo_update(policy, value, batches, COEFFICIENTS, settings(), 0, order, topology)
@@ -178,11 +185,11 @@ def skip_cases(topology: Topology) -> dict[str, Any]:
             ppo_update(policy, value, [clean[1]], COEFFICIENTS, settings(), 1, order, topology)
             after.append([t.clone() for engine in engines for _, t in engine.tensors_in_full()])
             if batches is bad:
-                results[f"{dtype} stage{stage}"] = {"skipped": stats.skipped, "steps": stats.steps}
+                counts = {"skipped": stats.skipped, "steps": stats.steps}
             for engine in engines:
                 engine.engine.destroy()
         equal = all(torch.equal(a, b) for a, b in zip(*after, strict=True))
-        results[f"{dtype} stage{stage}"]["equal"] = equal
+        results[f"{dtype} stage{stage}{' offloaded' if offload else ''}"] = {**counts, "equal": equal}
     return results
 
 
@@ -193,7 +200,7 @@ def refresh_case(stage: int, topology: Topology) -> dict[str, float]:
     policy, value = (sharded(m, stage, "bfloat16", 1, topology) for m in (policy_net, value_net))
     frozen_file = Path(__file__).parents[2] / "ds_configs" / "frozen_cpu_offload.json"
     config = frozen_json(FrozenJSON.model_validate_json(frozen_file.read_text()), json_)
-    frozen = DeepSpeedFrozen(build_frozen(shape(True), V, torch.bfloat16, 9, "chunked"), config, topology)
+    frozen = DeepSpeedFrozen(build_copy(shape(True), V, torch.bfloat16, "chunked"), config, topology)
     frozen.refresh(policy)
     batch, moved, stale, fresh = rollouts(), 0.0, 0.0, 0.0
     for _ in range(3):
@@ -219,7 +226,7 @@ def refresh_case(stage: int, topology: Topology) -> dict[str, float]:
 def replica_case(topology: Topology) -> dict[str, Any]:
     """Replica against engine, recorded logprobs against plain transformers, and the rollouts themselves."""
     policy = sharded(networks("float32", tied=True)[0], 3, "float32", 1, topology)
-    replica = build_frozen(shape(True), V, torch.float32, 8, "chunked")
+    replica = build_copy(shape(True), V, torch.float32, "chunked")
     policy.fill(replica)
     plain = LlamaForCausalLM._from_config(llama_config(shape(True), V), dtype=torch.float32)
     plain.load_state_dict({n.removeprefix("lm."): t for n, t in policy.tensors_in_full()}, strict=False)

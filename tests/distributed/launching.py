@@ -23,12 +23,22 @@ def environment() -> dict[str, str]:
     }
 
 
-def run(command: list[str], cwd: Path = ROOT, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-    """Run a command in a session of its own; what is left of it when it ends or overruns is killed."""
+def run(command: list[str], timeout_s: float = TIMEOUT_S, module_path: Path | None = None):
+    """Run a command in a session of its own; what is left of it when it ends or overruns is killed.
+
+    Args:
+        module_path: a folder whose modules the ranks can import.
+
+    Returns:
+        subprocess.CompletedProcess with both outputs as text.
+    """
+    variables = environment()
+    if module_path is not None:
+        variables["PYTHONPATH"] = f"{module_path}{os.pathsep}{variables['PYTHONPATH']}"
     process = subprocess.Popen(
         command,
-        cwd=cwd,
-        env=environment(),
+        cwd=ROOT,
+        env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

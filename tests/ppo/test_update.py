@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.config.engine import Optimizer, OptimizerParams
-from destruct.config.model import LlamaShape
+from destruct.config.model import PolicyShape
 from destruct.engine.schedule import Schedule
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
@@ -23,7 +23,7 @@ V, P, R, B = 50, 5, 6, 8
 FLOAT32 = 1e-5  # relative L2 of a float32 gradient against float64
 LENGTHS = torch.tensor([6, 1, 3, 6, 2, 5, 4, 6])
 ALONE = Topology(0, 1, torch.device("cpu"))
-SHAPE = LlamaShape(
+SHAPE = PolicyShape(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3
 )
 COEFFICIENTS = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.07, kl_estimator="k2", entropy_coef=0.02)
@@ -141,15 +141,15 @@ def scored_by(policy: SingleEngine, batch: TrainBatch) -> TrainBatch:
 
 
 def test_steps_are_the_plan_less_what_the_early_stop_skipped(batch):
-    """Three epochs of two minibatches; a tight bound ends the update after the first epoch that passes it."""
-    for bound, steps, epochs in [(None, 6, 3), (1e-9, 2, 1), (1e9, 6, 3)]:
+    """Three epochs; a tight bound ends the update after the first one, also when an epoch is a single step."""
+    for bound, count, steps, epochs in [(None, 2, 6, 3), (1e-9, 2, 2, 1), (1e9, 2, 6, 3), (1e-9, 1, 1, 1)]:
         policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
-        minibatches = packed(scored_by(policy, batch), 2)
+        minibatches = packed(scored_by(policy, batch), count)
         order = torch.Generator().manual_seed(0)
         stats = ppo_update(
             policy, value, minibatches, COEFFICIENTS, settings(epochs=3, early_stop_kl=bound), 0, order, ALONE
         )
-        assert (stats.steps, stats.steps_planned, stats.epochs) == (steps, 6, epochs)
+        assert (stats.steps, stats.steps_planned, stats.epochs) == (steps, 3 * count, epochs)
         moments = next(iter(policy.optimizer.state.values()))
         assert moments["step"].item() == steps, "Adam's own count"
 
@@ -163,6 +163,30 @@ def test_the_learning_rate_of_each_step_is_the_schedules(batch):
         ppo_update(policy, value, packed(batch), COEFFICIENTS, first_only, 7, torch.Generator(), ALONE)
         after.append([p.detach().clone() for p in policy.parameters])
     assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
+
+
+def test_the_early_stop_reads_k3_of_old_against_new_over_all_tokens(batch):
+    """The KL after one epoch, by hand, is where the second epoch begins or not."""
+    policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    own = scored_by(policy, batch)
+    ppo_update(policy, value, packed(own, 2), COEFFICIENTS, settings(), 0, torch.Generator().manual_seed(0), ALONE)
+    now = response_logprobs(policy, batch.scored.rollouts, TAU, ptx=True)
+    r = (now - own.scored.old_logprobs)[batch.scored.rollouts.mask].double()
+    k3 = (r.exp() - 1 - r).mean().item()
+    for bound, epochs in [(0.99 * k3, 1), (1.01 * k3, 2)]:
+        policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+        order = torch.Generator().manual_seed(0)
+        stats = ppo_update(
+            policy,
+            value,
+            packed(own, 2),
+            COEFFICIENTS,
+            settings(epochs=2, early_stop_kl=bound),
+            0,
+            order,
+            ALONE,
+        )
+        assert stats.epochs == epochs
 
 
 def test_the_kl_to_the_reference_is_zero_against_itself_and_k3_by_hand_elsewhere(batch):

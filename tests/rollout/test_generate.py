@@ -5,20 +5,19 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from destruct.config.model import LlamaShape
-from destruct.models.frozen import build_frozen
-from destruct.models.policy import llama_config
+from destruct.config.model import PolicyShape
+from destruct.models.policy import build_copy, llama_config
 from destruct.rollout.generate import _inverse_cdf, sample_responses
 
 V = 40
-SHAPE = LlamaShape(
+SHAPE = PolicyShape(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.4
 )
 
 
 @pytest.fixture(scope="module")
 def replica():
-    return build_frozen(SHAPE, V, torch.float32, 1, "chunked")
+    return build_copy(SHAPE, V, torch.float32, "chunked")
 
 
 def sample(replica, prompts, uniforms, temperature=0.7, eos=3):

@@ -65,9 +65,9 @@ def test_length_and_eos(three):
 
 def test_the_score_is_the_weighted_sum(three):
     reward = Reward({"length": 2.0, "eos": -3.0}, RewardContext(2, Letters()))
-    score, terms = reward(three)
-    assert score.tolist() == pytest.approx([2.0, -2.2, 2.0])
-    assert terms.shape == (3, 2)
+    rewarded = reward(three)
+    assert rewarded.score.tolist() == pytest.approx([2.0, -2.2, 2.0])
+    assert rewarded.terms.tolist() == [[1.0, 0.0], [pytest.approx(0.4), 1.0], [1.0, 0.0]]
 
 
 def test_the_configs_names_are_the_tables(three):
@@ -89,8 +89,8 @@ def test_a_users_function_gets_texts_and_its_numbers_count(three, user_module):
         return [len(text) for text in responses]
 
     user_module.shout = shout
-    score, _ = Reward({"my_rewards:shout": 0.5}, RewardContext(2, Letters()))(three)
-    assert score.tolist() == [2.5, 1.0, 2.5]
+    rewarded = Reward({"my_rewards:shout": 0.5}, RewardContext(2, Letters()))(three)
+    assert rewarded.score.tolist() == [2.5, 1.0, 2.5]
     assert seen == [(["uv"] * 3, ["bcbcb", "de", "fffff"], ["bbcjj", "eddaa", "abcde"])]
 
 

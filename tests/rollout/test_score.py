@@ -5,17 +5,16 @@ import torch
 
 from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch
 from destruct.config.engine import Optimizer
-from destruct.config.model import LlamaShape
+from destruct.config.model import PolicyShape
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
-from destruct.models.frozen import build_frozen
-from destruct.models.policy import build_policy
+from destruct.models.policy import build_copy, build_policy
 from destruct.models.value import build_value
 from destruct.rollout.rewards import Reward, RewardContext
 from destruct.rollout.score import ScoreSettings, policy_inputs, response_logprobs, score, with_advantages
 
 V, P, R = 40, 4, 5
-SHAPE = LlamaShape(
+SHAPE = PolicyShape(
     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.3
 )
 ALONE = Topology(0, 1, torch.device("cpu"))
@@ -34,7 +33,7 @@ def rollouts(lengths: list[int]) -> RolloutBatch:
 @pytest.fixture(scope="module")
 def networks():
     policy = SingleEngine(build_policy(SHAPE, V, torch.float32, 1, "chunked"), Optimizer(), 1, 1.0)
-    frozen = SingleFrozen(build_frozen(SHAPE, V, torch.float32, 2, "chunked"))
+    frozen = SingleFrozen(build_copy(SHAPE, V, torch.float32, "chunked"))
     value = SingleEngine(build_value(SHAPE, V, torch.float32, 3), Optimizer(), 1, 1.0)
     return policy, frozen, value
 
@@ -53,11 +52,11 @@ def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(net
     """Reward = weight * length / R; the k1 penalty is old logprob less reference logprob, at every sampled token."""
     batch = rollouts([5, 2, 3])
     reward = Reward({"length": 10.0}, RewardContext(2, None))
-    free = score(batch, *networks, reward, ScoreSettings(0.7, ptx=True, kl_coef=0.0))
+    free = score(reward(batch), *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.0))
     expected = torch.zeros(3, R)
     expected[0, 4], expected[1, 1], expected[2, 2] = 10.0, 4.0, 6.0
     torch.testing.assert_close(free.rewards, expected)
-    taxed = score(batch, *networks, reward, ScoreSettings(0.7, ptx=True, kl_coef=0.3))
+    taxed = score(reward(batch), *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.3))
     kl = free.old_logprobs - free.reference_logprobs
     assert kl.abs().max() > 0.1, "the two networks differ"
     torch.testing.assert_close(taxed.rewards, expected - 0.3 * kl)
@@ -68,7 +67,8 @@ def test_an_empty_micro_batch_scores_nothing_and_still_calls_every_network(netwo
     batch = rollouts([5, 2]).select(torch.zeros(0, dtype=torch.int64))
     called = []
     hooks = [e.module.register_forward_hook(lambda module, *_: called.append(module)) for e in networks]
-    scored = score(batch, *networks, Reward({"eos": 1.0}, RewardContext(2, None)), ScoreSettings(1.0, True, 0.1))
+    reward = Reward({"eos": 1.0}, RewardContext(2, None))
+    scored = score(reward(batch), *networks, ScoreSettings(1.0, True, 0.1))
     for hook in hooks:
         hook.remove()
     assert scored.rewards.shape == (0, R)

@@ -1,0 +1,108 @@
+"""Ranks: what a process owns, and collectives that leave a lonely rank's tensors alone."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from destruct.engine import topology
+from destruct.engine.topology import Topology
+from destruct.errors import DestructError
+
+CPU = torch.device("cpu")
+ALONE = Topology(0, 1, CPU)
+
+
+@pytest.mark.parametrize(("items", "world"), [(12, 3), (13, 3), (5, 1), (2, 8), (0, 2)])
+def test_the_shares_of_all_ranks_are_each_item_once_and_differ_by_one_at_most(items, world):
+    shares = [Topology(rank, world, CPU).share(items).tolist() for rank in range(world)]
+    assert sorted(item for share in shares for item in share) == list(range(items))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert all(item % world == rank for rank, share in enumerate(shares) for item in share)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_interleave_puts_every_shared_row_back_on_each_rank(world, monkeypatch):
+    """torch's gather is stood in for by what the simulated ranks would send."""
+    whole = torch.randn(12, 2, 5, generator=torch.Generator().manual_seed(world))
+    ranks = [Topology(rank, world, CPU) for rank in range(world)]
+    sent = [whole[rank.share(12)] for rank in ranks]
+
+    def all_gather(parts: list[torch.Tensor], mine: torch.Tensor) -> None:
+        assert mine.is_contiguous() and any(torch.equal(mine, other) for other in sent)
+        for part, other in zip(parts, sent, strict=True):
+            part.copy_(other)
+
+    monkeypatch.setattr(topology.dist, "all_gather", all_gather)
+    for rank, rows in zip(ranks, sent, strict=True):
+        assert torch.equal(rank.interleave(rows.mT.contiguous().mT), whole)
+
+
+def test_flat_shards_are_joined_in_the_order_of_ranks(monkeypatch):
+    shards = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), torch.tensor([5.0, 6.0])]
+
+    def all_gather(parts: list[torch.Tensor], mine: torch.Tensor) -> None:
+        for part, shard in zip(parts, shards, strict=True):
+            part.copy_(shard)
+
+    monkeypatch.setattr(topology.dist, "all_gather", all_gather)
+    assert Topology(1, 3, CPU).gather_flat(shards[1]).tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_alone_every_collective_returns_what_it_was_given_and_never_its_memory():
+    """No process group exists here, so a collective that asked for one would fail."""
+    for dtype, collective in product((torch.float64, torch.int64), (ALONE.sum, ALONE.max, ALONE.gather_flat)):
+        x = torch.tensor([4, -3, 7], dtype=dtype)
+        result = collective(x)
+        assert result.tolist() == [4, -3, 7], collective
+        result.zero_()
+        assert x.tolist() == [4, -3, 7], collective
+    assert torch.equal(ALONE.interleave(x), x)
+    assert ALONE.is_first and not Topology(1, 2, CPU).is_first
+    ALONE.barrier()
+
+
+def test_sums_are_float64_and_counts_are_integers():
+    """Integers beyond 2**53 and a float32 sum of 1e-9 beside 1 survive."""
+    assert ALONE.sum(torch.tensor([2**53 + 1])).tolist() == [2**53 + 1]
+    assert ALONE.sum(torch.tensor([True, False])).tolist() == [1, 0]
+    total = ALONE.sum(torch.tensor([1.0]))
+    total += 1e-9
+    assert total.item() == 1 + 1e-9
+    assert ALONE.max(torch.tensor([3, 4])).dtype == torch.int64
+
+
+def test_alone_all_agree_is_the_one_vote():
+    assert ALONE.all_agree(True) is True
+    assert ALONE.all_agree(False) is False
+
+
+def test_the_first_rank_makes_a_thing_once_and_its_exception_comes_through():
+    calls = []
+    assert ALONE.first_rank_makes(lambda: calls.append(1) or {"made": len(calls)}) == {"made": 1}
+    assert calls == [1]
+
+    def fail() -> None:
+        raise DestructError("the disk is 3 GiB short", "free 3 GiB")
+
+    with pytest.raises(DestructError, match="3 GiB short") as caught:
+        ALONE.first_rank_makes(fail)
+    assert caught.value.remedy == "free 3 GiB"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_ranks_exception_is_raised_on_every_rank(first, monkeypatch):
+    """torch's broadcast is stood in for by the box that the first rank would send."""
+    error = DestructError("nothing here", "look there")
+
+    def broadcast(box: list, src: int) -> None:
+        assert src == 0 and (box[0] is None) is not first
+        box[0] = (False, error)
+
+    def make() -> None:
+        assert first, "the other ranks make nothing"
+        raise error
+
+    monkeypatch.setattr(topology.dist, "broadcast_object_list", broadcast)
+    with pytest.raises(DestructError, match="nothing here"):
+        Topology(int(not first), 2, CPU).first_rank_makes(make)

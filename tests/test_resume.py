@@ -1,0 +1,79 @@
+"""What a run's folder is continued with and what it is not, in one process on the `single` backend."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from destruct.train import main
+from tests.tiny import write_config
+
+pytestmark = pytest.mark.slow
+
+SHORT = ["engine.backend=single", "run.num_epochs=1", "run.updates_per_epoch=2"]
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder in which a run of two updates ended."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        train(patch, folder)
+    return folder
+
+
+def train(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> int:
+    for name in LAUNCHER:
+        patch.setenv(name, "")  # so that what the run sets is taken back
+        patch.delenv(name)
+    return main(["--config", str(write_config(folder)), *SHORT, *overrides])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.policy.hidden_size=64", "model.policy.hidden_size = 32; this is 64"),
+        ("model.value.num_hidden_layers=2", "model.value.num_hidden_layers = 1; this is 2"),
+        ("run.seed=4", "run.seed = 3; this is 4"),
+        ("rollout.response_tokens=16", "rollout.response_tokens = 8; this is 16"),
+        ("data.tokenizer.vocab_size=400", "data.tokenizer"),
+        ("data.sources.more.embedded=markov", "data.sources"),
+        ("curriculum.strategy=uniform", "curriculum.strategy = second_order; this is uniform"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_touched(folder, monkeypatch, capsys, override, said):
+    before = contents(folder)
+    capsys.readouterr()
+    assert train(monkeypatch, folder, "run.resume=auto", override) == 2
+    problem, remedy = capsys.readouterr().err.splitlines()
+    assert said in problem and "step-00000002" in problem
+    assert remedy.startswith("  remedy: ")
+    assert contents(folder) == before
+
+
+def test_a_finished_run_is_continued_to_a_longer_plan(folder, monkeypatch):
+    assert train(monkeypatch, folder, "run.resume=auto", "run.num_epochs=2") == 0
+    summary = json.loads((folder / "tiny" / "summary.json").read_text())
+    assert summary["updates"] == 4
+    steps = [json.loads(line) for line in (folder / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in steps if "ppo/steps" in line] == [0, 1, 2, 3]
+    assert [line["phase"] for line in steps].count("after") == 1, "the first life's last validation is dropped"
+
+
+def test_starting_anew_puts_the_older_folder_aside(folder, monkeypatch):
+    old = contents(folder / "tiny")
+    assert train(monkeypatch, folder) == 0
+    aside = contents(folder / "tiny.1")
+    assert list(aside.values()) == list(old.values())
+    assert json.loads((folder / "tiny" / "summary.json").read_text())["updates"] == 2
+
+
+def test_a_folder_that_cannot_be_made_is_a_fault_of_the_environment(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert train(monkeypatch, tmp_path, f"run.folder={tmp_path / 'file'}") == 3
+    assert "cannot be written" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""The screen: lines where output is piped, bars on a terminal, and silence on all ranks but the first."""
+
+import re
+
+import pytest
+
+from destruct.tracking.console import Screen
+
+SUMMARY = {
+    "validation_loss_before": {"prose": 5.61234, "noise": 7.5, "mean": 5.61234},
+    "validation_loss_after_warmup": {"prose": 4.25, "noise": 7.625, "mean": 4.25},
+    "validation_loss_after": {"prose": 3.98766, "noise": 7.75, "mean": 3.98766},
+    "reward_before": 0.51234,
+    "reward_after": 0.6,
+    "kl_max": 0.0421,
+    "kl_bound": 0.1,
+    "updates": 36,
+    "rounds": 9,
+    "tokens": 1234567,
+    "seconds": 61.4,
+    "peak_rss_mib": 812.3,
+    "files": {"summary": "/data/runs/local/summary.json"},
+}
+
+
+@pytest.fixture(autouse=True)
+def piped(monkeypatch):
+    """rich obeys these variables; the environment of whoever runs the tests must not decide."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "JUPYTER_COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def advance(screen: Screen, name: str, steps: int, done: int = 0) -> None:
+    with screen.phase(name, steps, done) as phase:
+        for step in range(done, steps):
+            phase.advance(f"loss {step}")
+
+
+def test_piped_output_is_plain_lines_the_first_and_the_last_of_a_fast_phase(capsys):
+    screen = Screen(first_rank=True)
+    screen.say("reading [data/x] in [bold]")
+    advance(screen, "warm-up", 5)
+    advance(screen, "ppo", 9, done=7)
+    assert capsys.readouterr().out.splitlines() == [
+        "reading [data/x] in [bold]",
+        "warm-up    1/5  loss 0",
+        "warm-up    5/5  loss 4",
+        "ppo        8/9  loss 7",
+        "ppo        9/9  loss 8",
+    ]
+
+
+def test_piped_a_slow_phase_speaks_every_two_seconds(capsys, monkeypatch):
+    """Steps of 0.9 s: the third after a line is 2.7 s later and the first to be due."""
+    clock = iter(x * 0.9 for x in range(100))
+    monkeypatch.setattr("destruct.tracking.console.time.monotonic", lambda: next(clock))
+    advance(Screen(first_rank=True), "ppo", 8)
+    spoken = [int(line.split()[1].split("/")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert spoken == [1, 4, 7, 8]
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_other_ranks_say_nothing_piped_or_on_a_terminal(capsys, monkeypatch, forced):
+    if forced:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    screen = Screen(first_rank=False)
+    screen.say("starting")
+    advance(screen, "ppo", 3)
+    screen.table(SUMMARY)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_each_phase_has_a_bar_of_its_own_and_no_lines(capsys, monkeypatch):
+    """A finished bar is not drawn again under the next one."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    screen = Screen(first_rank=True)
+    advance(screen, "warm-up", 5)
+    first = capsys.readouterr().out
+    advance(screen, "ppo", 3)
+    second = capsys.readouterr().out
+    assert "warm-up" in first and "5/5" in first and "\x1b[" in first
+    assert "ppo" in second and "3/3" in second and "loss 2" in second
+    assert "warm-up" not in second
+    assert "ppo        3/3" not in second, "the line that a pipe would get"
+
+
+def cells(text: str) -> list[list[str]]:
+    """Rows of the printed tables, their cells stripped."""
+    rows = [re.split("[│┃]", line)[1:-1] for line in text.splitlines() if line[:1] in "│┃"]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_the_summary_tables_hold_the_figures(capsys):
+    Screen(first_rank=True).table(SUMMARY)
+    rows = cells(capsys.readouterr().out)
+    assert rows[0] == ["source", "before", "after warm-up", "after PPO"]
+    assert rows[1:4] == [
+        ["prose", "5.6123", "4.2500", "3.9877"],
+        ["noise", "7.5000", "7.6250", "7.7500"],
+        ["mean", "5.6123", "4.2500", "3.9877"],
+    ]
+    facts = dict(rows[4:])
+    assert facts["reward"] == "0.5123 -> 0.6000"
+    assert facts["largest KL to the reference"] == "0.0421, inside its bound 0.1"
+    assert facts["updates, rounds"] == "36, 9"
+    assert facts["tokens"] == "1,234,567"
+    assert facts["seconds, peak memory"] == "61 s, 812 MiB per rank"
+    assert facts["summary"] == "/data/runs/local/summary.json"
+
+
+def test_a_breached_bound_is_shouted_and_a_long_path_is_shown_in_full(capsys):
+    path = "/scratch/" + "a-long-folder-name/" * 12 + "[run]/summary.json"
+    Screen(first_rank=True).table(SUMMARY | {"kl_max": 0.11, "files": {"summary": path}})
+    rows = cells(capsys.readouterr().out)
+    assert ["largest KL to the reference", "0.1100, OUTSIDE its bound 0.1"] in rows
+    start = next(i for i, row in enumerate(rows) if row[0] == "summary")
+    assert "".join(row[1] for row in rows[start:]) == path

@@ -1,0 +1,158 @@
+"""What a run leaves: lines of JSON and TensorBoard events that hold what was logged, also after a resume."""
+
+import json
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from destruct.tracking.sinks import Sinks, log_to_file
+
+SAMPLE = {"source": "prose", "reward": 0.5, "prompt": "Once", "response": " upon"}
+
+
+def strictly(line: str) -> dict[str, Any]:
+    """Parse JSON as its standard has it: Python's own NaN and Infinity are refused."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON: {line}")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [strictly(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of each tag, as TensorBoard reads them."""
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def test_a_line_holds_what_was_logged_bit_for_bit(tmp_path):
+    sinks = Sinks(tmp_path, 0)
+    sinks.scalars("ppo", 4, {"ppo/entropy": 0.1 + 0.2, "curriculum/weight/prose": 1e-310})
+    sinks.close()
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"phase": "ppo", "update": 4, "ppo/entropy": 0.1 + 0.2, "curriculum/weight/prose": 1e-310}
+    ]
+
+
+def test_every_line_is_json_whatever_the_figures_are(tmp_path):
+    """Not a number and both infinities have no JSON and become null."""
+    sinks = Sinks(tmp_path, 0)
+    figures = {"ppo/entropy": math.nan, "ppo/ratio_max": math.inf, "ppo/policy_loss": -math.inf, "kl/coef": 0.5}
+    sinks.scalars("ppo", 0, figures)
+    sinks.close()
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    assert [line[name] for name in figures] == [None, None, None, 0.5]
+
+
+def test_an_unknown_metric_is_refused_and_leaves_no_line(tmp_path):
+    sinks = Sinks(tmp_path, 0)
+    with pytest.raises(KeyError, match="ppo/entorpy"):
+        sinks.scalars("ppo", 0, {"kl/coef": 0.5, "ppo/entorpy": 1.0})
+    sinks.close()
+    assert lines(tmp_path / "metrics.jsonl") == []
+
+
+def earlier_life(folder: Path) -> None:
+    """Three warm-up steps and five updates, killed while the last lines were being written."""
+    sinks = Sinks(folder, 0)
+    for step in range(3):
+        sinks.scalars("warmup", step, {"warmup/lm_loss": 3.0 - step})
+    sinks.scalars("value_warmup", 2, {"warmup/value_loss": 0.25})
+    for update in range(5):
+        sinks.scalars("ppo", update, {"kl/to_reference": update / 8})
+        sinks.sample(update, SAMPLE | {"prompt": f"update {update}:\u2028\u0085 naïve"})
+    sinks.close()
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (folder / name).open("ab") as file:
+            file.write('{"update": 4, "prompt": "naï'.encode()[:-1])
+
+
+def test_a_resumed_run_keeps_the_warm_up_and_the_updates_before_its_checkpoint(tmp_path):
+    """Resumed after two updates: lines 2, 3, 4 and the broken one go, and come again once each."""
+    earlier_life(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
+    sinks = Sinks(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1] == before[:6], "kept lines are kept as they were"
+    for update in range(2, 5):
+        sinks.scalars("ppo", update, {"kl/to_reference": update / 4})
+        sinks.sample(update, SAMPLE | {"prompt": "again"})
+    sinks.close()
+    got = lines(tmp_path / "metrics.jsonl")
+    assert [(line["phase"], line["update"]) for line in got] == [
+        *(("warmup", step) for step in range(3)),
+        ("value_warmup", 2),
+        *(("ppo", update) for update in range(5)),
+    ]
+    assert [line["kl/to_reference"] for line in got[4:]] == [0.0, 0.125, 0.5, 0.75, 1.0]
+    samples = lines(tmp_path / "samples.jsonl")
+    assert [line["update"] for line in samples] == [0, 1, 2, 3, 4]
+    assert [line["prompt"] for line in samples[1:3]] == ["update 1:\u2028\u0085 naïve", "again"]
+
+
+def test_a_last_line_that_only_lacks_its_end_is_kept_apart_from_the_next(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"phase": "ppo", "update": 0, "kl/coef": 1.0}')
+    sinks = Sinks(tmp_path, 1)
+    sinks.scalars("ppo", 1, {"kl/coef": 2.0})
+    sinks.close()
+    assert [line["kl/coef"] for line in lines(tmp_path / "metrics.jsonl")] == [1.0, 2.0]
+
+
+def test_tensorboard_shows_what_was_logged_and_each_update_once_after_a_resume(tmp_path):
+    earlier_life(tmp_path)
+    losses = [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert scalars(tmp_path / "logs")["kl/to_reference"] == [(u, u / 8) for u in range(5)]
+    assert scalars(tmp_path / "logs" / "warmup") == {"warmup/lm_loss": losses, "warmup/value_loss": [(2, 0.25)]}
+    sinks = Sinks(tmp_path, 2)
+    for update in range(2, 5):
+        sinks.scalars("ppo", update, {"kl/to_reference": update / 4})
+    sinks.close()
+    curve = [(0, 0.0), (1, 0.125), (2, 0.5), (3, 0.75), (4, 1.0)]
+    assert scalars(tmp_path / "logs")["kl/to_reference"] == curve
+    assert scalars(tmp_path / "logs" / "warmup")["warmup/lm_loss"] == losses, "the purge leaves the warm-up alone"
+
+
+def test_a_sample_is_readable_in_both_places(tmp_path):
+    sinks = Sinks(tmp_path, 0)
+    sinks.sample(7, SAMPLE | {"response": " über\n<|eos|>", "terms": {"eos": 1.0}})
+    sinks.close()
+    (line,) = lines(tmp_path / "samples.jsonl")
+    assert line == {"update": 7, **SAMPLE, "response": " über\n<|eos|>", "terms": {"eos": 1.0}}
+    board = EventAccumulator(str(tmp_path / "logs"))
+    board.Reload()
+    (event,) = board.Tensors("samples/prose/text_summary")
+    shown = event.tensor_proto.string_val[0].decode()
+    assert event.step == 7
+    assert "Once" in shown and "über" in shown and "0.500" in shown
+
+
+def test_a_ranks_log_takes_warnings_and_library_records_off_the_screen(tmp_path, capsys):
+    names = (None, "DeepSpeed", "transformers", "torch", "datasets", "py.warnings")
+    before = {name: (list(logging.getLogger(name).handlers), logging.getLogger(name).propagate) for name in names}
+    try:
+        log_to_file(tmp_path, 3)
+        logging.getLogger("DeepSpeed").warning("a shard was late")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            logging.captureWarnings(False)
+            logging.captureWarnings(True)
+            warnings.warn("an old argument", stacklevel=1)
+    finally:
+        logging.captureWarnings(False)
+        for handler in logging.getLogger().handlers:
+            handler.close()
+        for name, (handlers, propagate) in before.items():
+            logging.getLogger(name).handlers, logging.getLogger(name).propagate = handlers, propagate
+    text = (tmp_path / "logs" / "rank-3.log").read_text()
+    assert "WARNING DeepSpeed: a shard was late" in text
+    assert "an old argument" in text
+    assert capsys.readouterr() == ("", "")
