@@ -148,7 +148,11 @@ class UpdateStats:
     ptx_loss: float  # nats per continuation token
     entropy: float  # nats per token
     approx_kl: float  # k3(old || new), mean over all minibatch passes
+    signed_approx_kl: float  # the same by k1
+    reference_kl: float  # k3(policy || reference), mean over all minibatch passes
+    signed_reference_kl: float  # the same by k1
     first_ratio_error: float  # max |log ratio| of the first minibatch: 0 when scoring and training agree
+    ratio_mean: float
     ratio_max: float
     clip_fraction: float
     policy_grad_norm: float

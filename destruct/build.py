@@ -159,10 +159,10 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     """
     config = settings.config
     names = list(config.data.sources)
-    prior = np.array([source.prior or 1.0 for source in config.data.sources.values()])
+    prior = np.array(list(config.data.prior.values()))
     c = config.curriculum
     dials = c.model_dump(include={"eta", "mu", "lam", "z", "signal", "projection"})
-    strategy = make_strategy(c.strategy, prior / prior.sum(), floor=c.floor / len(names), **dials)
+    strategy = make_strategy(c.strategy, prior, floor=c.floor / len(names), **dials)
     checkpoint = run_folder.find_checkpoint(settings, topology)
     screen.say("reading and tokenizing the sources")
     documents = load_sources(config.data, config.run.seed)
@@ -179,6 +179,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     panels = [torch.from_numpy(windows).long() for windows in shuffled]
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, panels, c.difficulty_sample_size)
     updates = _planned_updates(config, train)
+    screen.say(_windows_line(sources, config.window_tokens))
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
     policy, value, frozen, replica = _networks(settings, tokenizer.vocab_size, topology)
     run = Run(
@@ -210,6 +211,16 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     if topology.is_first:
         run.sinks = Sinks(folder, run.state.update)
     return run
+
+
+def _windows_line(sources: list[SourceData], window_tokens: int) -> str:
+    train = sum(len(source.train.tokens) for source in sources)
+    held = sum(len(source.validation.tokens) for source in sources)
+    over = sum(source.train.dropped for source in sources)
+    return (
+        f"{len(sources)} sources: {train:,} windows of {window_tokens} tokens to train on, {held:,} held out; "
+        f"{over:,} tokens left over"
+    )
 
 
 def _tokenizer_text(settings: Settings, documents: list[Documents], checkpoint: Path | None) -> str:

@@ -16,7 +16,7 @@ from destruct.engine.topology import Topology
 from destruct.evaluation import Validation
 from destruct.ppo.kl import k1
 
-_STATS = tuple(name for name in UpdateStats.__dataclass_fields__ if name != "epochs")
+_STATS = tuple(UpdateStats.__dataclass_fields__)
 
 
 def record_round(run: Run, estimates: Estimates) -> None:

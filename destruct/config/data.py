@@ -53,3 +53,9 @@ class DataConfig(Section):
     """Share of the documents held out from training, for sources without a validation file of their own."""
     embedded_bytes: int = Field(400_000, ge=10_000)
     """Size in bytes of the text of each embedded source."""
+
+    @property
+    def prior(self) -> dict[str, float]:
+        """w0: share of each source in the initial mixture; they sum to 1."""
+        shares = {name: source.prior or 1.0 for name, source in self.sources.items()}
+        return {name: share / sum(shares.values()) for name, share in shares.items()}

@@ -82,9 +82,8 @@ class Config(Section):
     def _every_prior_is_above_the_floor(self) -> Self:
         if self.curriculum.strategy != "second_order":
             return self
-        shares = {name: source.prior or 1.0 for name, source in self.data.sources.items()}
-        name, smallest = min(shares.items(), key=lambda item: item[1])
-        highest = smallest / sum(shares.values()) * len(shares)
+        name, smallest = min(self.data.prior.items(), key=lambda item: item[1])
+        highest = smallest * len(self.data.prior)
         if self.curriculum.floor > highest:
             raise ValueError(
                 f"curriculum.floor={self.curriculum.floor} lies above the prior of source {name!r}; "

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destruct.config.data import DataConfig
-from destruct.data.sources import Documents, load_sources
+from destruct.data.sources import Documents
 from destruct.data.tokenizing import Tokenizer
 from destruct.errors import DestructError
 
@@ -35,8 +35,6 @@ class SourceData:
     validation: Windows
     learnable: bool
     """False: left out of the mean validation loss."""
-    prior: float
-    """Share of the source in the initial mixture; over all sources they sum to 1."""
 
 
 def pack(name: str, encoded: Sequence[NDArray[np.int32]], length: int, eos_id: int) -> Windows:
@@ -71,29 +69,23 @@ def pack(name: str, encoded: Sequence[NDArray[np.int32]], length: int, eos_id: i
 def pack_sources(
     documents: Sequence[Documents], config: DataConfig, window_tokens: int, tokenizer: Tokenizer
 ) -> list[SourceData]:
-    """Tokenize and pack loaded documents; arguments and errors as for `build_sources`."""
-    shares = [config.sources[source.name].prior or 1.0 for source in documents]
+    """Tokenize and pack loaded documents, in their order.
+
+    Args:
+        documents: of each source.
+        config: the data section that they were loaded by.
+        window_tokens: T = P + R, tokens of a window.
+        tokenizer: shared by all sources.
+
+    Raises:
+        DestructError: a split of a source does not fill one window.
+    """
     packed = []
-    for source, share in zip(documents, shares, strict=True):
+    for source in documents:
         train, validation = (
             pack(f"{source.name!r} ({split})", tokenizer.encode(texts), window_tokens, tokenizer.eos_id)
             for split, texts in (("training", source.train), ("held out", source.validation))
         )
         learnable = config.sources[source.name].learnable
-        packed.append(SourceData(source.name, train, validation, learnable, share / sum(shares)))
+        packed.append(SourceData(source.name, train, validation, learnable))
     return packed
-
-
-def build_sources(config: DataConfig, seed: int, window_tokens: int, tokenizer: Tokenizer) -> list[SourceData]:
-    """Load, tokenize and pack every source of the config, in its order.
-
-    Args:
-        config: the data section.
-        seed: the run's seed.
-        window_tokens: T = P + R, tokens of a window.
-        tokenizer: shared by all sources.
-
-    Raises:
-        DestructError: as `load_source` and `pack` do; the remedy names the key.
-    """
-    return pack_sources(load_sources(config, seed), config, window_tokens, tokenizer)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from destruct.ops.rows import LossCoefficients, LossOutput, LossRows, ScoreOutput, ScoreRows, check_inputs, row_dtype
-from destruct.ppo.kl import clamp_log_ratio, k1, k2, k3
+from destruct.ppo.kl import ESTIMATORS, clamp_log_ratio, k1, k3
 from destruct.ppo.loss import clipped_policy_loss
 
 
@@ -126,7 +126,7 @@ def _score(hidden: Tensor, weight: Tensor, rows: ScoreRows) -> tuple[Tensor, Ten
 def _penalty(reference_log_ratio: Tensor, coefficients: LossCoefficients) -> Tensor:
     if coefficients.kl_estimator == "none":
         return torch.zeros_like(reference_log_ratio)
-    return {"k2": k2, "k3": k3}[coefficients.kl_estimator](reference_log_ratio)
+    return ESTIMATORS[coefficients.kl_estimator](reference_log_ratio)
 
 
 def _sums(

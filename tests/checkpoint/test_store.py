@@ -209,7 +209,7 @@ def test_a_state_survives_json_bit_for_bit(tmp_path):
         tokens=2**60 + 1,
         seconds=1e-310,
         kl_max=math.pi,
-        reward_first=[[x, 1.0] for x in awkward],
+        rewards=[[[x, 1.0] for x in awkward]],
         validation={"before": {"a source": awkward[3], "mean": 1 / 3}},
         mixture={"cursors": [3, 4]},
         curriculum={"weights": awkward},

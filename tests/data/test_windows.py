@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from destruct.config.data import DataConfig
+from destruct.data.sources import load_sources
 from destruct.data.tokenizing import Tokenizer, train_tokenizer
-from destruct.data.windows import Windows, build_sources, pack
+from destruct.data.windows import Windows, pack, pack_sources
 from destruct.errors import DestructError
 
 EOS = 0
@@ -60,9 +61,9 @@ def test_sources_are_built_in_order_with_their_priors_and_flags(tokenizer):
             "embedded_bytes": 20_000,
         }
     )
-    built = build_sources(config, 0, 32, tokenizer)
+    built = pack_sources(load_sources(config, 0), config, 32, tokenizer)
     assert [source.name for source in built] == ["sums", "chain", "hiss"]
-    assert [source.prior for source in built] == pytest.approx([0.6, 0.2, 0.2])
+    assert list(config.prior.values()) == pytest.approx([0.6, 0.2, 0.2])
     assert [source.learnable for source in built] == [True, True, False]
     for source in built:
         assert source.train.tokens.shape[1] == source.validation.tokens.shape[1] == 32
@@ -74,4 +75,4 @@ def test_sources_are_built_in_order_with_their_priors_and_flags(tokenizer):
 def test_a_source_too_short_for_a_window_is_named_with_its_split(tokenizer):
     config = DataConfig.model_validate({"sources": {"chain": {"embedded": "markov"}}, "embedded_bytes": 10_000})
     with pytest.raises(DestructError, match=r"source 'chain' \(held out\) has \d+ tokens; one window takes 9000"):
-        build_sources(config, 0, 9000, tokenizer)
+        pack_sources(load_sources(config, 0), config, 9000, tokenizer)
