@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from destruct import folder as run_folder
+from destruct.checkpoint import contents
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.run import Config, Settings
@@ -110,44 +110,25 @@ class Run:
         """True in the update that completes `every` of them once more; never for 0."""
         return every > 0 and (self.state.update + 1) % every == 0
 
+    @property
+    def networks(self) -> contents.Networks:
+        """The engines that a checkpoint holds."""
+        return contents.Networks(self.policy, self.value, self.frozen)
+
     def save(self) -> None:
         """Write a checkpoint; a failed one is reported and the run goes on."""
-        state, topology = self.state, self.topology
+        state = self.state
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds_before + time.perf_counter() - self.started
-
-        frozen = {}
-        for name, whole in self.frozen.tensors_in_full():  # gathered by all ranks, kept by the one that writes
-            if topology.is_first:
-                frozen[name] = whole.cpu().clone()
-
-        def write(stage: Path) -> None:
-            self.policy.save(stage, "policy")
-            self.value.save(stage, "value")
-            if topology.is_first:
-                (stage / "frozen").mkdir()
-                save_file(frozen, stage / "frozen" / "model.safetensors")
-                state.save(stage / "state.json")
-                (stage / "tokenizer.json").write_text(self.tokenizer.text, encoding="utf-8")
-
-        if self.store.save(state.update, write, run_folder.identity(self.settings)) is None:
+        facts = run_folder.identity(self.settings)
+        if contents.save(self.store, self.networks, state, self.tokenizer.text, facts) is None:
             self.screen.say(f"checkpoint after update {state.update} failed (is the disk full?); training goes on")
 
     def resume(self, checkpoint: Path) -> None:
-        """Continue from a verified checkpoint of this backend and number of ranks.
-
-        Raises:
-            DestructError: it is of other sources.
-        """
-        self.policy.load(checkpoint, "policy")
-        self.value.load(checkpoint, "value")
-        self.frozen.load_tensors(load_file(checkpoint / "frozen" / "model.safetensors"))
-        self.state = TrainState.load(checkpoint / "state.json")
+        """Continue from a verified checkpoint of this run's identity."""
+        self.state = contents.load(checkpoint, self.networks)
         self.seconds_before = self.state.seconds
-        try:
-            self.mixture.load_state_dict(self.state.mixture)
-        except ValueError as error:
-            raise DestructError(str(error), "resume with the sources of the checkpoint, or start anew") from None
+        self.mixture.load_state_dict(self.state.mixture)
         self.curriculum.load_state_dict(self.state.curriculum)
 
 
@@ -225,7 +206,7 @@ def _windows_line(sources: list[SourceData], window_tokens: int) -> str:
 
 def _tokenizer_text(settings: Settings, documents: list[Documents], checkpoint: Path | None) -> str:
     if checkpoint is not None:
-        return (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+        return (checkpoint / contents.TOKENIZER).read_text(encoding="utf-8")
     texts = (text for source in documents for text in source.train)
     return train_tokenizer(texts, settings.config.data.tokenizer.vocab_size)
 

@@ -1,0 +1,65 @@
+"""What lies in a checkpoint: both training engines, the frozen model as whole tensors, the state, the tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from destruct.checkpoint.state import TrainState
+from destruct.checkpoint.store import CheckpointStore
+from destruct.engine.base import FrozenEngine, TrainEngine
+
+FROZEN = Path("frozen") / "model.safetensors"
+STATE = "state.json"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The engines that a checkpoint holds."""
+
+    policy: TrainEngine
+    value: TrainEngine
+    frozen: FrozenEngine
+
+
+def save(
+    store: CheckpointStore, networks: Networks, state: TrainState, tokenizer: str, facts: dict[str, object]
+) -> Path | None:
+    """Write and publish a checkpoint; all ranks call it.
+
+    Args:
+        tokenizer: text of the tokenizer.json.
+        facts: what the checkpoint belongs to, for its manifest.
+
+    Returns:
+        Its folder, or None when the disk failed a rank.
+    """
+    frozen = {}
+    # The frozen engine cannot save itself, and shards of one number of ranks do not fit another.
+    for name, whole in networks.frozen.tensors_in_full():
+        if store.topology.is_first:
+            frozen[name] = whole.cpu().clone()
+
+    def write(stage: Path) -> None:
+        networks.policy.save(stage, "policy")
+        networks.value.save(stage, "value")
+        if store.topology.is_first:
+            (stage / FROZEN).parent.mkdir()
+            save_file(frozen, stage / FROZEN)
+            state.save(stage / STATE)
+            (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+
+    return store.save(state.update, write, facts)
+
+
+def load(checkpoint: Path, networks: Networks) -> TrainState:
+    """Read a verified checkpoint into the engines; all ranks call it.
+
+    Raises:
+        DestructError: an engine finds nothing that it can load.
+    """
+    networks.policy.load(checkpoint, "policy")
+    networks.value.load(checkpoint, "value")
+    networks.frozen.load_tensors(load_file(checkpoint / FROZEN))
+    return TrainState.load(checkpoint / STATE)
