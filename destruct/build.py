@@ -15,7 +15,7 @@ from destruct.checkpoint.store import CheckpointStore
 from destruct.config.run import Config, Settings
 from destruct.curriculum.estimates import ProgressEstimator
 from destruct.curriculum.round import Curriculum
-from destruct.curriculum.strategies import make_strategy
+from destruct.curriculum.strategies import Strategy, make_strategy
 from destruct.data.mixture import Mixture
 from destruct.data.sources import Documents, load_sources
 from destruct.data.tokenizing import Tokenizer, train_tokenizer
@@ -140,10 +140,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     """
     config = settings.config
     names = list(config.data.sources)
-    prior = np.array(list(config.data.prior.values()))
-    c = config.curriculum
-    dials = c.model_dump(include={"eta", "mu", "lam", "z", "signal", "projection"})
-    strategy = make_strategy(c.strategy, prior, floor=c.floor / len(names), **dials)
+    strategy, c = _strategy(config, screen), config.curriculum
     checkpoint = run_folder.find_checkpoint(settings, topology)
     screen.say("reading and tokenizing the sources")
     documents = load_sources(config.data, config.run.seed)
@@ -192,6 +189,14 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     if topology.is_first:
         run.sinks = Sinks(folder, run.state.update)
     return run
+
+
+def _strategy(config: Config, screen: Screen) -> Strategy:
+    c, prior = config.curriculum, np.array(list(config.data.prior.values()))
+    if c.strategy == "second_order" and c.lam == 0:
+        screen.say("warning: curriculum.lam=0 leaves the weights undamped, which is never stable; set it above 0")
+    dials = c.model_dump(include={"eta", "mu", "lam", "z", "signal", "projection"})
+    return make_strategy(c.strategy, prior, floor=c.floor / len(prior), **dials)
 
 
 def _windows_line(sources: list[SourceData], window_tokens: int) -> str:

@@ -52,8 +52,8 @@ def project_to_floor(w: Floats, floor: float) -> Floats:
     # 1/S taken S times can be one rounding above 1.
     if mass < -1e-12 or floor < 0:
         raise DestructError(
-            f"a floor of {floor:g} for each of {w.size} sources does not fit: weights are at least 0 and sum to 1.",
-            remedy=f"give each source a floor between 0 and {1 / w.size:.4g}.",
+            f"a floor of {floor:g} for each of {w.size} sources does not fit: weights are at least 0 and sum to 1",
+            remedy=f"give each source a floor between 0 and {1 / w.size:.4g}",
         )
     if not np.isfinite(w).all():
         raise NotProjectable(f"weights {w} are not finite")
@@ -150,8 +150,8 @@ def check_stability(eta: float, mu: float, lam: float) -> None:
     if gain >= bound:
         raise DestructError(
             f"the sampling weights would oscillate without end: eta={eta:g}, lam={lam:g}, mu={mu:g} give "
-            f"eta*lam*(1-mu) = {gain:.4g}, which must stay below 2*(1+mu) = {bound:.4g}.",
-            remedy=f"set curriculum.eta: {bound / (2 * lam * (1 - mu)):.2g}, or lower curriculum.lam.",
+            f"eta*lam*(1-mu) = {gain:.4g}, which must stay below 2*(1+mu) = {bound:.4g}",
+            remedy=f"set curriculum.eta: {bound / (2 * lam * (1 - mu)):.2g}, or lower curriculum.lam",
         )
 
 

@@ -225,8 +225,8 @@ class ProgressEstimator:
         found = {len(panels) for panels in window}
         if found - {self.num_sources}:
             raise DestructError(
-                f"the checkpoint's curriculum has {max(found)} sources; this run has {self.num_sources}.",
-                remedy="resume with the sources of the checkpoint, or start a new run.",
+                f"the checkpoint's curriculum has {max(found)} sources; this run has {self.num_sources}",
+                remedy="resume with the sources of the checkpoint, or start a new run",
             )
         self._rounds, self._window = int(state["rounds"]), window
 

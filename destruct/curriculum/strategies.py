@@ -152,8 +152,8 @@ class WeightDynamics:
         for name, array in loaded.items():
             if array.shape != self._prior.shape:
                 raise DestructError(
-                    f"the checkpoint's curriculum has {array.size} {name}; this run has {self._prior.size} sources.",
-                    remedy="resume with the sources and the strategy of the checkpoint, or start a new run.",
+                    f"the checkpoint's curriculum has {array.size} {name}; this run has {self._prior.size} sources",
+                    remedy="resume with the sources and the strategy of the checkpoint, or start a new run",
                 )
         self._weights, self._velocity, self._target = loaded["weights"], loaded["velocity"], loaded["target"]
         self.held = int(state["held"])
@@ -239,7 +239,7 @@ def make_strategy(
 def _entry(table: dict[str, Any], name: str, key: str) -> Any:
     if name not in table:
         raise DestructError(
-            f"curriculum.{key}: {name!r} is not known.", remedy=f"choose one of: {', '.join(sorted(table))}."
+            f"curriculum.{key}: {name!r} is not known", remedy=f"choose one of: {', '.join(sorted(table))}"
         )
     return table[name]
 
@@ -250,8 +250,8 @@ def _checked_shares(shares: Floats) -> Floats:
     fits = shares.ndim == 1 and shares.size > 0 and np.all(shares >= 0) and abs(np.sum(shares) - 1) <= 1e-6
     if not fits:
         raise DestructError(
-            f"prior {shares.tolist()} is not a mixture: one share per source, none negative, sum 1.",
-            remedy="divide the shares by their sum.",
+            f"prior {shares.tolist()} is not a mixture: one share per source, none negative, sum 1",
+            remedy="divide the shares by their sum",
         )
     return shares
 
@@ -259,13 +259,13 @@ def _checked_shares(shares: Floats) -> Floats:
 def _check_floor(floor: float, prior: Floats, projection: str) -> None:
     if projection == "clip_renorm" and floor > 0:
         raise DestructError(
-            f"projection clip_renorm keeps no floor, yet a floor of {floor:g} is asked for.",
-            remedy="set curriculum.projection: euclidean, or curriculum.floor: 0.",
+            f"projection clip_renorm keeps no floor, yet a floor of {floor:g} is asked for",
+            remedy="set curriculum.projection: euclidean, or curriculum.floor: 0",
         )
     if floor > np.min(prior):
         raise DestructError(
-            f"source {np.argmin(prior)} has a prior of {np.min(prior):.4g}, below the floor of {floor:.4g}.",
-            remedy=f"lower curriculum.floor until that is at most {np.min(prior):.4g}, or raise the prior.",
+            f"source {np.argmin(prior)} has a prior of {np.min(prior):.4g}, below the floor of {floor:.4g}",
+            remedy=f"lower curriculum.floor until that is at most {np.min(prior):.4g}, or raise the prior",
         )
 
 
