@@ -41,16 +41,20 @@ def save(
         if store.topology.is_first:
             frozen[name] = whole.cpu().clone()
 
-    def write(stage: Path) -> None:
+    def write_policy(stage: Path) -> None:
         networks.policy.save(stage, "policy")
+
+    def write_value(stage: Path) -> None:
         networks.value.save(stage, "value")
+
+    def write_the_rest(stage: Path) -> None:
         if store.topology.is_first:
             (stage / FROZEN).parent.mkdir()
             save_file(frozen, stage / FROZEN)
             state.save(stage / STATE)
             (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
 
-    return store.save(state.update, write, facts)
+    return store.save(state.update, [write_policy, write_value, write_the_rest], facts)
 
 
 def load(checkpoint: Path, networks: Networks) -> TrainState:

@@ -2,10 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from destruct.checkpoint import manifest
@@ -30,8 +33,12 @@ class CheckpointStore:
         """Where the checkpoint after `update` updates lies."""
         return self.folder / f"step-{update:08d}"
 
-    def save(self, update: int, write: Callable[[Path], None], facts: dict[str, Any]) -> Path | None:
-        """Let all ranks `write` into one stage and publish it as step-XXXXXXXX.
+    def save(self, update: int, writers: Sequence[Callable[[Path], None]], facts: dict[str, Any]) -> Path | None:
+        """Let all ranks write into one stage and publish it as step-XXXXXXXX.
+
+        Args:
+            writers: called with the stage, one after the other, each by all ranks.
+            facts: what identifies the checkpoint, for its manifest.
 
         Returns:
             The checkpoint, or None when the disk failed a rank: then no stage is left and the run goes on.
@@ -39,8 +46,10 @@ class CheckpointStore:
         final = self.path(update)
         stage = self.folder / f".stage-{update:08d}"
         first = self.topology.first_rank_makes
-        staged = first(lambda: _tried(lambda: _empty(stage)))
-        written = staged and self.topology.all_agree(_tried(lambda: write(stage)))
+        written = first(lambda: _tried(lambda: _empty(stage)))
+        for write in writers:
+            # A vote after each: engines meet in a barrier when they save, and a rank that failed must not miss one.
+            written = written and self.topology.all_agree(_tried(partial(write, stage)))
         if written and first(lambda: _tried(lambda: self._publish(stage, final, {"update": update, **facts}))):
             return final
         first(lambda: shutil.rmtree(stage, ignore_errors=True))
@@ -57,11 +66,9 @@ class CheckpointStore:
         os.rename(pointer, self.folder / POINTER)
         manifest.sync(self.folder)
         checkpoints = sorted(self.folder.glob("step-" + 8 * "[0-9]"))  # not a copy that a person put beside them
-        here = checkpoints.index(final) + 1
-        # Those after this one are of a life that was given up when the pointer was set back; counted, they would push
-        # this one out.
-        for other in checkpoints[: max(0, here - self.keep)] + checkpoints[here:]:
-            shutil.rmtree(other, ignore_errors=True)
+        # Later ones are of a life that was given up when the pointer was set back: they do not count, and stay.
+        for old in checkpoints[: max(0, checkpoints.index(final) + 1 - self.keep)]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint that the pointer names, verified file by file, with its manifest; None when there is none.
@@ -93,14 +100,14 @@ def _empty(folder: Path) -> None:
 def _tried(write: Callable[[], None]) -> bool:
     """False when the disk failed (full, over quota, read-only); anything else is a bug and raises.
 
-    A failed write is a RuntimeError of torch's archive writer and an error of its own in safetensors.
+    A failed write is an error of its own in safetensors, and one of several bare RuntimeErrors in torch.save.
     """
     try:
         write()
     except (OSError, SafetensorError):
         return False
     except RuntimeError as error:
-        if "inline_container" not in str(error):
+        if all(frame.filename != torch.serialization.__file__ for frame in traceback.extract_tb(error.__traceback__)):
             raise
         return False
     return True

@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO 0 to 3 behind the engine protocol.  Each oddity handled here was measured on DeepSpeed 0.19.8."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,15 @@ class DeepSpeedEngine:
         yield from _gathered(self.module, self.topology)
 
     def save(self, folder: Path, role: str) -> None:
-        self.engine.save_checkpoint(str(folder), tag=role, save_latest=False)
+        # DeepSpeed meets in collectives after each write: a rank whose write failed goes through them and raises then.
+        failures: list[Exception] = []
+        with (
+            _late(failures, self.engine.checkpoint_engine, "save"),
+            _late(failures, self.engine, "_copy_recovery_script"),
+        ):
+            self.engine.save_checkpoint(str(folder), tag=role, save_latest=False)
+        if failures:
+            raise failures[0]
 
     def load(self, folder: Path, role: str) -> None:
         path, _ = self.engine.load_checkpoint(str(folder), tag=role, load_lr_scheduler_states=False)
@@ -158,3 +167,21 @@ def _zero_shard_padding(module: nn.Module, topology: Topology) -> None:
         if hasattr(p, "ds_tensor"):
             start, end = _shard_bounds(p, topology)
             p.ds_tensor.view(-1)[end - start :].zero_()
+
+
+@contextmanager
+def _late(failures: list[Exception], owner: Any, name: str) -> Iterator[None]:
+    """While it lasts, collect what the method `name` of `owner` raises."""
+    method = getattr(owner, name)
+
+    def attempt(*args: Any, **kwargs: Any) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            failures.append(error)
+
+    setattr(owner, name, attempt)
+    try:
+        yield
+    finally:
+        delattr(owner, name)

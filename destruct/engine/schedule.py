@@ -13,6 +13,8 @@ from destruct.config.engine import Scheduler
 class Schedule:
     """Learning rate of optimizer step 0, 1, 2, ...
 
+    Step n is DeepSpeed's iteration n; its engine takes the first step at iteration -1, one later than here.
+
     Args:
         peak: the learning rate that ends the warm-up.
         scheduler: DeepSpeed's block, or None for a constant rate.

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from destruct.checkpoint import manifest
+from destruct.checkpoint import contents, manifest
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
+from destruct.config.engine import Optimizer
+from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 
@@ -44,14 +47,14 @@ def store(tmp_path) -> CheckpointStore:
 
 @pytest.fixture
 def saved(store) -> Path:
-    path = store.save(3, write, FACTS)
+    path = store.save(3, [write], FACTS)
     assert path is not None
     return path
 
 
 def test_a_save_publishes_all_files_with_their_digests_and_points_to_them(store):
     assert store.latest() is None, "nothing is there before the first save"
-    path = store.save(3, write, FACTS)
+    path = store.save(3, [write], FACTS)
     assert path == store.folder / "step-00000003"
     found, facts = store.latest()
     assert found == path
@@ -75,28 +78,28 @@ def test_the_digests_are_those_of_sha256sum(saved):
 
 def test_only_the_newest_checkpoints_stay(store):
     for update in (1, 2, 9, 10, 100):
-        store.save(update, write, FACTS)
+        store.save(update, [write], FACTS)
     assert names(store.folder) == ["latest", "step-00000010", "step-00000100"]
 
 
 def test_a_copy_that_a_person_made_is_never_deleted(store, saved):
     saved.with_name("step-00000003-best").mkdir()
     for update in (4, 5, 6):
-        store.save(update, write, FACTS)
+        store.save(update, [write], FACTS)
     assert names(store.folder) == ["latest", "step-00000003-best", "step-00000005", "step-00000006"]
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(1, ["step-00000004"]), (2, ["step-00000003", "step-00000004"])])
 def test_a_run_set_back_to_an_older_checkpoint_keeps_what_it_saves_from_there(tmp_path, keep, kept):
-    """Steps 8 and 9 were given up; were they counted among the newest, step 4 would be deleted as it is published."""
+    """Steps 8 and 9 were given up and stay; counted among the newest, step 4 would be deleted as it is published."""
     store = CheckpointStore(tmp_path, ALONE, keep=3)
     for update in (3, 8, 9):
-        store.save(update, write, FACTS)
+        store.save(update, [write], FACTS)
     (tmp_path / "latest").write_text("step-00000003\n")
     store = CheckpointStore(tmp_path, ALONE, keep)
-    store.save(4, write, FACTS)
+    store.save(4, [write], FACTS)
     assert store.latest()[0].name == "step-00000004"
-    assert names(tmp_path) == ["latest", *kept]
+    assert names(tmp_path) == ["latest", *kept, "step-00000008", "step-00000009"]
 
 
 @contextmanager
@@ -118,7 +121,8 @@ def raise_no_space(stage: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "os error": raise_no_space,
     "plain file": lambda stage: (stage / "state.json").write_bytes(bytes(10_000)) and None,
-    "torch": lambda stage: torch.save({"masters": torch.zeros(10_000)}, stage / "state.pt"),
+    "torch, while writing": lambda stage: torch.save({"masters": torch.zeros(10_000)}, stage / "state.pt"),
+    "torch, while closing": lambda stage: torch.save({"masters": torch.zeros(700)}, stage / "state.pt"),
     "safetensors": lambda stage: save_file({"weight": torch.zeros(10_000)}, stage / "model.safetensors"),
     "manifest": lambda stage: [(stage / f"{i:04d}").touch() for i in range(100)] and None,
 }
@@ -126,12 +130,16 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_leaves_no_trace_and_the_checkpoint_before_stays_the_latest(store, saved, writer):
-    """Every way in which a write fails, with the errors that torch and safetensors make of it."""
+    """Every way in which a write fails, with the errors that torch and safetensors make of it; none comes after it."""
+
+    def never(stage: Path) -> None:
+        assert writer == "manifest", "a writer after the failed one"
+
     with disk_full_after(4096):
-        assert store.save(6, WRITERS[writer], FACTS) is None
+        assert store.save(6, [write, WRITERS[writer], never], FACTS) is None
     assert names(store.folder) == ["latest", "step-00000003"]
     assert store.latest()[0] == saved
-    assert store.save(6, write, FACTS).name == "step-00000006", "the next one succeeds"
+    assert store.save(6, [write], FACTS).name == "step-00000006", "the next one succeeds"
 
 
 def test_a_mistake_of_the_program_is_not_taken_for_a_full_disk(store):
@@ -139,7 +147,7 @@ def test_a_mistake_of_the_program_is_not_taken_for_a_full_disk(store):
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        store.save(3, broken, FACTS)
+        store.save(3, [broken], FACTS)
     assert store.latest() is None
 
 
@@ -198,6 +206,33 @@ def test_a_pointer_to_anything_but_a_checkpoint_of_this_folder_is_refused(store,
         store.latest()
     assert repr(name) in caught.value.problem
     assert str(store.folder) in caught.value.remedy
+
+
+def engine(module: nn.Module) -> SingleEngine:
+    return SingleEngine(module, Optimizer(), 1, 1.0)
+
+
+def networks(seed: int) -> contents.Networks:
+    torch.manual_seed(seed)
+    return contents.Networks(engine(nn.Linear(3, 2)), engine(nn.Linear(3, 1)), SingleFrozen(nn.Linear(3, 2)))
+
+
+def tensors(held: contents.Networks) -> list[torch.Tensor]:
+    return [t.clone() for each in (held.policy, held.value, held.frozen) for _, t in each.tensors_in_full()]
+
+
+def test_what_a_checkpoint_holds_comes_back_bit_for_bit_and_each_network_as_itself(store):
+    """Policy and frozen model have one shape and other weights; the tokenizer lies beside them as text."""
+    held, other = networks(1), networks(2)
+    path = contents.save(store, held, TrainState(kl_coef=1 / 3, update=5), '{"ü": 1}', FACTS)
+    assert path == store.path(5) == store.latest()[0]
+    state = contents.load(path, other)
+    assert (state.kl_coef, state.update) == (1 / 3, 5)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(other), tensors(held), strict=True))
+    assert not torch.equal(tensors(held)[0], tensors(held)[4]), "policy and frozen weight"
+    assert (path / contents.TOKENIZER).read_text(encoding="utf-8") == '{"ü": 1}'
+    with disk_full_after(64):
+        assert contents.save(store, held, state, "", FACTS) is None
 
 
 def test_a_state_survives_json_bit_for_bit(tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from destruct.engine import topology
 from destruct.engine.topology import Topology
-from destruct.errors import DestructError
+from destruct.errors import DestructError, Exit
 
 CPU = torch.device("cpu")
 ALONE = Topology(0, 1, CPU)
@@ -105,3 +105,33 @@ def test_the_first_ranks_exception_is_raised_on_every_rank(first, monkeypatch):
     monkeypatch.setattr(topology.dist, "broadcast_object_list", broadcast)
     with pytest.raises(DestructError, match="nothing here"):
         Topology(int(not first), 2, CPU).first_rank_makes(make)
+
+
+def test_what_every_rank_makes_for_itself_is_returned_and_a_users_mistake_names_its_rank():
+    assert ALONE.together(lambda: {"rank": 0}) == {"rank": 0}
+
+    def fail() -> None:
+        raise DestructError("the reward returned 3 numbers for 4 rollouts", "return one each", Exit.ENVIRONMENT)
+
+    with pytest.raises(DestructError, match="^rank 0: the reward returned 3") as caught:
+        ALONE.together(fail)
+    assert (caught.value.remedy, caught.value.exit_code) == ("return one each", Exit.ENVIRONMENT)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_mistake_on_one_rank_is_raised_on_all_with_that_ranks_number(rank, monkeypatch):
+    """torch's gather is stood in for by what the simulated ranks would send: rank 1 alone failed."""
+    error = DestructError("no such column", "name another")
+
+    def all_gather_object(box: list, mine: DestructError | None) -> None:
+        assert mine is (error if rank == 1 else None)
+        box[:] = [None, error, None]
+
+    def make() -> int:
+        if rank == 1:
+            raise error
+        return rank
+
+    monkeypatch.setattr(topology.dist, "all_gather_object", all_gather_object)
+    with pytest.raises(DestructError, match="^rank 1: no such column"):
+        Topology(rank, 3, CPU).together(make)

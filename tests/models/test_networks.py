@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from destruct.config.model import LlamaShape, PolicyShape
-from destruct.models.policy import PolicyNetwork, build_copy, build_policy, llama_config
+from destruct.models.policy import PolicyNetwork, build_copy, build_policy, llama_config, next_token_rows
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients, LossRows, PolicyLoss, ScoreRows
 
@@ -33,17 +33,20 @@ def plain(network: PolicyNetwork, tied: bool) -> LlamaForCausalLM:
     return lm
 
 
-def every_row(tokens: Tensor) -> Tensor:
-    """Rows of all positions but each last."""
-    n, t = tokens.shape
-    return (torch.arange(n)[:, None] * t + torch.arange(t - 1)).flatten()
-
-
 def logprobs(network: PolicyNetwork, tokens: Tensor) -> Tensor:
     """(n, T - 1) nats of each next token."""
     targets = tokens[:, 1:].flatten()
-    scores = network(tokens, every_row(tokens), ScoreRows(targets, torch.ones(len(targets))))
+    scores = network(
+        tokens, next_token_rows(*tokens.shape, tokens.device), ScoreRows(targets, torch.ones(len(targets)))
+    )
     return scores.logprobs.view(len(tokens), -1)
+
+
+@pytest.mark.parametrize(("count", "length"), [(3, 5), (1, 2), (0, 9)])
+def test_next_token_rows_are_all_positions_but_each_windows_last(count, length):
+    """Row i is position i % length, and the last one of a window has no next token."""
+    expected = [i for i in range(count * length) if i % length != length - 1]
+    assert next_token_rows(count, length, torch.device("cpu")).tolist() == expected
 
 
 @TIED

@@ -108,10 +108,17 @@ def test_the_summary_tables_hold_the_figures(capsys):
     assert facts["summary"] == "/data/runs/local/summary.json"
 
 
-def test_a_breached_bound_is_shouted_and_a_long_path_is_shown_in_full(capsys):
+@pytest.mark.parametrize(
+    ("kl", "said"), [(0.11, "0.1100, OUTSIDE"), (None, "not finite, OUTSIDE"), (0.1, "0.1000, inside")]
+)
+def test_a_breached_bound_is_shouted(capsys, kl, said):
+    Screen(first_rank=True).table(SUMMARY | {"kl_max": kl})
+    assert ["largest KL to the reference", f"{said} its bound 0.1"] in cells(capsys.readouterr().out)
+
+
+def test_a_long_path_is_shown_in_full(capsys):
     path = "/scratch/" + "a-long-folder-name/" * 12 + "[run]/summary.json"
-    Screen(first_rank=True).table(SUMMARY | {"kl_max": 0.11, "files": {"summary": path}})
+    Screen(first_rank=True).table(SUMMARY | {"files": {"summary": path}})
     rows = cells(capsys.readouterr().out)
-    assert ["largest KL to the reference", "0.1100, OUTSIDE its bound 0.1"] in rows
     start = next(i for i, row in enumerate(rows) if row[0] == "summary")
     assert "".join(row[1] for row in rows[start:]) == path

@@ -32,7 +32,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Steps and values of each tag, as TensorBoard reads them."""
     board = EventAccumulator(str(folder))
     board.Reload()
-    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    curves = {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    return {tag: curve for tag, curve in curves.items() if curve}
 
 
 def test_a_line_holds_what_was_logged_bit_for_bit(tmp_path):
@@ -63,14 +64,17 @@ def test_an_unknown_metric_is_refused_and_leaves_no_line(tmp_path):
 
 
 def earlier_life(folder: Path) -> None:
-    """Three warm-up steps and five updates, killed while the last lines were being written."""
+    """Three warm-up steps, five updates and the last validation, killed while the last lines were being written."""
     sinks = Sinks(folder, 0)
+    sinks.scalars("before", 0, {"validation/mean": 4.0})
     for step in range(3):
         sinks.scalars("warmup", step, {"warmup/lm_loss": 3.0 - step})
     sinks.scalars("value_warmup", 2, {"warmup/value_loss": 0.25})
+    sinks.scalars("after_warmup", 3, {"validation/mean": 3.0})
     for update in range(5):
         sinks.scalars("ppo", update, {"kl/to_reference": update / 8})
         sinks.sample(update, SAMPLE | {"prompt": f"update {update}:\u2028\u0085 naïve"})
+    sinks.scalars("after", 5, {"validation/mean": 2.0})
     sinks.close()
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (folder / name).open("ab") as file:
@@ -78,22 +82,24 @@ def earlier_life(folder: Path) -> None:
 
 
 def test_a_resumed_run_keeps_the_warm_up_and_the_updates_before_its_checkpoint(tmp_path):
-    """Resumed after two updates: lines 2, 3, 4 and the broken one go, and come again once each."""
+    """Resumed after two updates: lines 2, 3, 4, the last validation and the broken one go; 2, 3 and 4 come again."""
     earlier_life(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
     sinks = Sinks(tmp_path, 2)
-    assert (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1] == before[:6], "kept lines are kept as they were"
+    assert (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1] == before[:8], "kept lines are kept as they were"
     for update in range(2, 5):
         sinks.scalars("ppo", update, {"kl/to_reference": update / 4})
         sinks.sample(update, SAMPLE | {"prompt": "again"})
     sinks.close()
     got = lines(tmp_path / "metrics.jsonl")
     assert [(line["phase"], line["update"]) for line in got] == [
+        ("before", 0),
         *(("warmup", step) for step in range(3)),
         ("value_warmup", 2),
+        ("after_warmup", 3),
         *(("ppo", update) for update in range(5)),
     ]
-    assert [line["kl/to_reference"] for line in got[4:]] == [0.0, 0.125, 0.5, 0.75, 1.0]
+    assert [line["kl/to_reference"] for line in got[6:]] == [0.0, 0.125, 0.5, 0.75, 1.0]
     samples = lines(tmp_path / "samples.jsonl")
     assert [line["update"] for line in samples] == [0, 1, 2, 3, 4]
     assert [line["prompt"] for line in samples[1:3]] == ["update 1:\u2028\u0085 naïve", "again"]
@@ -110,15 +116,17 @@ def test_a_last_line_that_only_lacks_its_end_is_kept_apart_from_the_next(tmp_pat
 def test_tensorboard_shows_what_was_logged_and_each_update_once_after_a_resume(tmp_path):
     earlier_life(tmp_path)
     losses = [(0, 3.0), (1, 2.0), (2, 1.0)]
-    assert scalars(tmp_path / "logs")["kl/to_reference"] == [(u, u / 8) for u in range(5)]
-    assert scalars(tmp_path / "logs" / "warmup") == {"warmup/lm_loss": losses, "warmup/value_loss": [(2, 0.25)]}
+    figures = {"kl/to_reference": [(u, u / 8) for u in range(5)], "validation/mean": [(5, 2.0)]}
+    assert scalars(tmp_path / "logs") == figures
+    warmup = {"warmup/lm_loss": losses, "warmup/value_loss": [(2, 0.25)], "validation/mean": [(0, 4.0), (3, 3.0)]}
+    assert scalars(tmp_path / "logs" / "warmup") == warmup
     sinks = Sinks(tmp_path, 2)
     for update in range(2, 5):
         sinks.scalars("ppo", update, {"kl/to_reference": update / 4})
     sinks.close()
     curve = [(0, 0.0), (1, 0.125), (2, 0.5), (3, 0.75), (4, 1.0)]
-    assert scalars(tmp_path / "logs")["kl/to_reference"] == curve
-    assert scalars(tmp_path / "logs" / "warmup")["warmup/lm_loss"] == losses, "the purge leaves the warm-up alone"
+    assert scalars(tmp_path / "logs") == {"kl/to_reference": curve}, "the last validation is to come again"
+    assert scalars(tmp_path / "logs" / "warmup") == warmup, "the purge leaves the warm-up alone"
 
 
 def test_a_sample_is_readable_in_both_places(tmp_path):

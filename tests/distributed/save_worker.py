@@ -1,0 +1,65 @@
+"""What every rank does for test_save.py: saves while one rank's disk is full; rank 0 writes what all ranks saw."""
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from destruct.checkpoint import contents
+from destruct.checkpoint.state import TrainState
+from destruct.checkpoint.store import CheckpointStore
+from destruct.config.engine import training_json
+from destruct.engine import topology as ranks
+from destruct.engine.deepspeed import DeepSpeedEngine
+from destruct.engine.single import SingleFrozen
+from destruct.engine.topology import Topology
+from tests.distributed.engine_worker import training
+
+
+@contextmanager
+def full_disk(here: bool) -> Iterator[None]:
+    """The kernel refuses this process every write beyond 2 KiB of a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if here:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def case(folder: Path, stage: int, bad_rank: int, topology: Topology) -> list[int]:
+    """Per save (clean, full disk, clean again): on how many ranks a checkpoint was published."""
+
+    def engine() -> DeepSpeedEngine:
+        config = training_json(training(stage, "float32", 1), 1, topology.world_size, 1e-3, 1.0)
+        return DeepSpeedEngine(nn.Linear(64, 64), config, topology)
+
+    store = CheckpointStore(folder / f"{stage}-{bad_rank}", topology, keep=3)
+    networks = contents.Networks(engine(), engine(), SingleFrozen(nn.Linear(64, 64)))
+    published = []
+    for update, full in ((1, False), (2, True), (3, False)):
+        with full_disk(full and topology.rank == bad_rank):
+            path = contents.save(store, networks, TrainState(kl_coef=0.1, update=update), "tokenizer", {})
+        published.append(int(topology.sum(torch.tensor([int(path is not None)])).item()))
+    networks.policy.engine.destroy()
+    networks.value.engine.destroy()
+    return published
+
+
+def main() -> None:
+    topology = ranks.start(timeout_s=60)
+    folder = Path(sys.argv[1])
+    results = {f"stage{stage} rank{rank}": case(folder, stage, rank, topology) for stage in (1, 3) for rank in range(2)}
+    if topology.is_first:
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    ranks.stop()
+
+
+if __name__ == "__main__":
+    main()
