@@ -1,6 +1,7 @@
 """The training loop: one update after another, as docs/architecture.md tells it."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ import torch
 from destruct.batch import Minibatch, PromptBatch, ScoredBatch, TrainBatch
 from destruct.build import Run
 from destruct.checkpoint.state import TrainState
+from destruct.config.ppo import KLConfig
 from destruct.engine.schedule import cosine_to_tenth
 from destruct.evaluation import Validation, validate
 from destruct.ppo.update import kl_to_reference, ppo_update
@@ -79,7 +81,7 @@ def one_update(run: Run) -> str:
     run.mark_first_step()
     with watch("kl"):
         kl = kl_to_reference(run.policy, scored, run.config.rollout.temperature, run.topology)
-    beta = constrain(run, kl)
+    beta = constrain(state, kl, run.config.kl, run.screen.say)
     state.optimizer_steps += stats.steps
     state.skipped += stats.skipped
     line = record_update(run, batches, stats, kl, beta)
@@ -133,18 +135,21 @@ def with_returns(run: Run, scored: list[Minibatch[ScoredBatch]], lam: float) -> 
     return with_advantages(scored, run.config.ppo.gamma, lam, run.topology)
 
 
-def constrain(run: Run, kl: float) -> float:
-    """Hold the KL constraint: a breach is counted and raises the coefficient; nan is a breach.
+def constrain(state: TrainState, kl: float, constraint: KLConfig, say: Callable[[str], None]) -> float:
+    """Hold the KL constraint: a breach is counted, said, and raises the coefficient; nan is a breach.
+
+    Args:
+        kl: k3(policy after the update || reference), nats per token.
 
     Returns:
         beta as it was in this update.
     """
-    beta = run.state.kl_coef
-    run.state.kl_max = max(run.state.kl_max, kl if math.isfinite(kl) else math.inf)
-    if not kl <= run.config.kl.bound:
-        run.state.breaches += 1
-        run.state.kl_coef *= run.config.kl.breach_factor
-        run.screen.say(f"KL {kl:.4f} passed kl.bound={run.config.kl.bound}; beta is now {run.state.kl_coef:.4g}")
+    beta = state.kl_coef
+    state.kl_max = max(state.kl_max, kl if math.isfinite(kl) else math.inf)
+    if not kl <= constraint.bound:
+        state.breaches += 1
+        state.kl_coef *= constraint.breach_factor
+        say(f"KL {kl:.4f} passed kl.bound={constraint.bound}; beta is now {state.kl_coef:.4g}")
     return beta
 
 

@@ -92,9 +92,11 @@ class CheckpointStore:
         return folder, manifest.verify(folder)
 
 
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _empty(stage: Path) -> None:
+    """Make the stage anew; one that a killed run left behind goes too."""
+    for stale in stage.parent.glob(".stage-*"):
+        shutil.rmtree(stale)
+    stage.mkdir(parents=True)
 
 
 def _tried(write: Callable[[], None]) -> bool:

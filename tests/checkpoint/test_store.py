@@ -89,6 +89,12 @@ def test_a_copy_that_a_person_made_is_never_deleted(store, saved):
     assert names(store.folder) == ["latest", "step-00000003-best", "step-00000005", "step-00000006"]
 
 
+def test_a_stage_that_a_killed_run_left_behind_goes_with_the_next_save(tmp_path):
+    (tmp_path / ".stage-00000007" / "policy").mkdir(parents=True)
+    CheckpointStore(tmp_path, ALONE, keep=1).save(9, [write], FACTS)
+    assert names(tmp_path) == ["latest", "step-00000009"]
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(1, ["step-00000004"]), (2, ["step-00000003", "step-00000004"])])
 def test_a_run_set_back_to_an_older_checkpoint_keeps_what_it_saves_from_there(tmp_path, keep, kept):
     """Steps 8 and 9 were given up and stay; counted among the newest, step 4 would be deleted as it is published."""
