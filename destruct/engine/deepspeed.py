@@ -54,6 +54,7 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     def drop_gradients(self) -> None:
+        # DeepSpeed has no call for this: each stage keeps partial gradients and a count of micro-batches of its own.
         self.engine.zero_grad()
         optimizer = self.engine.optimizer
         optimizer.zero_grad()
