@@ -123,6 +123,7 @@ class ScoredBatch:
         for name in ("old_logprobs", "reference_logprobs", "old_values", "rewards"):
             _require(self, name, shape)
         _require(self, "score", shape[:1])
+        _require(self, "terms", (shape[0], *self.terms.shape[1:]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ class Run:
 
 
 def build(settings: Settings, topology: Topology, screen: Screen, started: float) -> Run:
-    """Make the run, cheapest checks first: reward functions, curriculum, data, then networks, then resume.
+    """Make the run, cheapest checks first: curriculum, checkpoint, data, reward functions, then networks, then resume.
 
     Raises:
         DestructError: anything a person can put right.
@@ -147,7 +147,6 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     tokenizer = Tokenizer(topology.first_rank_makes(lambda: _tokenizer_text(settings, documents, checkpoint)))
     sources = pack_sources(documents, config.data, config.window_tokens, tokenizer)
     reward = Reward(config.reward.terms, RewardContext(config.reward.ngram, tokenizer))
-    folder = run_folder.prepare(settings, topology, screen, tokenizer, resuming=checkpoint is not None)
     train = [torch.from_numpy(source.train.tokens).long() for source in sources]
     shuffled = [_shuffled_held_out(source, config.run.seed) for source in sources]
     held_out = [
@@ -155,6 +154,8 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         for source, windows in zip(sources, shuffled, strict=True)
     ]
     panels = [torch.from_numpy(windows).long() for windows in shuffled]
+    # Nothing about the input can be wrong from here on: only now is an older folder put aside.
+    folder = run_folder.prepare(settings, topology, screen, tokenizer, resuming=checkpoint is not None)
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, panels, c.difficulty_sample_size)
     updates = _planned_updates(config, train)
     screen.say(_windows_line(sources, config.window_tokens))

@@ -65,20 +65,22 @@ def prepare(settings: Settings, topology: Topology, screen: Screen, tokenizer: T
     """Make the folder `run.folder/run.name` and write down what was asked for and what it runs on.
 
     An older folder of that name is continued when `resuming`, else put aside.
+
+    Raises:
+        DestructError: it cannot be written.
     """
     folder = _path(settings)
-    if not resuming:
-        if settings.config.run.resume == "auto":
-            screen.say(f"no checkpoint in {folder}: this run starts from the beginning")
-        aside = topology.first_rank_makes(lambda: _put_aside(folder))
-        if aside is not None:
-            screen.say(f"{folder} was there already; it is now {aside}")
+    if not resuming and settings.config.run.resume == "auto":
+        screen.say(f"no checkpoint in {folder}: this run starts from the beginning")
     try:
+        aside = None if resuming else topology.first_rank_makes(lambda: _put_aside(folder))
         topology.first_rank_makes(lambda: _write_facts(folder, settings, topology, tokenizer))
     except OSError as error:
         raise DestructError(
             f"{folder} cannot be written: {error.strerror}", "set run.folder to a place to write to", Exit.ENVIRONMENT
         ) from None
+    if aside is not None:
+        screen.say(f"{folder} was there already; it is now {aside}")
     log_to_file(folder, topology.rank)
     return folder
 

@@ -161,8 +161,15 @@ def peak_rss_mib(topology: Topology) -> float:
     return topology.max(torch.tensor([mine], dtype=torch.float64)).item()
 
 
+def null_unless_finite(value: Any) -> Any:
+    """A nested structure with None for each number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: null_unless_finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def summarize(run: Run) -> dict[str, Any]:
-    """The contents of summary.json; docs/architecture.md says what each key is."""
+    """The contents of summary.json, not finite figures as they are; docs/architecture.md says what each key is."""
     state = run.state
     tenth = max(1, state.update // 10)
     checkpoint = run.store.path(state.update)
@@ -172,7 +179,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "validation_loss_after": state.validation["after"],
         "reward_before": mean_over_sources(state.rewards[:tenth]),
         "reward_after": mean_over_sources(state.rewards[-tenth:]),
-        "kl_max": state.kl_max if math.isfinite(state.kl_max) else None,
+        "kl_max": state.kl_max,
         "kl_bound": run.config.kl.bound,
         "kl_breaches": state.breaches,
         "updates": state.update,

@@ -77,7 +77,7 @@ def _run(settings: Settings, started: float) -> None:
     from destruct.build import build
     from destruct.engine import topology as ranks
     from destruct.loop import train
-    from destruct.recording import summarize
+    from destruct.recording import null_unless_finite, summarize
     from destruct.tracking.console import Screen
 
     topology = ranks.start()
@@ -87,7 +87,8 @@ def _run(settings: Settings, started: float) -> None:
         run.state.seconds = run.seconds_before + time.perf_counter() - started
         summary = summarize(run)
         if run.sinks is not None:
-            (run.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(null_unless_finite(summary), indent=1, allow_nan=False)
+            (run.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
             run.sinks.close()
         run.screen.table(summary)
     finally:

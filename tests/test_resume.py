@@ -10,7 +10,7 @@ from tests.tiny import write_config
 
 pytestmark = pytest.mark.slow
 
-SHORT = ["engine.backend=single", "run.num_epochs=1", "run.updates_per_epoch=2"]
+SHORT = ["engine.backend=single", "run.num_epochs=1", "run.updates_per_epoch=2", "run.evaluate_every=2"]
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -63,6 +63,8 @@ def test_a_finished_run_is_continued_to_a_longer_plan(folder, monkeypatch):
     steps = [json.loads(line) for line in (folder / "tiny" / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in steps if "ppo/steps" in line] == [0, 1, 2, 3]
     assert [line["phase"] for line in steps].count("after") == 1, "the first life's last validation is dropped"
+    validated = [line["update"] for line in steps if line["phase"] == "ppo" and "validation/mean" in line]
+    assert validated == [1, 3], "run.evaluate_every=2: in the updates that complete a second one"
 
 
 def test_starting_anew_puts_the_older_folder_aside(folder, monkeypatch):

@@ -148,6 +148,9 @@ def data(alone, monkeypatch, tmp_path_factory):
     (alone / "empty.txt").write_text("\n \n")
     (alone / "short.txt").write_text("a\nb\n")
     (alone / "one.txt").write_text("the same line\nthe same line\n")
+    (alone / "thin").mkdir()
+    (alone / "thin" / "train.txt").write_text("\n".join(DOCUMENTS))
+    (alone / "thin" / "validation.txt").write_text("\n".join(DOCUMENTS[:3]))
     return alone
 
 
@@ -166,6 +169,12 @@ def data(alone, monkeypatch, tmp_path_factory):
         ("{path: one.txt}", (), "source 'notes' has 1 different document(s)", "give it more documents"),
         ("{path: short.txt}", (), "source 'notes' (training) has 2 tokens; one window takes 64", "give it more text"),
         (
+            "{path: thin}",
+            ("rollout.prompt_tokens=8", "rollout.response_tokens=8"),
+            "source 'notes' has 1 held-out window; difficulty needs at least 2",
+            "give it more text",
+        ),
+        (
             "{path: good.jsonl}",
             ("curriculum.eta=1000",),
             "the sampling weights would oscillate without end: eta=1000",
@@ -177,6 +186,14 @@ def data(alone, monkeypatch, tmp_path_factory):
 def test_bad_data_ends_before_a_folder_or_a_model_is_made(data, capsys, source, more, problem, remedy):
     got = refused(data, capsys, *arguments_for(source, *more))
     assert got[0].startswith(problem) and got[1].startswith(remedy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "warned"), [("second_order", True), ("uniform", False)])
+def test_weights_without_damping_are_warned_of(data, capsys, strategy, warned):
+    arguments = arguments_for("{path: absent.txt}", "curriculum.lam=0", f"curriculum.strategy={strategy}")
+    assert main(["--config", str(LOCAL), *arguments]) == 2
+    assert ("warning: curriculum.lam=0" in capsys.readouterr().out) is warned
 
 
 @pytest.mark.slow

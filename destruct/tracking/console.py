@@ -43,9 +43,9 @@ class Screen:
         facts.add_column()
         facts.add_column(overflow="fold")  # a path in full, where the default would cut it short
         facts.add_row("reward", f"{summary['reward_before']:.4f} -> {summary['reward_after']:.4f}")
-        kl, bound = summary["kl_max"], summary["kl_bound"]  # None: it was not finite
-        where = f"{kl:.4f}, {'inside' if kl <= bound else 'OUTSIDE'}" if kl is not None else "not finite, OUTSIDE"
-        facts.add_row("largest KL to the reference", f"{where} its bound {bound}")
+        kl, bound = summary["kl_max"], summary["kl_bound"]
+        where = "inside" if kl <= bound else "OUTSIDE"
+        facts.add_row("largest KL to the reference", f"{kl:.4f}, {where} its bound {bound}")
         facts.add_row("updates, rounds", f"{summary['updates']}, {summary['rounds']}")
         facts.add_row("tokens", f"{summary['tokens']:,}")
         facts.add_row("seconds, peak memory", f"{summary['seconds']:.0f} s, {summary['peak_rss_mib']:.0f} MiB per rank")

@@ -109,7 +109,7 @@ def test_the_summary_tables_hold_the_figures(capsys):
 
 
 @pytest.mark.parametrize(
-    ("kl", "said"), [(0.11, "0.1100, OUTSIDE"), (None, "not finite, OUTSIDE"), (0.1, "0.1000, inside")]
+    ("kl", "said"), [(0.11, "0.1100, OUTSIDE"), (float("inf"), "inf, OUTSIDE"), (0.1, "0.1000, inside")]
 )
 def test_a_breached_bound_is_shouted(capsys, kl, said):
     Screen(first_rank=True).table(SUMMARY | {"kl_max": kl})
