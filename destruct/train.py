@@ -8,11 +8,12 @@ import json
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
 from destruct.config.run import Settings, load
-from destruct.errors import DestructError, Exit
+from destruct.errors import DestructError, Exit, leave
 
 EPILOG = """Every key with its default and bounds: docs/config.md.
 Exit codes: 0 done, 2 configuration, 3 environment."""
@@ -81,19 +82,19 @@ def _run(settings: Settings, started: float) -> None:
     from destruct.tracking.console import Screen
 
     topology = ranks.start()
-    try:
+    with ExitStack() as at_end:
+        at_end.callback(ranks.stop)
         run = build(settings, topology, Screen(topology.is_first), started)
+        if run.sinks is not None:
+            at_end.callback(run.sinks.close)
         train(run)
         run.state.seconds = run.seconds_before + time.perf_counter() - started
         summary = summarize(run)
-        if run.sinks is not None:
+        if topology.is_first:
             text = json.dumps(null_unless_finite(summary), indent=1, allow_nan=False)
             (run.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
-            run.sinks.close()
         run.screen.table(summary)
-    finally:
-        ranks.stop()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -18,6 +18,7 @@ from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
 from destruct.engine.schedule import Schedule
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
+from destruct.errors import Exit, leave
 from destruct.models.policy import build_copy, build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients
@@ -255,3 +256,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(Exit.DONE)

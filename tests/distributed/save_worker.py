@@ -18,6 +18,7 @@ from destruct.engine import topology as ranks
 from destruct.engine.deepspeed import DeepSpeedEngine
 from destruct.engine.single import SingleFrozen
 from destruct.engine.topology import Topology
+from destruct.errors import Exit, leave
 from tests.distributed.engine_worker import training
 
 
@@ -63,3 +64,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(Exit.DONE)

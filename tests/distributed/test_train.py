@@ -184,6 +184,9 @@ def test_a_reward_that_raises_on_one_rank_alone_ends_all_and_is_named(tmp_path):
     assert done.returncode == 2
     assert "rank 1: reward term 'moody:f' raised ValueError: not today" in done.stderr
     assert "Traceback" not in done.stderr
+    board = EventAccumulator(str(tmp_path / "tiny/logs/warmup"))
+    board.Reload()
+    assert len(board.Scalars("warmup/lm_loss")) == 4, "what was logged before the error is on the disk"
 
 
 def test_a_mistake_ends_every_launcher_with_its_code_and_two_lines_from_one_rank(tmp_path):
