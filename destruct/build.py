@@ -12,7 +12,7 @@ from destruct import folder as run_folder
 from destruct.checkpoint import contents
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
-from destruct.config.run import Config, Settings
+from destruct.config.settings import Config, Settings
 from destruct.curriculum.estimates import ProgressEstimator
 from destruct.curriculum.round import Curriculum
 from destruct.curriculum.strategies import Strategy, make_strategy

@@ -12,7 +12,7 @@ import torch
 
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.base import dump_with_provenance
-from destruct.config.run import Settings
+from destruct.config.settings import Settings
 from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError, Exit

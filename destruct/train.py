@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-from destruct.config.run import Settings, load
+from destruct.config.settings import Settings, load
 from destruct.errors import DestructError, Exit, leave
 
 EPILOG = """Every key with its default and bounds: docs/config.md.

@@ -13,8 +13,8 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))  # the code beside these pages, whatever else is installed
 
 from destruct.config.base import Section, sections_in, walk  # noqa: E402
-from destruct.config.engine import FrozenJSON, FrozenZero, TrainingJSON  # noqa: E402
-from destruct.config.run import Config  # noqa: E402
+from destruct.config.deepspeed import FrozenJSON, FrozenZero, TrainingJSON  # noqa: E402
+from destruct.config.settings import Config  # noqa: E402
 from destruct.tracking.metrics import METRICS  # noqa: E402
 
 NOTE = "<!-- Made by `python docs/generate.py`; change the code instead. -->"

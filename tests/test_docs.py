@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from destruct.config.base import dump_with_provenance
-from destruct.config.run import Config
+from destruct.config.settings import Config
 from destruct.tracking.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from destruct.config.engine import Optimizer
+from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.engine import topology
 from destruct.engine.single import SingleEngine, SingleFrozen

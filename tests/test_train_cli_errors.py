@@ -236,12 +236,12 @@ HEAVY = {"torch", "deepspeed", "transformers", "datasets", "numpy"}
 def test_help_answers_without_importing_torch(tmp_path):
     done, modules, _ = start(tmp_path, "--help")
     assert done.returncode == 0 and "key.sub=value" in done.stdout and not done.stderr
-    assert "destruct.config.run" in modules and not modules & HEAVY
+    assert "destruct.config.settings" in modules and not modules & HEAVY
 
 
 def test_an_unknown_key_is_answered_within_two_seconds_and_without_importing_torch(tmp_path):
     done, modules, seconds = start(tmp_path, "--config", str(LOCAL), "kl.coeff=0.1")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr == "destruct: command line: unknown key 'kl.coeff'\n  remedy: did you mean 'kl.coef'?\n"
-    assert "destruct.config.run" in modules and not modules & HEAVY
+    assert "destruct.config.settings" in modules and not modules & HEAVY
     assert seconds < 2 and not list(tmp_path.iterdir())

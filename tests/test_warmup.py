@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
-from destruct.config.engine import Optimizer
+from destruct.config.deepspeed import Optimizer
 from destruct.config.model import LlamaShape, PolicyShape
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology

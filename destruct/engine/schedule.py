@@ -6,7 +6,7 @@ The three shapes are DeepSpeed's, read from its JSON (deepspeed/runtime/lr_sched
 import math
 from dataclasses import dataclass
 
-from destruct.config.engine import Scheduler
+from destruct.config.deepspeed import Scheduler
 
 
 @dataclass(frozen=True, slots=True)

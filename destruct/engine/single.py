@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from destruct.config.engine import Optimizer
+from destruct.config.deepspeed import Optimizer
 from destruct.errors import DestructError
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from destruct.checkpoint import contents, manifest
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
-from destruct.config.engine import Optimizer
+from destruct.config.deepspeed import Optimizer
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from destruct.config.run import Settings, load
+from destruct.config.settings import Settings, load
 from destruct.errors import DestructError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from destruct.config.base import Section, dump_with_provenance, sections_in, validate, walk
-from destruct.config.engine import FrozenJSON, TrainingJSON
-from destruct.config.run import Config
+from destruct.config.deepspeed import FrozenJSON, TrainingJSON
+from destruct.config.settings import Config
 
 SOURCES = {"data": {"sources": {"prose": {"embedded": "prose"}}}}
 ROOTS = [Config, TrainingJSON, FrozenJSON]

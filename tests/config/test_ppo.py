@@ -6,7 +6,7 @@ import pytest
 
 from destruct.config.curriculum import CurriculumConfig
 from destruct.config.engine import EngineConfig
-from destruct.config.ppo import REWARD_TERMS
+from destruct.config.rollout import REWARD_TERMS
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from destruct.config.engine import Optimizer
+from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.curriculum.estimates import ProgressEstimator
 from destruct.curriculum.panels import panel_items

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
-from destruct.config.engine import FrozenJSON, Optimizer, OptimizerParams, TrainingJSON, frozen_json, training_json
+from destruct.config.deepspeed import FrozenJSON, Optimizer, OptimizerParams, TrainingJSON, frozen_json, training_json
 from destruct.config.model import PolicyShape
 from destruct.engine import topology as ranks
 from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen

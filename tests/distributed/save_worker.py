@@ -13,7 +13,7 @@ from torch import nn
 from destruct.checkpoint import contents
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
-from destruct.config.engine import training_json
+from destruct.config.deepspeed import training_json
 from destruct.engine import topology as ranks
 from destruct.engine.deepspeed import DeepSpeedEngine
 from destruct.engine.single import SingleFrozen

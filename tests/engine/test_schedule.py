@@ -6,7 +6,7 @@ import pytest
 import torch
 from deepspeed.runtime.lr_schedules import WarmupCosineLR, WarmupDecayLR, WarmupLR
 
-from destruct.config.engine import Scheduler, SchedulerParams
+from destruct.config.deepspeed import Scheduler, SchedulerParams
 from destruct.engine.schedule import Schedule, cosine_to_tenth
 
 THEIRS = {"WarmupLR": WarmupLR, "WarmupDecayLR": WarmupDecayLR, "WarmupCosineLR": WarmupCosineLR}
@@ -70,8 +70,10 @@ def test_what_is_left_out_or_auto_is_the_runs_peak_and_plan_and_deepspeeds_own_d
         known["warmup_max_lr"] = PEAK
     theirs = deepspeeds(name, 26, warmup_num_steps=6, **known)
     assert ours(name, 26, 20, warmup_num_steps=6) == same(theirs)
-    maximum = {} if name == "WarmupCosineLR" else {"warmup_max_lr": "auto"}
-    assert ours(name, 26, 20, warmup_num_steps=6, total_num_steps="auto", **maximum) == same(theirs)
+    assert ours(name, 26, 20) == same(deepspeeds(name, 26, **known))
+    auto = {} if name == "WarmupLR" else {"total_num_steps": "auto"}
+    auto |= {} if name == "WarmupCosineLR" else {"warmup_max_lr": "auto"}
+    assert ours(name, 26, 20, warmup_num_steps=6, **auto) == same(theirs)
     assert theirs != same(deepspeeds(name, 26, warmup_num_steps=6, **known, warmup_type="linear")), "log by default"
 
 

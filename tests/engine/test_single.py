@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from destruct.config.engine import Optimizer, OptimizerParams
+from destruct.config.deepspeed import Optimizer, OptimizerParams
 from destruct.config.model import PolicyShape
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.errors import DestructError

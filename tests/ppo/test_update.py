@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
-from destruct.config.engine import Optimizer, OptimizerParams
+from destruct.config.deepspeed import Optimizer, OptimizerParams
 from destruct.config.model import PolicyShape
 from destruct.engine.schedule import Schedule
 from destruct.engine.single import SingleEngine

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from destruct.batch import PromptBatch, RolloutBatch
-from destruct.config.ppo import REWARD_TERMS
+from destruct.config.rollout import REWARD_TERMS
 from destruct.errors import DestructError
 from destruct.rollout.rewards import REWARDS, Reward, RewardContext
 

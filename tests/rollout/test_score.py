@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch
-from destruct.config.engine import Optimizer
+from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology

@@ -1,12 +1,14 @@
-"""The whole config: the shipped run, both files against each other, and where each value came from."""
+"""The whole config: the shipped run, the batch algebra by counting, the files against each other, and origins."""
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from destruct.config.base import dump_with_provenance, sections_in, walk
-from destruct.config.run import Config, load
+from destruct.config.settings import Config, load, micro_batch_size
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +25,8 @@ def test_the_number_of_keys_stays_under_its_ceiling():
 def test_the_local_run_loads_on_one_two_and_four_ranks(world_size, micro_batch):
     """64 rollouts over 2 minibatches, 2 micro-batches of each rank in a step."""
     settings = load(ROOT / "configs" / "local.yaml", [], world_size)
-    assert (settings.micro_batch, settings.accumulation, settings.world_size) == (micro_batch, 2, world_size)
+    assert (settings.micro_batch, settings.world_size) == (micro_batch, world_size)
+    assert settings.training.gradient_accumulation_steps == 2
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -129,7 +132,7 @@ def test_a_json_is_found_from_the_working_folder_then_beside_the_yaml_then_above
     for steps, folder in ((1, configs.parent), (2, configs), (4, work)):
         files.change_train({"gradient_accumulation_steps": steps})
         (folder / "train.json").write_text(files.train.read_text())
-        assert load(configs / "run.yaml", [], 1).accumulation == steps
+        assert load(configs / "run.yaml", [], 1).training.gradient_accumulation_steps == steps
 
 
 def test_a_json_that_is_nowhere_is_refused_with_its_key(files, refusal):
@@ -174,3 +177,36 @@ def test_resolved_yaml_tells_file_line_command_line_and_default_and_loads_back(f
     ):
         assert lines.count(expected) == 1, expected
     assert lines.count("learnable: true  # default") == 2
+
+
+def nearest(batch: int, divides) -> list[int]:
+    """The nearest positive number on either side that divides, found by walking."""
+    below = next((b for b in range(batch, 0, -1) if divides(b)), None)
+    above = next(b for b in itertools.count(batch) if divides(b))
+    return [above] if below is None else sorted({below, above})
+
+
+def test_the_batch_divides_exactly_or_the_error_names_the_nearest_batches_that_do(refusal):
+    """By counting: each of the accumulation x world x minibatches micro-batches gets the same whole number."""
+    seen = {True: 0, False: 0}
+    for batch, accumulation, world, minibatches in itertools.product(range(1, 41), (1, 2, 3, 5), (1, 2, 4), (1, 3, 4)):
+
+        def divides(b: int, sizes: tuple[int, int, int] = (accumulation, world, minibatches)) -> bool:
+            for size in sizes:
+                if b % size:
+                    return False
+                b //= size
+            return True
+
+        arguments = (batch, accumulation, world, minibatches, "zero3.json")
+        seen[divides(batch)] += 1
+        if divides(batch):
+            each = micro_batch_size(*arguments)
+            assert sum(each for _ in range(accumulation) for _ in range(world) for _ in range(minibatches)) == batch
+            continue
+        problem, remedy = refusal(micro_batch_size, *arguments)
+        assert [int(n) for n in re.findall(r"\d+", remedy)] == nearest(batch, divides)
+        assert [int(n) for n in re.findall(r"\d+", problem.replace("zero3", ""))] == [
+            batch, accumulation, world, minibatches, accumulation * world * minibatches
+        ]  # fmt: skip
+    assert min(seen.values()) > 100

@@ -1,0 +1,182 @@
+"""The whole configuration of a run: the root section, reading it, and the checks that cross sections and files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from destruct.config.base import Section, sections_in, validate, walk
+from destruct.config.curriculum import CurriculumConfig, FrozenConfig
+from destruct.config.data import DataConfig
+from destruct.config.deepspeed import FrozenJSON, TrainingJSON, frozen_json, read_json, training_json
+from destruct.config.engine import EngineConfig
+from destruct.config.model import ModelConfig
+from destruct.config.ppo import KLConfig, PPOConfig, WarmupConfig
+from destruct.config.reading import apply_overrides, read_yaml
+from destruct.config.rollout import RewardConfig, RolloutConfig
+from destruct.config.run import RunConfig
+from destruct.errors import DestructError
+
+
+class Config(Section):
+    """Everything a run reads from its YAML file."""
+
+    run: RunConfig = RunConfig()
+    engine: EngineConfig = EngineConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    kl: KLConfig = KLConfig()
+    ppo: PPOConfig = PPOConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    frozen: FrozenConfig = FrozenConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+    @model_validator(mode="after")
+    def _window_fits_the_contexts(self) -> Self:
+        for role, shape in (("policy", self.model.policy), ("value", self.model.value)):
+            if self.window_tokens > shape.max_position_embeddings:
+                raise ValueError(
+                    f"rollout.prompt_tokens={self.rollout.prompt_tokens} + rollout.response_tokens="
+                    f"{self.rollout.response_tokens} = {self.window_tokens} tokens do not fit "
+                    f"model.{role}.max_position_embeddings={shape.max_position_embeddings}; shorten a part or raise it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _every_prior_is_above_the_floor(self) -> Self:
+        if self.curriculum.strategy != "second_order":
+            return self
+        name, smallest = min(self.data.prior.items(), key=lambda item: item[1])
+        highest = smallest * len(self.data.prior)
+        if self.curriculum.floor > highest:
+            raise ValueError(
+                f"curriculum.floor={self.curriculum.floor} lies above the prior of source {name!r}; "
+                f"it can be at most {highest:.4g}"
+            )
+        return self
+
+    @property
+    def window_tokens(self) -> int:
+        """T = P + R."""
+        return self.rollout.prompt_tokens + self.rollout.response_tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A validated run: the YAML, both DeepSpeed files, and where each value came from."""
+
+    config: Config
+    training: TrainingJSON
+    frozen: FrozenJSON
+    provenance: dict[str, str]
+    world_size: int
+    micro_batch: int
+
+    def deepspeed(self) -> dict[str, dict[str, Any]]:
+        """The dictionaries of the engines `policy`, `value` and `frozen`, every "auto" filled."""
+        ppo = self.config.ppo
+        rates = {"policy": ppo.policy_lr, "value": ppo.value_lr}
+        filled = {
+            role: training_json(self.training, self.micro_batch, self.world_size, lr, ppo.max_grad_norm)
+            for role, lr in rates.items()
+        }
+        return filled | {"frozen": frozen_json(self.frozen, self.training)}
+
+
+def load(path: Path, overrides: list[str], world_size: int) -> Settings:
+    """Read, override and validate a run for `world_size` ranks, before torch is imported.
+
+    Raises:
+        DestructError: anything a person can put right in the YAML, the JSON files or the command line.
+    """
+    values, provenance = read_yaml(path)
+    _refuse_whole_sections(overrides)
+    apply_overrides(values, provenance, overrides)
+    config = validate(Config, values, str(path), provenance)
+    training_path = _find(config.engine.deepspeed, path, "engine.deepspeed")
+    training = read_json(training_path, TrainingJSON)
+    frozen = read_json(_find(config.engine.frozen, path, "engine.frozen"), FrozenJSON)
+    if config.engine.backend == "single" and world_size > 1:
+        raise DestructError(
+            f"engine.backend=single runs in one process, but {world_size} ranks were started",
+            "start one rank, or set engine.backend: deepspeed",
+        )
+    micro = micro_batch_size(
+        config.rollout.batch_size,
+        training.gradient_accumulation_steps,
+        world_size,
+        config.ppo.minibatches,
+        training_path.name,
+    )
+    _check_contradictions(path, config, training_path, training, world_size, micro)
+    return Settings(config, training, frozen, provenance, world_size, micro)
+
+
+def _refuse_whole_sections(overrides: list[str]) -> None:
+    """`ppo={epochs: 1}` would put every other key of the section back to its default without a word."""
+    sections = [path for path, field in walk(Config) if next(sections_in(field.annotation), None)]
+    for override in overrides:
+        key, _, raw = override.partition("=")
+        if key in sections and key != "data.sources" and raw.strip().startswith("{"):
+            raise DestructError(f"override {override!r} replaces a whole section", f"name a key: {key}.sub=value")
+
+
+def _find(name: str, beside: Path, key: str) -> Path:
+    candidates = [Path(name), beside.parent / name, beside.parent.parent / name]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise DestructError(
+        f"{key}: {name} exists neither in {Path.cwd()} nor beside {beside}", f"give {key} the path of a DeepSpeed JSON"
+    )
+
+
+def micro_batch_size(batch_size: int, accumulation: int, world_size: int, minibatches: int, json_name: str) -> int:
+    """Rollouts per micro-batch, on average: B / (accumulation x world x minibatches).
+
+    Raises:
+        DestructError: B does not divide; the remedy names the nearest values that do.
+    """
+    per_pass = accumulation * world_size * minibatches
+    if batch_size % per_pass == 0:
+        return batch_size // per_pass
+    below, above = batch_size // per_pass * per_pass, -(-batch_size // per_pass) * per_pass
+    values = f"{below} or {above}" if below else str(above)
+    raise DestructError(
+        f"rollout.batch_size={batch_size} does not divide into gradient_accumulation_steps={accumulation} ({json_name})"
+        f" x {world_size} ranks x ppo.minibatches={minibatches} = {per_pass} micro-batches",
+        f"set rollout.batch_size to {values}, or change ppo.minibatches or the number of ranks",
+    )
+
+
+def _check_contradictions(
+    yaml_path: Path, config: Config, json_path: Path, training: TrainingJSON, world_size: int, micro: int
+) -> None:
+    """A number in the JSON where `auto` would do must say what the YAML says.
+
+    Raises:
+        DestructError: naming both files, both keys and both values.
+    """
+    rates = [("ppo.policy_lr", config.ppo.policy_lr), ("ppo.value_lr", config.ppo.value_lr)]
+    warmup_max_lr = training.scheduler.params.warmup_max_lr if training.scheduler else None
+    expected: list[tuple[str, Any, str, Any]] = [
+        ("train_micro_batch_size_per_gpu", training.train_micro_batch_size_per_gpu, "rollout.batch_size", micro),
+        (
+            "train_batch_size",
+            training.train_batch_size,
+            "rollout.batch_size / ppo.minibatches",
+            micro * training.gradient_accumulation_steps * world_size,
+        ),
+        ("gradient_clipping", training.gradient_clipping, "ppo.max_grad_norm", config.ppo.max_grad_norm),
+        *(("optimizer.params.lr", training.optimizer.params.lr, *rate) for rate in rates),
+        *(("scheduler.params.warmup_max_lr", warmup_max_lr, *rate) for rate in rates),
+    ]
+    for json_key, in_json, yaml_key, in_yaml in expected:
+        if in_json not in (None, "auto", in_yaml):
+            raise DestructError(
+                f"{json_path}: {json_key} = {in_json} contradicts {yaml_path}: {yaml_key} gives {in_yaml}",
+                f'write "auto" for {json_key} in {json_path.name}',
+            )
