@@ -7,6 +7,8 @@ Each stage takes one frozen object and returns another:
         -> advantages -> TrainBatch -> update -> UpdateStats
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -30,15 +32,15 @@ class PromptBatch:
 
     draw: int  # number of this draw; only ever grows
     prompt_tokens: int  # P
-    windows: "Tensor"  # (B, T) int64   prompt, then the true continuation
-    source: "Tensor"  # (B,)   int64   index of the data set
-    sample: "Tensor"  # (B,)   int64   global sample index: the address of a rollout's randomness
+    windows: Tensor  # (B, T) int64   prompt, then the true continuation
+    source: Tensor  # (B,)   int64   index of the data set
+    sample: Tensor  # (B,)   int64   global sample index: the address of a rollout's randomness
 
     def __post_init__(self) -> None:
         _require(self, "source", (len(self.windows),))
         _require(self, "sample", (len(self.windows),))
 
-    def select(self, rows: "Tensor") -> "PromptBatch":
+    def select(self, rows: Tensor) -> PromptBatch:
         """The windows at `rows` (b,) int64."""
         return PromptBatch(self.draw, self.prompt_tokens, self.windows[rows], self.source[rows], self.sample[rows])
 
@@ -48,9 +50,9 @@ class RolloutBatch:
     """Prompts with what the policy sampled after them."""
 
     prompts: PromptBatch
-    tokens: "Tensor"  # (B, T) int64   prompt, response, padding
-    mask: "Tensor"  # (B, R) bool    True on sampled tokens, eos included: a prefix of each row
-    stopped: "Tensor"  # (B,)   bool    the response ended with eos rather than at R tokens
+    tokens: Tensor  # (B, T) int64   prompt, response, padding
+    mask: Tensor  # (B, R) bool    True on sampled tokens, eos included: a prefix of each row
+    stopped: Tensor  # (B,)   bool    the response ended with eos rather than at R tokens
 
     def __post_init__(self) -> None:
         b, t = self.prompts.windows.shape
@@ -58,17 +60,17 @@ class RolloutBatch:
         _require(self, "mask", (b, t - self.prompts.prompt_tokens))
         _require(self, "stopped", (b,))
 
-    def select(self, rows: "Tensor") -> "RolloutBatch":
+    def select(self, rows: Tensor) -> RolloutBatch:
         """The rollouts at `rows` (b,) int64."""
         return RolloutBatch(self.prompts.select(rows), self.tokens[rows], self.mask[rows], self.stopped[rows])
 
     @property
-    def responses(self) -> "Tensor":
+    def responses(self) -> Tensor:
         """(B, R) int64, padding included."""
         return self.tokens[:, self.prompts.prompt_tokens :]
 
     @property
-    def lengths(self) -> "Tensor":
+    def lengths(self) -> Tensor:
         """(B,) int64: sampled tokens of each rollout."""
         return self.mask.sum(1)
 
@@ -82,7 +84,7 @@ class Minibatch(Generic[BatchT]):
     response_tokens: int
     continuation_tokens: int
 
-    def map(self, stage: Callable[[BatchT], OtherT]) -> "Minibatch[OtherT]":
+    def map(self, stage: Callable[[BatchT], OtherT]) -> Minibatch[OtherT]:
         """The minibatch after `stage` has been applied to each micro-batch."""
         return Minibatch(tuple(map(stage, self.micro_batches)), self.response_tokens, self.continuation_tokens)
 
@@ -94,11 +96,11 @@ def micro_batches(minibatches: Iterable[Minibatch[BatchT]]) -> list[BatchT]:
 
 @dataclass(frozen=True, slots=True)
 class RewardedBatch:
-    """Rollouts with their score."""
+    """Rollouts with their score, in which no KL penalty is."""
 
     rollouts: RolloutBatch
-    score: "Tensor"  # (B,)   float32  reward units: weighted sum of the terms
-    terms: "Tensor"  # (B, K) float32  each reward term before its weight, in the config's order
+    score: Tensor  # (B,)   float32  reward units: weighted sum of the terms
+    terms: Tensor  # (B, K) float32  each reward term before its weight, in the config's order
 
     def __post_init__(self) -> None:
         rows = len(self.rollouts.tokens)
@@ -110,20 +112,21 @@ class RewardedBatch:
 class ScoredBatch:
     """Rollouts with everything that is known before advantages; all 0 where the mask is False."""
 
-    rollouts: RolloutBatch
-    old_logprobs: "Tensor"  # (B, R) float32  nats, under the policy that sampled
-    reference_logprobs: "Tensor"  # (B, R) float32  nats, under the frozen model
-    old_values: "Tensor"  # (B, R) float32  reward units, V(s_t) before token t
-    rewards: "Tensor"  # (B, R) float32  reward units: score on the last real token, less the KL penalty
-    score: "Tensor"  # (B,)   float32  reward units, without the KL penalty
-    terms: "Tensor"  # (B, K) float32  each reward term before its weight, in the config's order
+    rewarded: RewardedBatch
+    old_logprobs: Tensor  # (B, R) float32  nats, under the policy that sampled
+    reference_logprobs: Tensor  # (B, R) float32  nats, under the frozen model
+    old_values: Tensor  # (B, R) float32  reward units, V(s_t) before token t
+    rewards: Tensor  # (B, R) float32  reward units: score on the last real token, less the KL penalty
 
     def __post_init__(self) -> None:
         shape = tuple(self.rollouts.mask.shape)
         for name in ("old_logprobs", "reference_logprobs", "old_values", "rewards"):
             _require(self, name, shape)
-        _require(self, "score", shape[:1])
-        _require(self, "terms", (shape[0], *self.terms.shape[1:]))
+
+    @property
+    def rollouts(self) -> RolloutBatch:
+        """What was sampled."""
+        return self.rewarded.rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +134,8 @@ class TrainBatch:
     """What the PPO update reads."""
 
     scored: ScoredBatch
-    advantages: "Tensor"  # (B, R) float32  whitened over all ranks; 0 where the mask is False
-    returns: "Tensor"  # (B, R) float32  reward units
+    advantages: Tensor  # (B, R) float32  whitened over all ranks; 0 where the mask is False
+    returns: Tensor  # (B, R) float32  reward units
 
     def __post_init__(self) -> None:
         shape = tuple(self.scored.rollouts.mask.shape)
@@ -149,9 +152,9 @@ class UpdateStats:
     ptx_loss: float  # nats per continuation token
     entropy: float  # nats per token
     approx_kl: float  # k3(old || new), mean over all minibatch passes
-    signed_approx_kl: float  # the same by k1
+    approx_kl_k1: float  # the same by k1
     reference_kl: float  # k3(policy || reference), mean over all minibatch passes
-    signed_reference_kl: float  # the same by k1
+    reference_kl_k1: float  # the same by k1
     first_ratio_error: float  # max |log ratio| of the first minibatch: 0 when scoring and training agree
     ratio_mean: float
     ratio_max: float

@@ -1,139 +1,45 @@
 """The composition root: turns validated settings into a run.  No other file names the concrete classes."""
 
-import time
-from dataclasses import dataclass, field
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from destruct import folder as run_folder
+from destruct import run_folder
 from destruct.checkpoint import contents
+from destruct.checkpoint.identity import find_checkpoint
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.settings import Config, Settings
 from destruct.curriculum.estimates import ProgressEstimator
 from destruct.curriculum.round import Curriculum
-from destruct.curriculum.strategies import Strategy, make_strategy
+from destruct.curriculum.strategies import DynamicsSettings, Strategy, make_strategy
 from destruct.data.mixture import Mixture
 from destruct.data.sources import Documents, load_sources
 from destruct.data.tokenizing import Tokenizer, train_tokenizer
 from destruct.data.windows import SourceData, pack_sources
-from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
-from destruct.evaluation import HeldOut
+from destruct.evaluation import ValidationSet
+from destruct.exits import Exit
 from destruct.models.policy import PolicyNetwork, build_copy, build_policy
 from destruct.models.value import build_value
-from destruct.ops.rows import LossCoefficients
 from destruct.ppo.update import UpdateSettings
 from destruct.rollout.rewards import Reward, RewardContext
-from destruct.rollout.score import ScoreSettings
+from destruct.run import Run
 from destruct.seeding import derive, permuted
 from destruct.tracking.console import Screen
-from destruct.tracking.sinks import Sinks
-from destruct.tracking.watch import Watch
-
-
-@dataclass
-class Run:
-    """Everything the loop touches."""
-
-    settings: Settings
-    topology: Topology
-    folder: Path
-    screen: Screen
-    sinks: Sinks | None  # on the first rank alone
-    tokenizer: Tokenizer
-    names: list[str]  # sources, in the order of every weight vector
-    train_windows: list[Tensor]  # per source (n_k, T) int64
-    held_out: list[HeldOut]
-    mixture: Mixture
-    curriculum: Curriculum
-    reward: Reward
-    policy: TrainEngine
-    value: TrainEngine
-    frozen: FrozenEngine
-    replica: PolicyNetwork
-    store: CheckpointStore
-    updates: int  # PPO updates that the run plans
-    update_settings: UpdateSettings
-    state: TrainState
-    started: float  # time.perf_counter() at the start of this life
-    seconds_before: float = 0.0  # of earlier lives
-    seconds_to_first_step: float = 0.0  # from the start of this life to its first optimizer step
-    watch: Watch = field(default_factory=Watch)
-
-    @property
-    def config(self) -> Config:
-        """The YAML."""
-        return self.settings.config
-
-    def key(self, *words: int | str) -> int:
-        """A 63-bit key derived from the run's seed, for a generator that is equal on every rank."""
-        return derive(self.config.run.seed, *words) >> 1
-
-    def log(self, phase: str, step: int, values: dict[str, float]) -> None:
-        """Log figures, on the first rank."""
-        if self.sinks is not None:
-            self.sinks.scalars(phase, step, values)
-
-    def coefficients(self) -> LossCoefficients:
-        """The loss's coefficients, with beta as it stands now."""
-        c = self.config
-        in_loss = c.kl.in_loss != "none"
-        return LossCoefficients(
-            clip_low=c.ppo.clip_range,
-            clip_high=c.ppo.clip_range,
-            kl_coef=self.state.kl_coef if in_loss else 0.0,
-            kl_estimator=c.kl.in_loss,
-            entropy_coef=c.ppo.entropy_coef,
-        )
-
-    def score_settings(self) -> ScoreSettings:
-        """What scoring depends on, with beta as it stands now."""
-        c = self.config
-        return ScoreSettings(
-            temperature=c.rollout.temperature,
-            ptx=c.ppo.ptx_coef > 0,
-            kl_coef=self.state.kl_coef if c.kl.in_reward else 0.0,
-        )
-
-    def mark_first_step(self) -> None:
-        """Note when this life's first optimizer step was done; later calls change nothing."""
-        if not self.seconds_to_first_step:
-            self.seconds_to_first_step = time.perf_counter() - self.started
-
-    def is_due(self, every: int) -> bool:
-        """True in the update that completes `every` of them once more; never for 0."""
-        return every > 0 and (self.state.update + 1) % every == 0
-
-    @property
-    def networks(self) -> contents.Networks:
-        """The engines that a checkpoint holds."""
-        return contents.Networks(self.policy, self.value, self.frozen)
-
-    def save(self) -> None:
-        """Write a checkpoint; a failed one is reported and the run goes on."""
-        state = self.state
-        state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
-        state.seconds = self.seconds_before + time.perf_counter() - self.started
-        facts = run_folder.identity(self.settings)
-        if contents.save(self.store, self.networks, state, self.tokenizer.text, facts) is None:
-            self.screen.say(f"checkpoint after update {state.update} failed (is the disk full?); training goes on")
-
-    def resume(self, checkpoint: Path) -> None:
-        """Continue from a verified checkpoint of this run's identity."""
-        self.state = contents.load(checkpoint, self.networks)
-        self.seconds_before = self.state.seconds
-        self.mixture.load_state_dict(self.state.mixture)
-        self.curriculum.load_state_dict(self.state.curriculum)
+from destruct.tracking.sinks import Sinks, log_to_file
 
 
 def build(settings: Settings, topology: Topology, screen: Screen, started: float) -> Run:
     """Make the run, cheapest checks first: curriculum, checkpoint, data, reward functions, then networks, then resume.
+
+    Args:
+        started: time.perf_counter() at the start of this process.
 
     Raises:
         DestructError: anything a person can put right.
@@ -141,63 +47,84 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     config = settings.config
     names = list(config.data.sources)
     strategy, c = _strategy(config, screen), config.curriculum
-    checkpoint = run_folder.find_checkpoint(settings, topology)
+    store = CheckpointStore(run_folder.path(settings) / "checkpoints", topology, config.run.keep_checkpoints)
+    checkpoint = find_checkpoint(settings, store)
     screen.say("reading and tokenizing the sources")
-    documents = load_sources(config.data, config.run.seed)
-    tokenizer = Tokenizer(topology.first_rank_makes(lambda: _tokenizer_text(settings, documents, checkpoint)))
-    sources = pack_sources(documents, config.data, config.window_tokens, tokenizer)
-    reward = Reward(config.reward.terms, RewardContext(config.reward.ngram, tokenizer))
+    tokenizer, sources = _read_data(settings, topology, checkpoint)
+    reward = topology.together(lambda: Reward(config.reward.terms, RewardContext(config.reward.ngram, tokenizer)))
     train = [torch.from_numpy(source.train.tokens).long() for source in sources]
-    shuffled = [_shuffled_held_out(source, config.run.seed) for source in sources]
-    held_out = [
-        _held_out(source, windows[: config.run.validation_windows], tokenizer)
-        for source, windows in zip(sources, shuffled, strict=True)
-    ]
-    panels = [torch.from_numpy(windows).long() for windows in shuffled]
+    held_out = [_shuffled_held_out(source, config.run.seed) for source in sources]
     # Nothing about the input can be wrong from here on: only now is an older folder put aside.
     folder = run_folder.prepare(settings, topology, screen, tokenizer, resuming=checkpoint is not None)
-    curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, panels, c.difficulty_sample_size)
+    log_to_file(folder, topology.rank)
+    curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, held_out, c.difficulty_sample_size)
+    mixture = Mixture([len(windows) for windows in train], config.run.seed, names)
     updates = _planned_updates(config, train)
     screen.say(_windows_line(sources, config.window_tokens))
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
-    policy, value, frozen, replica = _networks(settings, tokenizer.vocab_size, topology)
-    run = Run(
+    networks, replica = _networks(settings, tokenizer.vocab_size, topology)
+    state = TrainState(kl_coef=config.kl.coef)
+    if checkpoint is not None:
+        state = contents.load(checkpoint, networks)
+        mixture.load_state_dict(state.mixture)
+        curriculum.load_state_dict(state.curriculum)
+        screen.say(f"resumed after update {state.update} from {checkpoint}")
+    return Run(
         settings=settings,
         topology=topology,
         folder=folder,
         screen=screen,
-        sinks=None,
+        sinks=Sinks(folder, state.update) if topology.is_first else None,
         tokenizer=tokenizer,
         names=names,
         train_windows=train,
-        held_out=held_out,
-        mixture=Mixture([len(windows) for windows in train], config.run.seed, names),
+        validation_sets=_validation_sets(sources, held_out, config.run.validation_windows, tokenizer),
+        mixture=mixture,
         curriculum=curriculum,
         reward=reward,
-        policy=policy,
-        value=value,
-        frozen=frozen,
+        policy=networks.policy,
+        value=networks.value,
+        frozen=networks.frozen,
         replica=replica,
-        store=CheckpointStore(folder / "checkpoints", topology, config.run.keep_checkpoints),
+        store=store,
         updates=updates,
         update_settings=_update_settings(settings, updates),
-        state=TrainState(kl_coef=config.kl.coef),
+        state=state,
         started=started,
+        seconds_before=state.seconds,
     )
-    if checkpoint is not None:
-        run.resume(checkpoint)
-        screen.say(f"resumed after update {run.state.update} from {checkpoint}")
-    if topology.is_first:
-        run.sinks = Sinks(folder, run.state.update)
-    return run
 
 
 def _strategy(config: Config, screen: Screen) -> Strategy:
     c, prior = config.curriculum, np.array(list(config.data.prior.values()))
     if c.strategy == "second_order" and c.lam == 0:
         screen.say("warning: curriculum.lam=0 leaves the weights undamped, which is never stable; set it above 0")
-    dials = c.model_dump(include={"eta", "mu", "lam", "z", "signal", "projection"})
-    return make_strategy(c.strategy, prior, floor=c.floor / len(prior), **dials)
+    settings = DynamicsSettings(c.eta, c.mu, c.lam, c.floor / len(prior), c.z, c.signal, c.projection)
+    return make_strategy(c.strategy, prior, settings)
+
+
+def _check_equal_data(sources: list[SourceData], topology: Topology) -> None:
+    """Every rank draws from the windows that it read itself, so all must have read the same."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.train.tokens.tobytes() + source.validation.tokens.tobytes())
+    others = topology.unlike_the_first(digest.digest())
+    if others:
+        raise DestructError(
+            f"rank {others[0]} read other texts than rank 0",
+            "give every machine the same files and the same Python version",
+            Exit.ENVIRONMENT,
+        )
+
+
+def _read_data(settings: Settings, topology: Topology, checkpoint: Path | None) -> tuple[Tokenizer, list[SourceData]]:
+    """Read, tokenize and pack, each rank for itself; a file may be missing on one machine alone."""
+    config = settings.config
+    documents = topology.together(lambda: load_sources(config.data, config.run.seed))
+    tokenizer = Tokenizer(topology.first_rank_makes(lambda: _tokenizer_text(settings, documents, checkpoint)))
+    sources = topology.together(lambda: pack_sources(documents, config.data, config.window_tokens, tokenizer))
+    _check_equal_data(sources, topology)
+    return tokenizer, sources
 
 
 def _windows_line(sources: list[SourceData], window_tokens: int) -> str:
@@ -217,8 +144,8 @@ def _tokenizer_text(settings: Settings, documents: list[Documents], checkpoint: 
     return train_tokenizer(texts, settings.config.data.tokenizer.vocab_size)
 
 
-def _shuffled_held_out(source: SourceData, seed: int) -> np.ndarray:
-    """A source's held-out windows (n, T) in a fixed random order, so that the first n of them are a sample.
+def _shuffled_held_out(source: SourceData, seed: int) -> Tensor:
+    """A source's held-out windows (n, T) int64 in a fixed random order, so that the first n of them are a sample.
 
     Neighbours come from one document: a panel of them had three times the error that its variance claims.
 
@@ -231,13 +158,20 @@ def _shuffled_held_out(source: SourceData, seed: int) -> np.ndarray:
             f"source {source.name!r} has {len(windows)} held-out window; difficulty needs at least 2",
             "give it more text, raise data.validation_fraction, or shorten the window",
         )
-    return windows[permuted(np.arange(len(windows)), len(windows), derive(seed, "held out order", source.name))]
+    order = permuted(np.arange(len(windows)), len(windows), derive(seed, "held out order", source.name))
+    return torch.from_numpy(windows[order]).long()
 
 
-def _held_out(source: SourceData, tokens: np.ndarray, tokenizer: Tokenizer) -> HeldOut:
-    """Validation windows; their first tokens are context only, so their bytes are not counted."""
-    size = int(tokenizer.token_bytes[tokens[:, 1:]].sum())
-    return HeldOut(source.name, torch.from_numpy(tokens).long(), size, source.learnable)
+def _validation_sets(
+    sources: list[SourceData], held_out: list[Tensor], size: int, tokenizer: Tokenizer
+) -> list[ValidationSet]:
+    """Up to `size` held-out windows of each source; a window's first token is context only: its bytes do not count."""
+    sets = []
+    for source, windows in zip(sources, held_out, strict=True):
+        scored = windows[:size, 1:].numpy()
+        count = int(tokenizer.token_bytes[scored].sum())
+        sets.append(ValidationSet(source.name, windows[:size], count, source.learnable))
+    return sets
 
 
 def _planned_updates(config: Config, train: list[Tensor]) -> int:
@@ -260,31 +194,35 @@ def _update_settings(settings: Settings, updates: int) -> UpdateSettings:
     )
 
 
-def _networks(
-    settings: Settings, vocab_size: int, topology: Topology
-) -> tuple[TrainEngine, TrainEngine, FrozenEngine, PolicyNetwork]:
-    """Policy, value, frozen, and the hook-free replica that generates."""
+def _networks(settings: Settings, vocab_size: int, topology: Topology) -> tuple[contents.Networks, PolicyNetwork]:
+    """The engines, and the hook-free replica that generates."""
     config, json = settings.config, settings.training
     dtype = torch.bfloat16 if json.bf16.enabled else torch.float32
-    shapes, seed, loss = config.model, config.run.seed, config.engine.loss
-    policy = build_policy(shapes.policy, vocab_size, dtype, seed, loss).to(topology.device)
-    value = build_value(shapes.value, vocab_size, dtype, seed + 1).to(topology.device)
+    shapes, loss = config.model, config.engine.loss
+
+    def weights(role: str) -> int:
+        return derive(config.run.seed, "weights", role) >> 1
+
+    policy = build_policy(shapes.policy, vocab_size, dtype, weights("policy"), loss).to(topology.device)
+    value = build_value(shapes.value, vocab_size, dtype, weights("value")).to(topology.device)
     frozen = build_copy(shapes.policy, vocab_size, dtype, loss)
     if config.engine.backend == "single":
         from destruct.engine.single import SingleEngine, SingleFrozen
 
-        engines = [
-            SingleEngine(module, json.optimizer, json.gradient_accumulation_steps, config.ppo.max_grad_norm)
-            for module in (policy, value)
-        ]
-        return engines[0], engines[1], SingleFrozen(frozen.to(topology.device)), policy
+        arguments = (json.optimizer, json.gradient_accumulation_steps, config.ppo.max_grad_norm)
+        networks = contents.Networks(
+            SingleEngine(policy, *arguments),
+            SingleEngine(value, *arguments),
+            SingleFrozen(frozen.to(topology.device)),
+        )
+        return networks, policy
     from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
 
     replica = build_copy(shapes.policy, vocab_size, dtype, loss).to(topology.device)
     filled = settings.deepspeed()
-    return (
+    networks = contents.Networks(
         DeepSpeedEngine(policy, filled["policy"], topology),
         DeepSpeedEngine(value, filled["value"], topology),
         DeepSpeedFrozen(frozen, filled["frozen"], topology),
-        replica,
     )
+    return networks, replica

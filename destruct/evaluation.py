@@ -40,7 +40,7 @@ def window_nats(engine: TrainEngine | FrozenEngine, windows: Tensor, topology: T
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class ValidationSet:
     """One source's validation windows."""
 
     name: str
@@ -62,7 +62,7 @@ class Validation:
         return {**self.nats_per_token, "mean": self.mean}
 
 
-def validate(engine: TrainEngine | FrozenEngine, sources: list[HeldOut], topology: Topology) -> Validation:
+def validate(engine: TrainEngine | FrozenEngine, sources: list[ValidationSet], topology: Topology) -> Validation:
     """Loss per source; `mean` leaves out sources marked not learnable (all count when none is learnable)."""
     nats_per_token, bits_per_byte = {}, {}
     for source in sources:

@@ -6,17 +6,18 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from destruct.batch import Minibatch, PromptBatch, ScoredBatch, TrainBatch
-from destruct.build import Run
+from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch, UpdateStats, micro_batches
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
 from destruct.engine.schedule import cosine_to_tenth
 from destruct.evaluation import Validation, validate
+from destruct.ppo.kl import next_coef
 from destruct.ppo.update import kl_to_reference, ppo_update
-from destruct.recording import record_round, record_update, record_validation
+from destruct.recording import record_round, record_update, record_validation, reward_per_source
 from destruct.rollout.generate import generate
 from destruct.rollout.packing import pack
 from destruct.rollout.score import score, with_advantages
+from destruct.run import Run
 from destruct.warmup import cross_entropy_step, value_pass
 
 
@@ -24,72 +25,40 @@ def train(run: Run) -> TrainState:
     """Warm up, then make the planned updates; ends with a checkpoint and the last validation."""
     if run.state.update == 0:
         warm_up(run)
-    with run.screen.phase("ppo", run.updates, done=run.state.update) as phase:
+    with run.screen.phase("ppo", run.updates, done=run.state.update) as progress:
         while run.state.update < run.updates:
-            phase.advance(one_update(run))
+            progress.advance(one_update(run))
     run.state.validation["after"] = evaluate(run, "after").as_summary()
     return run.state
 
 
-def warm_up(run: Run) -> None:
-    """Cross-entropy for the policy, then Monte-Carlo returns for the value network; the weights stay at the prior."""
-    warmup, prior = run.config.warmup, run.curriculum.weights
-    run.state.validation["before"] = evaluate(run, "before").as_summary()
-    with run.screen.phase("warm-up", warmup.lm_updates) as phase:
-        for step in range(warmup.lm_updates):
-            prompts = draw(run, prior)
-            lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
-            loss, stepped = cross_entropy_step(run.policy, prompts.windows, lr, run.topology)
-            run.state.skipped += not stepped
-            run.mark_first_step()
-            run.log("warmup", step, {"warmup/lm_loss": loss})
-            phase.advance(f"loss {loss:.3f}")
-    run.frozen.refresh(run.policy)
-    with run.screen.phase("value", warmup.value_updates) as phase:
-        for step in range(warmup.value_updates):
-            batches = with_returns(run, collect(run, draw(run, prior)), lam=1.0)
-            settings = run.config.ppo
-            loss, skipped = value_pass(run.value, batches, settings.value_clip_range, settings.value_lr, run.topology)
-            run.state.skipped += skipped
-            run.log("value_warmup", step, {"warmup/value_loss": loss})
-            phase.advance(f"loss {loss:.4f}")
-    run.state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary()
-    run.watch.take()
-
-
 def one_update(run: Run) -> str:
     """Round if it is due, rollouts, PPO, the KL constraint; returns a line for the screen."""
-    state, watch = run.state, run.watch
-    if state.update % run.config.frozen.refresh_every == 0:
+    state, config, watch = run.state, run.config, run.watch
+    if state.update % config.frozen.refresh_every == 0:
         with watch("round"):
-            record_round(run, run.curriculum.round(run.policy, run.frozen, run.topology))
-    scored = collect(run, draw(run, run.curriculum.weights))
+            run.frozen.refresh(run.policy)
+            record_round(run, run.curriculum.round(run.frozen, run.topology))
+    prompts = draw(run, run.curriculum.weights)
+    with watch("generate"):
+        rollouts = roll_out(run, prompts)
     with watch("score"):
-        batches = with_returns(run, scored, run.config.ppo.lam)
+        scored = pack_and_score(run, rollouts)
+        batches = with_advantages(scored, config.ppo.gamma, config.ppo.lam, run.topology)
     with watch("update"):
-        order = torch.Generator().manual_seed(run.key("minibatch order", state.update))
-        stats = ppo_update(
-            run.policy,
-            run.value,
-            batches,
-            run.coefficients(),
-            run.update_settings,
-            state.optimizer_steps,
-            order,
-            run.topology,
-        )
-    run.mark_first_step()
+        stats = optimize(run, batches)
     with watch("kl"):
-        kl = kl_to_reference(run.policy, scored, run.config.rollout.temperature, run.topology)
-    beta = constrain(state, kl, run.config.kl, run.screen.say)
-    state.optimizer_steps += stats.steps
-    state.skipped += stats.skipped
-    line = record_update(run, batches, stats, kl, beta)
-    if run.is_due(run.config.run.evaluate_every):
+        kl = kl_to_reference(run.policy, scored, config.rollout.temperature, run.topology)
+    rewards = reward_per_source(micro_batches(scored), len(run.names), run.topology)
+    state.rewards.append(rewards.tolist())
+    beta = state.kl_coef
+    constrain(state, kl, config.kl, run.screen.say)
+    line = record_update(run, batches, stats, rewards, kl, beta)
+    if run.is_due(config.run.evaluate_every):
         evaluate(run, "ppo")
-    due = run.is_due(run.config.run.checkpoint_every)
+    save = run.is_due(config.run.checkpoint_every) or state.update + 1 == run.updates
     state.update += 1
-    if due or state.update == run.updates:
+    if save:
         with watch("checkpoint"):
             run.save()
     return line
@@ -101,61 +70,105 @@ def draw(run: Run, weights: np.ndarray) -> PromptBatch:
     windows = torch.stack([run.train_windows[s][i] for s, i in zip(drawn.source, drawn.index, strict=True)])
     run.state.tokens += windows.numel()
     return PromptBatch(
-        drawn.number,
-        run.config.rollout.prompt_tokens,
-        windows.to(run.topology.device),
-        torch.from_numpy(drawn.source).to(run.topology.device),
-        torch.from_numpy(drawn.sample).to(run.topology.device),
+        draw=drawn.number,
+        prompt_tokens=run.config.rollout.prompt_tokens,
+        windows=windows.to(run.topology.device),
+        source=torch.from_numpy(drawn.source).to(run.topology.device),
+        sample=torch.from_numpy(drawn.sample).to(run.topology.device),
     )
 
 
-def collect(run: Run, prompts: PromptBatch) -> list[Minibatch[ScoredBatch]]:
-    """Roll out, pack once, score on exactly the micro-batches that the update will use."""
-    config = run.config
-    with run.watch("generate"):
-        run.policy.fill(run.replica)
-        ids = (run.tokenizer.eos_id, run.tokenizer.pad_id)
-        rollouts = generate(run.replica, prompts, run.topology, config.run.seed, config.rollout.temperature, ids)
+def roll_out(run: Run, prompts: PromptBatch) -> RolloutBatch:
+    """Fill the replica from the policy's shards and let it continue the prompts; all B rollouts on every rank."""
+    run.policy.fill(run.replica)
+    rollouts = generate(
+        run.replica,
+        prompts,
+        run.topology,
+        seed=run.config.run.seed,
+        temperature=run.config.rollout.temperature,
+        eos_id=run.tokenizer.eos_id,
+        pad_id=run.tokenizer.pad_id,
+    )
     run.state.tokens += int(rollouts.mask.sum())
-    order = torch.Generator().manual_seed(run.key("packing", prompts.draw))
-    shuffled = torch.randperm(len(prompts.windows), generator=order)
-    packed = pack(rollouts, shuffled, config.ppo.minibatches, run.policy.accumulation, run.topology)
+    return rollouts
+
+
+def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBatch]]:
+    """Pack once, then score on exactly the micro-batches that the update will use."""
+    order = torch.Generator().manual_seed(run.key("packing", rollouts.prompts.draw))
+    shuffled = torch.randperm(len(rollouts.tokens), generator=order)
+    packed = pack(rollouts, shuffled, run.config.ppo.minibatches, run.policy.accumulation, run.topology)
+    # Before any forward: a user's reward may raise on one rank alone, and the others would wait in a gather.
+    rewarded = run.topology.together(lambda: [minibatch.map(run.reward) for minibatch in packed])
     settings = run.score_settings()
-    with run.watch("score"):
-        # Before any forward: a user's reward may raise on one rank alone, and the others would wait in a gather.
-        rewarded = run.topology.together(lambda: [minibatch.map(run.reward) for minibatch in packed])
-        return [
-            minibatch.map(lambda micro: score(micro, run.policy, run.frozen, run.value, settings))
-            for minibatch in rewarded
-        ]
+    return [
+        minibatch.map(lambda micro: score(micro, run.policy, run.frozen, run.value, settings)) for minibatch in rewarded
+    ]
 
 
-def with_returns(run: Run, scored: list[Minibatch[ScoredBatch]], lam: float) -> list[Minibatch[TrainBatch]]:
-    """GAE and whitening; lam = 1 gives Monte-Carlo returns."""
-    return with_advantages(scored, run.config.ppo.gamma, lam, run.topology)
+def optimize(run: Run, batches: list[Minibatch[TrainBatch]]) -> UpdateStats:
+    """The PPO epochs of one update, with beta and the learning rates as they stand now."""
+    state = run.state
+    stats = ppo_update(
+        run.policy,
+        run.value,
+        batches,
+        run.coefficients(),
+        run.update_settings,
+        first_step=state.optimizer_steps,
+        order=torch.Generator().manual_seed(run.key("minibatch order", state.update)),
+        topology=run.topology,
+    )
+    run.mark_first_step()
+    state.optimizer_steps += stats.steps
+    state.skipped += stats.skipped
+    return stats
 
 
-def constrain(state: TrainState, kl: float, constraint: KLConfig, say: Callable[[str], None]) -> float:
-    """Hold the KL constraint: a breach is counted, said, and raises the coefficient; nan is a breach.
+def constrain(state: TrainState, kl: float, constraint: KLConfig, say: Callable[[str], None]) -> None:
+    """Hold the KL constraint: a breach is counted, said, and raises the next update's coefficient; nan is a breach.
 
     Args:
         kl: k3(policy after the update || reference), nats per token.
-
-    Returns:
-        beta as it was in this update.
     """
-    beta = state.kl_coef
     state.kl_max = max(state.kl_max, kl if math.isfinite(kl) else math.inf)
     if not kl <= constraint.bound:
         state.breaches += 1
-        state.kl_coef *= constraint.breach_factor
+        state.kl_coef = next_coef(state.kl_coef, kl, constraint.bound, constraint.breach_factor)
         say(f"KL {kl:.4f} passed kl.bound={constraint.bound}; beta is now {state.kl_coef:.4g}")
-    return beta
 
 
 def evaluate(run: Run, phase: str) -> Validation:
     """Validation loss of every source, logged under `phase`."""
     with run.watch("evaluate"):
-        validation = validate(run.policy, run.held_out, run.topology)
+        validation = validate(run.policy, run.validation_sets, run.topology)
     record_validation(run, phase, validation)
     return validation
+
+
+def warm_up(run: Run) -> None:
+    """Cross-entropy for the policy, then Monte-Carlo returns for the value network; the weights stay at the prior."""
+    warmup, ppo, prior = run.config.warmup, run.config.ppo, run.curriculum.weights
+    run.state.validation["before"] = evaluate(run, "before").as_summary()
+    with run.screen.phase("warm-up", warmup.lm_updates) as progress:
+        for step in range(warmup.lm_updates):
+            prompts = draw(run, prior)
+            lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
+            loss, stepped = cross_entropy_step(run.policy, prompts.windows, lr, run.topology)
+            run.state.skipped += not stepped
+            run.mark_first_step()
+            run.log("warmup", step, {"warmup/lm_loss": loss})
+            progress.advance(f"loss {loss:.3f}")
+    run.frozen.refresh(run.policy)
+    with run.screen.phase("value", warmup.value_updates) as progress:
+        for step in range(warmup.value_updates):
+            scored = pack_and_score(run, roll_out(run, draw(run, prior)))
+            # lam = 1: Monte-Carlo returns, as a value network that knows nothing cannot bootstrap.
+            batches = with_advantages(scored, ppo.gamma, 1.0, run.topology)
+            loss, skipped = value_pass(run.value, batches, ppo.value_clip_range, ppo.value_lr, run.topology)
+            run.state.skipped += skipped
+            run.log("value_warmup", step, {"warmup/value_loss": loss})
+            progress.advance(f"loss {loss:.4f}")
+    run.state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary()
+    run.watch.take()  # the first update's seconds are its own

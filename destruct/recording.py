@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from destruct.batch import Minibatch, ScoredBatch, TrainBatch, UpdateStats, micro_batches
-from destruct.build import Run
 from destruct.curriculum.estimates import Estimates
 from destruct.engine.topology import Topology
 from destruct.evaluation import Validation
 from destruct.ppo.kl import k1
+from destruct.run import Run
 
 _STATS = tuple(UpdateStats.__dataclass_fields__)
 
@@ -36,6 +36,7 @@ def record_round(run: Run, estimates: Estimates) -> None:
     }
     for figure, array in per_source.items():
         values |= {f"curriculum/{figure}/{name}": float(x) for name, x in zip(run.names, array, strict=True)}
+    values["curriculum/held"] = float(run.curriculum.strategy.held)
     run.log("ppo", run.state.update, values)
 
 
@@ -48,19 +49,18 @@ def record_validation(run: Run, phase: str, validation: Validation) -> None:
 
 
 def record_update(
-    run: Run, minibatches: list[Minibatch[TrainBatch]], stats: UpdateStats, kl: float, beta: float
+    run: Run, minibatches: list[Minibatch[TrainBatch]], stats: UpdateStats, rewards: Tensor, kl: float, beta: float
 ) -> str:
-    """Log one update and its samples; returns a line for the screen.
+    """Log one update and its samples; returns a line for the screen.  All ranks call it: it sums over them.
 
     Args:
+        rewards: (S, 2) of `reward_per_source`.
         kl: k3(policy after the update || reference), nats per token.
         beta: the KL coefficient that the update used.
     """
     state, topology = run.state, run.topology
     trains = micro_batches(minibatches)
     scored = [train.scored for train in trains]
-    rewards = reward_per_source(scored, len(run.names), topology)
-    state.rewards.append(rewards.tolist())
     count = rewards[:, 1].sum().item()
     reward = rewards[:, 0].sum().item() / count
     facts = {name: getattr(stats, name) for name in _STATS}
@@ -90,10 +90,12 @@ def record_update(
 
 
 def reward_per_source(scored: list[ScoredBatch], sources: int, topology: Topology) -> Tensor:
-    """Sum of scores and number of rollouts of each source over all ranks: (S, 2) float64."""
+    """Sum of scores (reward units) and number of rollouts of each source over all ranks, which all call it: (S, 2)
+    float64."""
     table = torch.zeros(sources, 2, dtype=torch.float64, device=topology.device)
     for batch in scored:
-        both = torch.stack([batch.score.double(), torch.ones_like(batch.score, dtype=torch.float64)], 1)
+        score = batch.rewarded.score.double()
+        both = torch.stack([score, torch.ones_like(score)], 1)
         table.index_add_(0, batch.rollouts.prompts.source, both)
     return topology.sum(table)
 
@@ -104,7 +106,7 @@ def _rollout_figures(run: Run, scored: list[ScoredBatch], count: float) -> dict[
         mask = batch.rollouts.mask
         sampled = k1(batch.reference_logprobs - batch.old_logprobs)[mask].double().sum()
         sums[:3] += torch.stack([sampled, mask.sum().double(), batch.rollouts.stopped.sum().double()])
-        sums[3:] += batch.terms.double().sum(0)
+        sums[3:] += batch.rewarded.terms.double().sum(0)
     kl, tokens, stopped, *terms = run.topology.sum(sums).tolist()
     figures = {
         "kl/sampled": kl / tokens,
@@ -117,7 +119,10 @@ def _rollout_figures(run: Run, scored: list[ScoredBatch], count: float) -> dict[
 
 
 def explained_variance(trains: list[TrainBatch], topology: Topology) -> float:
-    """1 - var(returns - old values) / var(returns) over all response tokens; nan when the returns do not vary."""
+    """1 - var(returns - old values) / var(returns) over all response tokens; nan when the returns do not vary.
+
+    All ranks call it.
+    """
     sums = torch.zeros(5, dtype=torch.float64, device=topology.device)
     for train in trains:
         mask = train.scored.rollouts.mask
@@ -127,7 +132,8 @@ def explained_variance(trains: list[TrainBatch], topology: Topology) -> float:
         sums += torch.stack(terms)
     n, r, rr, e, ee = topology.sum(sums).tolist()
     variance = rr / n - (r / n) ** 2
-    return 1 - (ee / n - (e / n) ** 2) / variance if variance > 0 else float("nan")
+    # Below the rounding of the difference the returns do not vary.
+    return 1 - (ee / n - (e / n) ** 2) / variance if variance > 1e-12 * rr / n else float("nan")
 
 
 def _record_samples(run: Run, scored: list[ScoredBatch]) -> None:
@@ -147,15 +153,15 @@ def _record_samples(run: Run, scored: list[ScoredBatch]) -> None:
                     "response": run.tokenizer.decode(rollouts.responses[row, :length].tolist()),
                     "continuation": run.tokenizer.decode(rollouts.prompts.windows[row, p:].tolist()),
                     "stopped": bool(rollouts.stopped[row]),
-                    "reward": batch.score[row].item(),
-                    "terms": dict(zip(run.reward.names, batch.terms[row].tolist(), strict=True)),
+                    "reward": batch.rewarded.score[row].item(),
+                    "terms": dict(zip(run.reward.names, batch.rewarded.terms[row].tolist(), strict=True)),
                 },
             )
             left -= 1
 
 
 def peak_rss_mib(topology: Topology) -> float:
-    """Peak resident memory of the largest rank, MiB."""
+    """Peak resident memory of the largest rank, MiB.  All ranks call it."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there and KiB elsewhere
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     return topology.max(torch.tensor([mine], dtype=torch.float64)).item()

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from destruct.config.settings import Settings, load
-from destruct.errors import DestructError, Exit, leave
+from destruct.errors import DestructError
+from destruct.exits import Exit, leave
 
 EPILOG = """Every key with its default and bounds: docs/config.md.
 Exit codes: 0 done, 2 configuration, 3 environment."""

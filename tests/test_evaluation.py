@@ -13,7 +13,7 @@ from destruct.config.model import PolicyShape
 from destruct.engine import topology
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
-from destruct.evaluation import WINDOWS_PER_FORWARD, HeldOut, Validation, validate, window_nats
+from destruct.evaluation import WINDOWS_PER_FORWARD, Validation, ValidationSet, validate, window_nats
 from destruct.models.policy import PolicyNetwork, build_policy, llama_config
 
 V, T = 40, 9
@@ -97,9 +97,9 @@ def test_more_ranks_than_windows_leave_some_ranks_with_nothing(engine, monkeypat
     assert [int(x.count_nonzero()) for x in nats] == [1, 1, 0, 0]
 
 
-def held_out(learnable: dict[str, bool]) -> list[HeldOut]:
+def held_out(learnable: dict[str, bool]) -> list[ValidationSet]:
     """Sources of different sizes, so that a mean over windows would not be the mean over sources."""
-    return [HeldOut(name, windows(3 + 2 * i, i), 50 + i, fit) for i, (name, fit) in enumerate(learnable.items())]
+    return [ValidationSet(name, windows(3 + 2 * i, i), 50 + i, fit) for i, (name, fit) in enumerate(learnable.items())]
 
 
 def test_a_sources_loss_is_per_scored_token_and_its_bits_are_per_byte(network, engine):

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "destruct"
 LAYER = {
     "__init__.py": 0,
     "errors.py": 0,
+    "exits.py": 0,
     "batch.py": 0,
     "seeding.py": 0,
     "config/": 0,
@@ -33,8 +34,9 @@ LAYER = {
     "checkpoint/": 3,
     "tracking/": 3,
     "evaluation.py": 3,
-    "folder.py": 3,
+    "run_folder.py": 3,
     "warmup.py": 3,
+    "run.py": 4,
     "build.py": 4,
     "loop.py": 4,
     "recording.py": 4,

@@ -43,6 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("rollout.response_tokens=16", "rollout.response_tokens = 8; this is 16"),
         ("data.tokenizer.vocab_size=400", "data.tokenizer"),
         ("data.sources.more.embedded=markov", "data.sources"),
+        ("kl.coef=0.5", "kl.coef = 0.05; this is 0.5"),
         ("curriculum.strategy=uniform", "curriculum.strategy = second_order; this is uniform"),
     ],
 )
@@ -61,9 +62,9 @@ def test_a_finished_run_is_continued_to_a_longer_plan(folder, monkeypatch):
     summary = json.loads((folder / "tiny" / "summary.json").read_text())
     assert summary["updates"] == 4
     steps = [json.loads(line) for line in (folder / "tiny" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["update"] for line in steps if "ppo/steps" in line] == [0, 1, 2, 3]
+    assert [line["step"] for line in steps if "ppo/steps" in line] == [0, 1, 2, 3]
     assert [line["phase"] for line in steps].count("after") == 1, "the first life's last validation is dropped"
-    validated = [line["update"] for line in steps if line["phase"] == "ppo" and "validation/mean" in line]
+    validated = [line["step"] for line in steps if line["phase"] == "ppo" and "validation/mean" in line]
     assert validated == [1, 3], "run.evaluate_every=2: in the updates that complete a second one"
 
 

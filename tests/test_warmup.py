@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import LlamaShape, PolicyShape
 from destruct.engine.single import SingleEngine
@@ -112,7 +112,7 @@ def fixed_returns() -> list[Minibatch[TrainBatch]]:
     parts = []
     for rows in (torch.tensor([0]), torch.tensor([1, 2])):
         part, zeros = batch.select(rows), torch.zeros(len(rows), R)
-        scored = ScoredBatch(part, zeros, zeros, zeros, zeros, zeros[:, 0], zeros[:, :1])
+        scored = ScoredBatch(RewardedBatch(part, zeros[:, 0], zeros[:, :1]), zeros, zeros, zeros, zeros)
         parts.append(TrainBatch(scored, zeros, returns[rows]))
     return [Minibatch(tuple(parts), 11, 15)]
 

@@ -180,7 +180,7 @@ class ProgressEstimator:
         if num_sources < 1 or not kappa >= 0:
             raise ValueError(f"num_sources={num_sources} must be at least 1 and kappa={kappa} at least 0")
         self.num_sources, self.kappa = num_sources, kappa
-        self._rounds = 0
+        self.rounds = 0  # observed so far
         self._window: list[tuple[PanelLosses, ...]] = []
 
     def observe(self, panels: Sequence[PanelLosses]) -> Estimates:
@@ -194,15 +194,15 @@ class ProgressEstimator:
         """
         if len(panels) != self.num_sources:
             raise ValueError(f"{len(panels)} panels for {self.num_sources} sources")
-        self._rounds += 1
+        self.rounds += 1
         self._window.append(tuple(panels))
         # The window's start never goes back, so what falls out of it is never needed again. What stays costs 3*n*S
         # numbers (item, loss, tokens) for each round of the last quarter: 12 kB a round for n = 100 and S = 5.
-        del self._window[: -window_length(self._rounds)]
+        del self._window[: -window_length(self.rounds)]
         now = [measure_difficulty(panel, self.kappa) for panel in panels]
         learnt = [measure_progress(history, self.kappa) for history in zip(*self._window, strict=True)]
         return Estimates(
-            round_index=self._rounds - 1,
+            round_index=self.rounds - 1,
             difficulty=np.array([source.difficulty for source in now]),
             difficulty_se=np.array([source.difficulty_se for source in now]),
             variance=np.array([source.variance for source in now]),
@@ -215,7 +215,7 @@ class ProgressEstimator:
     def state_dict(self) -> dict[str, Any]:
         """The rounds seen and the window, as plain numbers and lists: unchanged by a pass through JSON."""
         return {
-            "rounds": self._rounds,
+            "rounds": self.rounds,
             "window": [[_panel_to_plain(panel) for panel in panels] for panels in self._window],
         }
 
@@ -228,7 +228,7 @@ class ProgressEstimator:
                 f"the checkpoint's curriculum has {max(found)} sources; this run has {self.num_sources}",
                 remedy="resume with the sources of the checkpoint, or start a new run",
             )
-        self._rounds, self._window = int(state["rounds"]), window
+        self.rounds, self._window = int(state["rounds"]), window
 
 
 def _panel_to_plain(panel: PanelLosses) -> dict[str, Any]:

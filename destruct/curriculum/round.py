@@ -1,4 +1,4 @@
-"""A round: refresh the frozen model, estimate difficulty with it, let the strategy move the weights."""
+"""A round after the frozen model was renewed: estimate difficulty with it, let the strategy move the weights."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 from destruct.curriculum.estimates import Estimates, ProgressEstimator
 from destruct.curriculum.panels import PanelLosses, panel_items
 from destruct.curriculum.strategies import Strategy
-from destruct.engine.base import FrozenEngine, TrainEngine
+from destruct.engine.base import FrozenEngine
 from destruct.engine.topology import Topology
 from destruct.evaluation import window_nats
 
@@ -20,28 +20,33 @@ class Curriculum:
         self.strategy = strategy
         self.held_out = held_out
         self.panel_size = panel_size
-        self.rounds = 0
         self.significant = np.zeros(len(held_out), dtype=np.int64)  # rounds with progress beyond two standard errors
+
+    @property
+    def rounds(self) -> int:
+        """Rounds made so far."""
+        return self.estimator.rounds
 
     @property
     def weights(self) -> np.ndarray:
         """Sampling weights (S,) float64, on the simplex."""
         return self.strategy.weights()
 
-    def round(self, policy: TrainEngine, frozen: FrozenEngine, topology: Topology) -> Estimates:
-        """Refresh, estimate, reweigh.  All ranks call it and end with the same weights."""
-        frozen.refresh(policy)
+    def round(self, frozen: FrozenEngine, topology: Topology) -> Estimates:
+        """Estimate, reweigh.  All ranks call it and end with the same weights.
+
+        Args:
+            frozen: refreshed from the policy just now.
+        """
         panels = measure_panels(frozen, self.held_out, self.rounds, self.panel_size, topology)
         estimates = self.estimator.observe(panels)
         self.strategy.observe(estimates)
-        self.rounds += 1
         self.significant += estimates.progress > 2 * estimates.progress_se
         return estimates
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs, as JSON."""
         return {
-            "rounds": self.rounds,
             "significant": self.significant.tolist(),
             "estimator": self.estimator.state_dict(),
             "strategy": self.strategy.state_dict(),
@@ -49,7 +54,6 @@ class Curriculum:
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""
-        self.rounds = state["rounds"]
         self.significant = np.array(state["significant"], dtype=np.int64)
         self.estimator.load_state_dict(state["estimator"])
         self.strategy.load_state_dict(state["strategy"])

@@ -4,6 +4,7 @@ Legend: S sources; weights, prior and target are shares (S,) that sum to 1.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,19 @@ from destruct.errors import DestructError
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class DynamicsSettings:
+    """How weights move; see `momentum_step` and `target_weights`."""
+
+    eta: float  # step per round, > 0
+    mu: float  # momentum, in [0, 1)
+    lam: float  # pull towards the prior, >= 0
+    floor: float  # least weight of any source, an absolute share; 0 with `clip_renorm`, which keeps none
+    z: float  # standard errors by which progress must differ from 0, >= 0
+    signal: str  # key of SIGNALS: what g is
+    projection: str  # key of PROJECTIONS
+
+
 class Strategy(Protocol):
     """Sampling weights that follow the estimates; pure: the same estimates give the same weights, bit for bit."""
 
@@ -38,6 +52,11 @@ class Strategy(Protocol):
         """(S,) float64 mixture that the last estimates argue for, for the log; the caller's own copy."""
         ...
 
+    @property
+    def held(self) -> int:
+        """Rounds whose step could not be projected and was dropped."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """All that later weights depend on, as plain numbers and lists: unchanged by a pass through JSON."""
         ...
@@ -48,12 +67,15 @@ class Strategy(Protocol):
 
 
 class FixedWeights:
-    """Strategies `uniform` and `static`: the weights of the start, whatever is measured."""
+    """Strategies `uniform` and `static`: the weights of the start, whatever is measured.
+
+    Args:
+        weights: (S,) shares; DestructError unless none is negative and they sum to 1.
+    """
+
+    held = 0
 
     def __init__(self, weights: Floats):
-        """Args:
-        weights: (S,) shares; DestructError unless none is negative and they sum to 1.
-        """
         self._weights = _checked_shares(weights)
 
     def observe(self, estimates: Estimates) -> None:
@@ -80,37 +102,22 @@ class WeightDynamics:
 
     No weight moves before the third round. A step that cannot be projected (see `NotProjectable`) is dropped: the
     weights stay, the velocity becomes 0, and `held` counts it.
+
+    Args:
+        prior: (S,) w0, also the weights of the start.
+        settings: how they move.
+
+    Raises:
+        DestructError: the settings are unstable, or floor, prior and projection contradict each other.
     """
 
-    def __init__(
-        self,
-        prior: Floats,
-        *,
-        eta: float,
-        mu: float,
-        lam: float,
-        floor: float,
-        z: float,
-        signal: str,
-        projection: str,
-    ):
-        """Args:
-            prior: (S,) w0, also the weights of the start.
-            eta, mu, lam: step per round, momentum, pull towards the prior; see `momentum_step`.
-            floor: least weight of any source, an absolute share; 0 with `clip_renorm`, which keeps none.
-            z: standard errors by which progress must differ from 0; see `target_weights`.
-            signal: key of SIGNALS, what g is.
-            projection: key of PROJECTIONS.
-
-        Raises:
-            DestructError: the dials are unstable, or floor, prior and projection contradict each other.
-        """
-        check_stability(eta, mu, lam)
+    def __init__(self, prior: Floats, settings: DynamicsSettings):
+        check_stability(settings.eta, settings.mu, settings.lam)
         self._prior = _checked_shares(prior)
-        self._signal = _entry(SIGNALS, signal, "signal")
-        self._project = _entry(PROJECTIONS, projection, "projection")
-        _check_floor(floor, self._prior, projection)
-        self._eta, self._mu, self._lam, self._floor, self._z = eta, mu, lam, floor, z
+        self._signal = _entry(SIGNALS, settings.signal, "signal")
+        self._project = _entry(PROJECTIONS, settings.projection, "projection")
+        _check_floor(settings.floor, self._prior, settings.projection)
+        self._settings = settings
         self._weights = self._prior.copy()
         self._velocity = np.zeros_like(self._prior)
         self._target = self._prior.copy()
@@ -118,15 +125,14 @@ class WeightDynamics:
 
     def observe(self, estimates: Estimates) -> None:
         _check_sources(estimates, self._prior)
-        self._target = target_weights(estimates.progress, estimates.progress_se, self._prior, self._z).weights
+        s = self._settings
+        self._target = target_weights(estimates.progress, estimates.progress_se, self._prior, s.z).weights
         if estimates.round_index + 1 < MIN_ROUNDS:
             return
         gradient = self._signal(estimates, self._target, self._prior)
-        velocity, moved = momentum_step(
-            self._weights, self._velocity, gradient, self._prior, self._eta, self._mu, self._lam
-        )
+        velocity, moved = momentum_step(self._weights, self._velocity, gradient, self._prior, s.eta, s.mu, s.lam)
         try:
-            self._weights, self._velocity = self._project(moved, self._floor), velocity
+            self._weights, self._velocity = self._project(moved, s.floor), velocity
         except NotProjectable:
             self._velocity = np.zeros_like(self._prior)
             self.held += 1
@@ -179,61 +185,42 @@ def progress_signal(estimates: Estimates, target: Floats, prior: Floats) -> Floa
     return np.where(known, estimates.progress, 0.0)
 
 
-def uniform(prior: Floats, **dials: Any) -> FixedWeights:
+def uniform(prior: Floats, settings: DynamicsSettings) -> FixedWeights:
     """Equal weights; the prior counts only for its length."""
     return FixedWeights(np.full(prior.size, 1 / prior.size))
 
 
-def static(prior: Floats, **dials: Any) -> FixedWeights:
+def static(prior: Floats, settings: DynamicsSettings) -> FixedWeights:
     """The prior, unmoved."""
     return FixedWeights(prior)
 
 
-def literal(prior: Floats, *, eta: float, z: float, signal: str, **dials: Any) -> WeightDynamics:
-    """The specification's three lines, bit for bit; mu, lam, floor and projection are given by them, not by the caller.
+def literal(prior: Floats, settings: DynamicsSettings) -> WeightDynamics:
+    """The specification's three lines, bit for bit; of the settings only eta, and the signal, `metric` or `progress`.
 
     sampling_weights += eta * gradient
     sampling_weights = np.clip(sampling_weights, a_min=0, a_max=None)
     sampling_weights /= np.sum(sampling_weights)
-
-    z only reaches the logged target.
     """
-    fixed = {"mu": 0.0, "lam": 0.0, "floor": 0.0}
-    return WeightDynamics(prior, eta=eta, z=z, signal=signal, projection="clip_renorm", **fixed)
+    return WeightDynamics(prior, replace(settings, mu=0.0, lam=0.0, floor=0.0, projection="clip_renorm"))
 
 
-def second_order(prior: Floats, *, signal: str, **dials: Any) -> WeightDynamics:
-    """Significant progress over a damped, floored mass on a spring.
-
-    It steers by the target alone and does not look at `signal`, the choice of `literal`.
-    """
-    return WeightDynamics(prior, signal="target", **dials)
+def second_order(prior: Floats, settings: DynamicsSettings) -> WeightDynamics:
+    """Significant progress over a damped, floored mass on a spring; its signal is always the target."""
+    return WeightDynamics(prior, replace(settings, signal="target"))
 
 
-def make_strategy(
-    name: str,
-    prior: Floats,
-    *,
-    eta: float,
-    mu: float,
-    lam: float,
-    floor: float,
-    z: float,
-    signal: str,
-    projection: str,
-) -> Strategy:
+def make_strategy(name: str, prior: Floats, settings: DynamicsSettings) -> Strategy:
     """The strategy of that name; what a strategy has no use for it ignores (`uniform` all but the number of sources).
 
     Args:
         name: key of STRATEGIES.
-        signal: what `literal` steers by, `metric` or `progress`; `second_order` has its own.
-        others: as in `WeightDynamics`.
+        prior: (S,) w0.
 
     Raises:
-        DestructError: a name is unknown, or the dials are refused.
+        DestructError: a name is unknown, or the settings are refused.
     """
-    build = _entry(STRATEGIES, name, "strategy")
-    return build(prior, eta=eta, mu=mu, lam=lam, floor=floor, z=z, signal=signal, projection=projection)
+    return _entry(STRATEGIES, name, "strategy")(prior, settings)
 
 
 def _entry(table: dict[str, Any], name: str, key: str) -> Any:
@@ -278,7 +265,7 @@ Signal = Callable[[Estimates, Floats, Floats], Floats]
 
 SIGNALS: dict[str, Signal] = {"target": target_signal, "metric": metric_signal, "progress": progress_signal}
 
-STRATEGIES: dict[str, Callable[..., Strategy]] = {
+STRATEGIES: dict[str, Callable[[Floats, DynamicsSettings], Strategy]] = {
     "uniform": uniform,
     "static": static,
     "literal": literal,

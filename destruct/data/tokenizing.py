@@ -97,6 +97,8 @@ class Tokenizer:
         PreTrainedTokenizerFast(
             tokenizer_object=fresh, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
         ).save_pretrained(str(folder))
+        # transformers writes its own rendering of it; a resumed run compares the text to the byte.
+        (folder / "tokenizer.json").write_text(self.text, encoding="utf-8")
 
     def _id_of(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)

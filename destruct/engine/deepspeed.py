@@ -29,7 +29,7 @@ class DeepSpeedEngine:
         self.module = self.engine.module
         self.dtype = next(module.parameters()).dtype
         self._backwards = 0
-        _zero_shard_padding(self.module, topology)
+        self._zero_shard_padding()
 
     def __call__(self, *args: Any) -> Any:
         return self.engine(*args)
@@ -95,7 +95,21 @@ class DeepSpeedEngine:
                 "resume with the engine.backend and the number of ranks that wrote it",
             )
         self.drop_gradients()
-        _zero_shard_padding(self.module, self.topology)
+
+    @torch.no_grad()
+    def _zero_shard_padding(self) -> None:
+        """The padding of a stage-3 shard and of its master is uninitialised: zeroed, or no two runs write the same."""
+        if self.stage < 3:
+            return
+        optimizer = self.engine.optimizer
+        for group, masters in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+            position = 0
+            for p in group:
+                start, end = _shard_bounds(p, self.topology)
+                size = p.ds_tensor.numel()
+                p.ds_tensor.view(-1)[end - start :].zero_()
+                masters.data[position + end - start : position + size].zero_()
+                position += size
 
 
 class DeepSpeedFrozen:
@@ -159,15 +173,6 @@ def _shard_bounds(p: Any, topology: Topology) -> tuple[int, int]:
 def _write_shard(q: Any, whole: Tensor, topology: Topology) -> None:
     start, end = _shard_bounds(q, topology)
     q.ds_tensor.view(-1)[: end - start].copy_(whole.reshape(-1)[start:end])
-
-
-@torch.no_grad()
-def _zero_shard_padding(module: nn.Module, topology: Topology) -> None:
-    """A shard's padding is uninitialised memory: zeroed, or no two runs write the same bytes."""
-    for p in module.parameters():
-        if hasattr(p, "ds_tensor"):
-            start, end = _shard_bounds(p, topology)
-            p.ds_tensor.view(-1)[end - start :].zero_()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from destruct.errors import DestructError
+from destruct.exits import Exit
 
 T = TypeVar("T")
 
@@ -91,14 +92,23 @@ class Topology:
             result = make()
         except DestructError as raised:
             error = raised
-        errors: list[DestructError | None] = [error]
-        if self.world_size > 1:
-            errors = [None] * self.world_size
-            dist.all_gather_object(errors, error)
-        for rank, found in enumerate(errors):
-            if found is not None:
-                raise DestructError(f"rank {rank}: {found.problem}", found.remedy, found.exit_code)
+        failed = {rank: found for rank, found in enumerate(self._from_all(error)) if found is not None}
+        if failed:
+            rank, first = next(iter(failed.items()))
+            everywhere = len(failed) == self.world_size and len({found.problem for found in failed.values()}) == 1
+            raise DestructError(first.problem if everywhere else f"rank {rank}: {first.problem}", *first.args[1:])
         return result  # type: ignore[return-value]
+
+    def unlike_the_first(self, value: object) -> list[int]:
+        """Ranks whose (picklable) value differs from the first rank's."""
+        first, *others = self._from_all(value)
+        return [rank for rank, other in enumerate(others, 1) if other != first]
+
+    def _from_all(self, value: T) -> list[T]:
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def all_agree(self, fine: bool) -> bool:
         """True when `fine` is true on every rank."""
@@ -109,10 +119,20 @@ def start(timeout_s: float = 600.0) -> Topology:
     """Join the process group that the launcher's environment describes; alone, a group of one.
 
     DeepSpeed wants a group and these variables even with one process, and looks for MPI where one is missing.
+
+    Raises:
+        DestructError: more ranks than GPUs on this machine.
     """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"]))
+    if 0 < torch.cuda.device_count() < local_ranks:
+        raise DestructError(
+            f"{local_ranks} ranks were started on a machine with {torch.cuda.device_count()} GPU(s)",
+            f"start {torch.cuda.device_count()}, one a GPU",
+            Exit.ENVIRONMENT,
+        )
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
     if torch.cuda.is_available():

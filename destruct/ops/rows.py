@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KL_ESTIMATOR_NAMES = ("none", "k2", "k3")
+from destruct.ppo.kl import ESTIMATORS
+
+KL_ESTIMATOR_NAMES = ("none", *ESTIMATORS)
 
 SUM_NAMES = (
     "policy_loss",  # clipped surrogate, reward units

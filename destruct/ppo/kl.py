@@ -43,4 +43,10 @@ def k3(log_ratio: Tensor) -> Tensor:
     return torch.expm1(clamped) - clamped
 
 
-ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+def next_coef(coef: float, kl: float, bound: float, breach_factor: float) -> float:
+    """beta of the next update: times `breach_factor` when `kl` (nats per token) is above `bound`; nan is above."""
+    return coef if kl <= bound else coef * breach_factor
+
+
+ESTIMATORS = {"k2": k2, "k3": k3}
+"""Those that can stand in the loss."""

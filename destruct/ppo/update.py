@@ -75,13 +75,15 @@ def ppo_update(
         Means over all minibatch passes and ranks.
     """
     log: list[dict[str, float]] = []
+    first_ratio_error: float | None = None
     skipped = epochs = 0
     while epochs < settings.epochs and not _moved_too_far(policy, minibatches, settings, epochs, topology):
         epochs += 1
         for m in torch.randperm(len(minibatches), generator=order).tolist():
             tally = accumulate(policy, value, minibatches[m], coefficients, settings, topology.device)
             sums, (ratio_max, log_ratio_max) = tally.over_ranks(topology)
-            facts = _means(sums, minibatches[m]) | {"ratio_max": ratio_max, "log_ratio_max": log_ratio_max}
+            facts = _means(sums, minibatches[m]) | {"ratio_max": ratio_max}
+            first_ratio_error = log_ratio_max if first_ratio_error is None else first_ratio_error
             if sums["not_finite"]:
                 policy.drop_gradients()
                 value.drop_gradients()
@@ -91,7 +93,8 @@ def ppo_update(
                 facts["policy_grad_norm"] = policy.step(settings.policy_lr(step))
                 facts["value_grad_norm"] = value.step(settings.value_lr(step))
                 log.append(facts)
-    return _stats(log, skipped, epochs, settings.epochs * len(minibatches))
+    assert first_ratio_error is not None, "an update has at least one epoch and one minibatch"
+    return _stats(log, first_ratio_error, skipped, epochs, settings.epochs * len(minibatches))
 
 
 def _moved_too_far(
@@ -209,7 +212,9 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def _stats(log: list[dict[str, float]], skipped: int, epochs: int, planned: int) -> UpdateStats:
+def _stats(
+    log: list[dict[str, float]], first_ratio_error: float, skipped: int, epochs: int, planned: int
+) -> UpdateStats:
     def mean(name: str) -> float:
         return _mean([facts[name] for facts in log])
 
@@ -219,10 +224,10 @@ def _stats(log: list[dict[str, float]], skipped: int, epochs: int, planned: int)
         ptx_loss=mean("ptx_nll"),
         entropy=mean("entropy"),
         approx_kl=mean("kl_old_k3"),
-        signed_approx_kl=mean("kl_old_k1"),
+        approx_kl_k1=mean("kl_old_k1"),
         reference_kl=mean("kl_reference_k3"),
-        signed_reference_kl=mean("kl_reference_k1"),
-        first_ratio_error=log[0]["log_ratio_max"] if log else float("nan"),
+        reference_kl_k1=mean("kl_reference_k1"),
+        first_ratio_error=first_ratio_error,
         ratio_mean=mean("ratio"),
         ratio_max=max((facts["ratio_max"] for facts in log), default=float("nan")),
         clip_fraction=mean("clip_low") + mean("clip_high"),

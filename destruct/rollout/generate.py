@@ -59,7 +59,8 @@ def generate(
     topology: Topology,
     seed: int,
     temperature: float,
-    ids: tuple[int, int],
+    eos_id: int,
+    pad_id: int,
 ) -> RolloutBatch:
     """Sample a response to every prompt, the ranks sharing the work.
 
@@ -68,7 +69,10 @@ def generate(
 
     Args:
         prompts: all B prompts, equal on every rank.
-        ids: (eos_id, pad_id).
+        seed: of the run.
+        temperature: divides the logits.
+        eos_id: ends a response, and is its last token.
+        pad_id: fills the rest of a row.
 
     Returns:
         All B rollouts, on every rank.
@@ -78,8 +82,8 @@ def generate(
     limit = prompts.windows.shape[1] - p
     u = uniform(seed, prompts.draw, prompts.sample[mine].cpu().numpy(), torch.arange(limit).numpy())
     uniforms = torch.from_numpy(u).to(topology.device)
-    responses, lengths = sample_responses(replica, prompts.windows[mine, :p], uniforms, temperature, *ids)
+    responses, lengths = sample_responses(replica, prompts.windows[mine, :p], uniforms, temperature, eos_id, pad_id)
     responses, lengths = topology.interleave(responses), topology.interleave(lengths)
     mask = torch.arange(limit, device=lengths.device) < lengths[:, None]
     last = responses.gather(1, lengths[:, None] - 1).squeeze(1)
-    return RolloutBatch(prompts, torch.cat([prompts.windows[:, :p], responses], 1), mask, last == ids[0])
+    return RolloutBatch(prompts, torch.cat([prompts.windows[:, :p], responses], 1), mask, last == eos_id)

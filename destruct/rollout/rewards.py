@@ -95,7 +95,7 @@ def user_term(path: str) -> Term:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # the module is the user's: anything may go wrong in it
         raise DestructError(
-            f"reward term {path!r}: {type(error).__name__}: {error}",
+            f"reward term {path!r}: {_in_one_line(error)}",
             "put the module on PYTHONPATH and check the function's name",
         ) from None
 
@@ -124,13 +124,17 @@ def _call_user(path: str, function: Callable, texts: tuple[list[str], list[str],
     try:
         values = [float(value) for value in function(*texts)]
     except Exception as error:
-        raise DestructError(f"reward term {path!r} raised {type(error).__name__}: {error}", remedy) from error
+        raise DestructError(f"reward term {path!r} raised {_in_one_line(error)}", remedy) from error
     if len(values) != len(texts[1]):
         raise DestructError(f"reward term {path!r} gave {len(values)} values for {len(texts[1])} responses", remedy)
     for value, response in zip(values, texts[1], strict=True):
         if value != value or value in (float("inf"), float("-inf")):
             raise DestructError(f"reward term {path!r} gave {value} for the response {response[:60]!r}", remedy)
     return values
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 REWARDS: dict[str, Term] = {

@@ -67,7 +67,7 @@ def score(
     rewards = -settings.kl_coef * k1(reference - old) * mask
     last = mask & (torch.arange(mask.shape[1], device=mask.device) == rollouts.lengths[:, None] - 1)
     rewards = rewards + last * rewarded.score[:, None]
-    return ScoredBatch(rollouts, old, reference, values, rewards, rewarded.score, rewarded.terms)
+    return ScoredBatch(rewarded, old, reference, values, rewards)
 
 
 @torch.no_grad()
@@ -92,17 +92,16 @@ def with_advantages(
 ) -> list[Minibatch[TrainBatch]]:
     """GAE per rollout, then whitening over the response tokens of all rollouts on all ranks."""
 
-    def estimate(scored: ScoredBatch) -> TrainBatch:
-        mask = scored.rollouts.mask
-        returns, advantages = compute_gae(scored.rewards, scored.old_values, mask, gamma, lam)
-        return TrainBatch(scored, advantages, returns)
+    def estimate(scored: ScoredBatch) -> tuple[ScoredBatch, Tensor, Tensor]:
+        returns, advantages = compute_gae(scored.rewards, scored.old_values, scored.rollouts.mask, gamma, lam)
+        return scored, returns, advantages
 
     estimated = [minibatch.map(estimate) for minibatch in minibatches]
-    local = [masked_moments(train.advantages, train.scored.rollouts.mask) for train in micro_batches(estimated)]
+    local = [masked_moments(advantages, scored.rollouts.mask) for scored, _, advantages in micro_batches(estimated)]
     moments = topology.sum(torch.stack(local).sum(0))
 
-    def whitened(train: TrainBatch) -> TrainBatch:
-        mask = train.scored.rollouts.mask
-        return TrainBatch(train.scored, whiten(train.advantages, mask, moments), train.returns)
+    def train_batch(micro: tuple[ScoredBatch, Tensor, Tensor]) -> TrainBatch:
+        scored, returns, advantages = micro
+        return TrainBatch(scored, whiten(advantages, scored.rollouts.mask, moments), returns)
 
-    return [minibatch.map(whitened) for minibatch in estimated]
+    return [minibatch.map(train_batch) for minibatch in estimated]

@@ -24,8 +24,8 @@ class Sinks:
     """
 
     def __init__(self, folder: Path, resumed_update: int):
-        self._metrics = _reopen(folder / "metrics.jsonl", resumed_update)
-        self._samples = _reopen(folder / "samples.jsonl", resumed_update)
+        self._metrics = _reopen(folder / "metrics.jsonl", "step", resumed_update)
+        self._samples = _reopen(folder / "samples.jsonl", "update", resumed_update)
         self._board = SummaryWriter(str(folder / "logs"), purge_step=resumed_update or None)
         # The purge takes all steps from `resumed_update` on; those of the warm-up count something else and lie apart.
         self._warmup_board = SummaryWriter(str(folder / "logs" / "warmup"))
@@ -42,7 +42,7 @@ class Sinks:
             check_name(name)
             board.add_scalar(name, value, step)
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._metrics.write(json.dumps({"phase": phase, "update": step, **finite}) + "\n")
+        self._metrics.write(json.dumps({"phase": phase, "step": step, **finite}) + "\n")
         self._metrics.flush()
 
     def sample(self, update: int, fields: dict[str, Any]) -> None:
@@ -60,8 +60,12 @@ class Sinks:
         self._warmup_board.close()
 
 
-def _reopen(path: Path, resumed_update: int) -> TextIO:
-    """Append to a file of JSON lines, without the PPO lines from `resumed_update` on (or its broken last line)."""
+def _reopen(path: Path, counter: str, resumed_update: int) -> TextIO:
+    """Append to a file of JSON lines, without the PPO lines from `resumed_update` on (or its broken last line).
+
+    Args:
+        counter: the key of a line that counts updates in PPO.
+    """
     kept = []
     # Bytes: text would also be split at the U+2028 of a sample, and a line may have broken off inside a character.
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -69,7 +73,7 @@ def _reopen(path: Path, resumed_update: int) -> TextIO:
             entry = json.loads(line)
         except ValueError:
             continue
-        if entry.get("phase") in WARMUP_PHASES or entry["update"] < resumed_update:
+        if entry.get("phase") in WARMUP_PHASES or entry[counter] < resumed_update:
             kept.append(line + b"\n")
     staged = path.with_suffix(".staged")
     staged.write_bytes(b"".join(kept))

@@ -11,10 +11,10 @@ from transformers import LlamaForCausalLM
 
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
-from destruct.curriculum.estimates import ProgressEstimator
+from destruct.curriculum.estimates import Estimates, ProgressEstimator
 from destruct.curriculum.panels import panel_items
 from destruct.curriculum.round import Curriculum, measure_panels
-from destruct.curriculum.strategies import make_strategy
+from destruct.curriculum.strategies import DynamicsSettings, make_strategy
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
@@ -25,7 +25,7 @@ V, T, PANEL = 24, 8, 10
 PRIOR = np.array([0.5, 0.25, 0.25])
 ALONE = Topology(0, 1, torch.device("cpu"))
 SHAPE = PolicyShape(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-DIALS = dict(eta=0.5, mu=0.5, lam=1.0, floor=0.05, z=1.0, signal="metric", projection="euclidean")
+DIALS = DynamicsSettings(eta=0.5, mu=0.5, lam=1.0, floor=0.05, z=1.0, signal="metric", projection="euclidean")
 
 
 def source(kind: int, count: int) -> Tensor:
@@ -45,8 +45,14 @@ def engines() -> tuple[SingleEngine, SingleFrozen]:
 
 
 def curriculum(strategy: str = "second_order", sources: int = 3) -> Curriculum:
-    rule = make_strategy(strategy, PRIOR[:sources] / PRIOR[:sources].sum(), **DIALS)
+    rule = make_strategy(strategy, PRIOR[:sources] / PRIOR[:sources].sum(), DIALS)
     return Curriculum(ProgressEstimator(sources, kappa=0.5), rule, HELD_OUT[:sources], PANEL)
+
+
+def one_round(rounds: Curriculum, policy: SingleEngine, frozen: SingleFrozen) -> Estimates:
+    """As the loop makes it."""
+    frozen.refresh(policy)
+    return rounds.round(frozen, ALONE)
 
 
 def learn(policy: SingleEngine) -> None:
@@ -65,14 +71,14 @@ def plain_losses(policy: SingleEngine, windows: Tensor) -> np.ndarray:
 
 
 def test_each_round_measures_the_policys_own_losses_on_that_rounds_panel():
-    """The frozen model starts elsewhere and the policy moves in between, so a missing refresh would show.
+    """The policy moves in between and is renewed each time.
 
     Panels of 10 move on by two windows a round; the source with 6 windows is measured whole.
     """
     (policy, frozen), rounds = engines(), curriculum()
     seen = []
     for r in range(4):
-        estimates = rounds.round(policy, frozen, ALONE)
+        estimates = one_round(rounds, policy, frozen)
         for k, windows in enumerate(HELD_OUT):
             items = panel_items(r, PANEL, len(windows))
             losses = plain_losses(policy, windows[torch.from_numpy(items)])
@@ -101,7 +107,7 @@ def test_weights_stay_at_the_prior_for_two_rounds_and_then_follow_progress():
     (policy, frozen), rounds = engines(), curriculum()
     weights = []
     for _ in range(5):
-        rounds.round(policy, frozen, ALONE)
+        one_round(rounds, policy, frozen)
         weights.append(rounds.weights)
         learn(policy)
     assert weights[0].tolist() == weights[1].tolist() == PRIOR.tolist()
@@ -118,10 +124,10 @@ def test_the_literal_rule_waits_for_the_third_round_too_and_then_makes_its_three
     """w + eta * (M - mean M), clipped at 0, divided by the sum, with the M that the round returned."""
     (policy, frozen), rounds = engines(), curriculum("literal")
     for _ in range(2):
-        rounds.round(policy, frozen, ALONE)
+        one_round(rounds, policy, frozen)
         learn(policy)
         assert rounds.weights.tolist() == PRIOR.tolist()
-    metric = rounds.round(policy, frozen, ALONE).metric
+    metric = one_round(rounds, policy, frozen).metric
     moved = np.clip(PRIOR + 0.5 * (metric - metric.mean()), 0, None)
     np.testing.assert_allclose(rounds.weights, moved / moved.sum(), rtol=1e-12)
     assert np.abs(rounds.weights - PRIOR).max() > 0.1
@@ -133,7 +139,7 @@ def test_a_round_is_significant_for_a_source_beyond_two_standard_errors():
     shaken, counts = torch.Generator().manual_seed(0), [0, 0, 0]
     doubtful = 0
     for _ in range(8):
-        estimates = rounds.round(policy, frozen, ALONE)
+        estimates = one_round(rounds, policy, frozen)
         for k in range(3):
             progress, error = float(estimates.progress[k]), float(estimates.progress_se[k])
             counts[k] += progress / error > 2
@@ -149,7 +155,7 @@ def test_without_learning_nothing_moves_and_nothing_is_significant():
     """The same weights are measured on moving panels: differences over common windows are exactly 0."""
     (policy, frozen), rounds = engines(), curriculum()
     for _ in range(5):
-        estimates = rounds.round(policy, frozen, ALONE)
+        estimates = one_round(rounds, policy, frozen)
     assert np.abs(estimates.progress).max() < 1e-12
     assert rounds.significant.tolist() == [0, 0, 0]
     np.testing.assert_allclose(rounds.weights, PRIOR, atol=1e-6)
@@ -158,7 +164,7 @@ def test_without_learning_nothing_moves_and_nothing_is_significant():
 def test_a_round_leaves_the_policy_as_it_is():
     policy, frozen = engines()
     before = [p.detach().clone() for p in policy.parameters]
-    curriculum().round(policy, frozen, ALONE)
+    one_round(curriculum(), policy, frozen)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters, strict=True))
     assert all(p.grad is None for p in policy.parameters)
 
@@ -169,15 +175,15 @@ def test_a_state_taken_in_mid_run_continues_bit_for_bit(strategy, rounds_before)
     """Through JSON into a curriculum that has already seen something else."""
     (policy, frozen), whole = engines(), curriculum(strategy)
     for _ in range(rounds_before):
-        whole.round(policy, frozen, ALONE)
+        one_round(whole, policy, frozen)
         learn(policy)
     resumed = curriculum(strategy)
-    resumed.round(policy, frozen, ALONE)
+    one_round(resumed, policy, frozen)
     resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
     assert resumed.weights.tolist() == whole.weights.tolist()
     for _ in range(3):
         learn(policy)
-        a, b = (each.round(policy, frozen, ALONE) for each in (whole, resumed))
+        a, b = (one_round(each, policy, frozen) for each in (whole, resumed))
         assert a.round_index == b.round_index
         for name in ("difficulty", "difficulty_se", "variance", "metric", "progress", "progress_se"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
@@ -188,6 +194,6 @@ def test_a_state_taken_in_mid_run_continues_bit_for_bit(strategy, rounds_before)
 
 def test_the_state_of_other_sources_is_refused():
     (policy, frozen), two = engines(), curriculum(sources=2)
-    two.round(policy, frozen, ALONE)
+    one_round(two, policy, frozen)
     with pytest.raises(DestructError, match="2 sources; this run has 3"):
         curriculum().load_state_dict(two.state_dict())

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from destruct.curriculum.estimates import Estimates, ProgressEstimator
 from destruct.curriculum.panels import PanelLosses
-from destruct.curriculum.strategies import STRATEGIES, Floats, Strategy, WeightDynamics, make_strategy
+from destruct.curriculum.strategies import STRATEGIES, DynamicsSettings, Floats, Strategy, WeightDynamics, make_strategy
 from destruct.errors import DestructError
 
 USUAL: dict[str, Any] = {"eta": 0.5, "mu": 0.5, "lam": 1.0, "z": 1.0, "signal": "metric", "projection": "euclidean"}
@@ -18,7 +18,7 @@ USUAL: dict[str, Any] = {"eta": 0.5, "mu": 0.5, "lam": 1.0, "z": 1.0, "signal": 
 
 def build(name: str, prior: ArrayLike, **dials: Any) -> Any:
     prior = np.array(prior, float)
-    return make_strategy(name, prior, **({**USUAL, "floor": 0.25 * float(np.min(prior))} | dials))
+    return make_strategy(name, prior, DynamicsSettings(**({**USUAL, "floor": 0.25 * float(np.min(prior))} | dials)))
 
 
 def estimates(round_index: int, metric: Any, progress: Any, progress_se: Any = 0.01) -> Estimates:
@@ -57,9 +57,8 @@ def test_literal_is_the_three_lines_bit_for_bit(signal):
 @pytest.mark.parametrize("signal", ["metric", "progress"])
 def test_second_order_dynamics_without_damping_and_floor_are_literal(signal):
     rng = np.random.default_rng(1)
-    bare = WeightDynamics(
-        np.array([0.5, 0.3, 0.2]), eta=0.5, mu=0, lam=0, floor=0, z=1, signal=signal, projection="clip_renorm"
-    )
+    settings = DynamicsSettings(eta=0.5, mu=0, lam=0, floor=0, z=1, signal=signal, projection="clip_renorm")
+    bare = WeightDynamics(np.array([0.5, 0.3, 0.2]), settings)
     literal = build("literal", [0.5, 0.3, 0.2], signal=signal)
     for round_index in range(20):
         now = random_round(rng, round_index, 3)

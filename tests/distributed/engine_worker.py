@@ -10,7 +10,7 @@ from deepspeed.utils import safe_get_full_grad
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.config.deepspeed import FrozenJSON, Optimizer, OptimizerParams, TrainingJSON, frozen_json, training_json
 from destruct.config.model import PolicyShape
 from destruct.engine import topology as ranks
@@ -18,7 +18,7 @@ from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
 from destruct.engine.schedule import Schedule
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
-from destruct.errors import Exit, leave
+from destruct.exits import Exit, leave
 from destruct.models.policy import build_copy, build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients
@@ -81,9 +81,8 @@ def trained_on(batch: RolloutBatch) -> TrainBatch:
     table = torch.randn(5, 64, R, generator=g)
     grid = table[:, batch.prompts.sample] * batch.mask
     old, reference = grid[0] * 0.3 - 4.2, grid[1] * 0.3 - 4.2
-    scored = ScoredBatch(
-        batch, old * batch.mask, reference * batch.mask, grid[2], grid[3], grid[3].sum(1), grid[3].sum(1, keepdim=True)
-    )
+    rewarded = RewardedBatch(batch, grid[3].sum(1), grid[3].sum(1, keepdim=True))
+    scored = ScoredBatch(rewarded, old * batch.mask, reference * batch.mask, grid[2], grid[3])
     return TrainBatch(scored, grid[4], grid[3] * 2)
 
 
@@ -231,7 +230,7 @@ def replica_case(topology: Topology) -> dict[str, Any]:
     policy.fill(replica)
     plain = LlamaForCausalLM._from_config(llama_config(shape(True), V), dtype=torch.float32)
     plain.load_state_dict({n.removeprefix("lm."): t for n, t in policy.tensors_in_full()}, strict=False)
-    batch = generate(replica, rollouts(24).prompts, topology, 3, 0.8, (0, 1))
+    batch = generate(replica, rollouts(24).prompts, topology, seed=3, temperature=0.8, eos_id=0, pad_id=1)
     recorded = response_logprobs(policy, batch, 0.8, ptx=False)
     with torch.no_grad():
         logprobs = torch.log_softmax(plain(batch.tokens).logits / 0.8, -1)[:, P - 1 : -1]
@@ -248,6 +247,7 @@ def main() -> None:
         "skips": skip_cases(topology),
         "refresh": {f"stage{stage}": refresh_case(stage, topology) for stage in (1, 3)},
         "replica": replica_case(topology),
+        "unlike": [topology.unlike_the_first(topology.rank), topology.unlike_the_first("same")],
     }
     if topology.is_first:
         Path(sys.argv[1]).write_text(json.dumps(results), encoding="utf-8")

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from destruct.engine import topology as ranks
-from destruct.errors import Exit, leave
+from destruct.exits import Exit, leave
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from destruct.engine import topology as ranks
 from destruct.engine.deepspeed import DeepSpeedEngine
 from destruct.engine.single import SingleFrozen
 from destruct.engine.topology import Topology
-from destruct.errors import Exit, leave
+from destruct.exits import Exit, leave
 from tests.distributed.engine_worker import training
 
 

@@ -66,6 +66,11 @@ def test_a_refresh_is_seen_by_the_frozen_engines_next_forward(figures, ranks, st
     assert case["after_load"] == 0
 
 
+@pytest.mark.parametrize(("ranks", "others"), [(1, []), (2, [1])])
+def test_a_rank_that_holds_another_value_is_found(figures, ranks, others):
+    assert figures[ranks]["unlike"] == [others, []]
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_recorded_logprobs_equal_a_plain_transformers_forward(figures, ranks):
     assert figures[ranks]["replica"]["logprob_gap"] < 5e-6

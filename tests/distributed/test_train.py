@@ -189,6 +189,18 @@ def test_a_reward_that_raises_on_one_rank_alone_ends_all_and_is_named(tmp_path):
     assert len(board.Scalars("warmup/lm_loss")) == 4, "what was logged before the error is on the disk"
 
 
+def test_a_module_that_is_missing_on_one_rank_alone_is_named_before_a_model_is_built(tmp_path):
+    (tmp_path / "local.py").write_text(
+        "import os\nassert os.environ['RANK'] == '0', 'not on this node'\ndef f(*texts):\n    pass\n"
+    )
+    config = str(write_config(tmp_path))
+    done = run([*LITERAL, config, "reward.terms={'local:f': 1.0}"], module_path=tmp_path)
+    assert done.returncode == 2
+    assert "rank 1: reward term 'local:f': AssertionError: not on this node" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "tiny").exists()
+
+
 def test_a_mistake_ends_every_launcher_with_its_code_and_two_lines_from_one_rank(tmp_path):
     config = str(write_config(tmp_path))
     done = run([*LITERAL, config, "ppo.clip_rnage=0.1"])

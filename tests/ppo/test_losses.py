@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from destruct.ppo.kl import ESTIMATORS, LOG_RATIO_CLAMP, k1, k2, k3
+from destruct.ppo.kl import LOG_RATIO_CLAMP, k1, k2, k3, next_coef
 from destruct.ppo.loss import clipped_policy_loss, clipped_value_loss
 
 
@@ -71,13 +71,13 @@ def test_k2_and_k3_are_never_negative_and_keep_their_digits_near_zero():
     assert k3(torch.tensor(1e-3)).item() == pytest.approx(5.0017e-7, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_estimators_stand_still_beyond_the_clamp(name):
+@pytest.mark.parametrize("estimator", [k1, k2, k3])
+def test_estimators_stand_still_beyond_the_clamp(estimator):
     r = torch.tensor([25.0, -25.0, math.inf, -math.inf], requires_grad=True)
-    got = ESTIMATORS[name](r)
+    got = estimator(r)
     got.sum().backward()
     edge = torch.tensor([LOG_RATIO_CLAMP, -LOG_RATIO_CLAMP] * 2)
-    torch.testing.assert_close(got.detach(), ESTIMATORS[name](edge))
+    torch.testing.assert_close(got.detach(), estimator(edge))
     assert r.grad.tolist() == [0.0] * 4
 
 
@@ -105,8 +105,13 @@ def test_expected_gradients_are_what_the_table_says(categoricals):
     logits, log_p, log_q = categoricals
     reverse = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(), logits, retain_graph=True)[0]
     forward = torch.autograd.grad((log_q.exp() * (log_q - log_p)).sum(), logits, retain_graph=True)[0]
-    wanted = {"k1": torch.zeros_like(reverse), "k2": reverse, "k3": forward}
-    for name, want in wanted.items():
-        expected_loss = (log_p.detach().exp() * ESTIMATORS[name](log_q - log_p)).sum()
+    wanted = {k1: torch.zeros_like(reverse), k2: reverse, k3: forward}
+    for estimator, want in wanted.items():
+        expected_loss = (log_p.detach().exp() * estimator(log_q - log_p)).sum()
         got = torch.autograd.grad(expected_loss, logits, retain_graph=True)[0]
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kl", "expected"), [(0.0, 0.4), (0.1, 0.4), (0.1001, 0.6), (float("nan"), 0.6)])
+def test_the_coefficient_grows_by_the_factor_only_beyond_the_bound(kl, expected):
+    assert next_coef(0.4, kl, bound=0.1, breach_factor=1.5) == pytest.approx(expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.config.deepspeed import Optimizer, OptimizerParams
 from destruct.config.model import PolicyShape
 from destruct.engine.schedule import Schedule
@@ -53,7 +53,9 @@ def batch() -> TrainBatch:
     rollouts = RolloutBatch(prompts, tokens, mask, torch.zeros(B, dtype=torch.bool))
     noise = torch.randn(6, B, R, generator=g) * mask
     old, reference = (math.log(1 / V) + 0.4 * noise[0]) * mask, (math.log(1 / V) + 0.4 * noise[1]) * mask
-    scored = ScoredBatch(rollouts, old, reference, noise[2], noise[3], noise[3].sum(1), noise[3].sum(1, keepdim=True))
+    scored = ScoredBatch(
+        RewardedBatch(rollouts, noise[3].sum(1), noise[3].sum(1, keepdim=True)), old, reference, noise[2], noise[3]
+    )
     return TrainBatch(scored, noise[4], noise[5])
 
 
@@ -69,13 +71,11 @@ def packed(batch: TrainBatch, minibatches: int = 1) -> list[Minibatch[TrainBatch
         i = rollouts.prompts.sample
         s = batch.scored
         scored = ScoredBatch(
-            rollouts,
+            RewardedBatch(rollouts, s.rewarded.score[i], s.rewarded.terms[i]),
             s.old_logprobs[i],
             s.reference_logprobs[i],
             s.old_values[i],
             s.rewards[i],
-            s.score[i],
-            s.terms[i],
         )
         return TrainBatch(scored, batch.advantages[i], batch.returns[i])
 
@@ -136,7 +136,7 @@ def scored_by(policy: SingleEngine, batch: TrainBatch) -> TrainBatch:
     """The batch with the policy's own logprobs as old and reference."""
     own = response_logprobs(policy, batch.scored.rollouts, TAU, ptx=True)
     s = batch.scored
-    scored = ScoredBatch(s.rollouts, own, own, s.old_values, s.rewards, s.score, s.terms)
+    scored = ScoredBatch(s.rewarded, own, own, s.old_values, s.rewards)
     return TrainBatch(scored, batch.advantages, batch.returns)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch
+from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.engine.single import SingleEngine, SingleFrozen
@@ -60,7 +60,7 @@ def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(net
     kl = free.old_logprobs - free.reference_logprobs
     assert kl.abs().max() > 0.1, "the two networks differ"
     torch.testing.assert_close(taxed.rewards, expected - 0.3 * kl)
-    assert torch.equal(taxed.score, free.score), "the score leaves the penalty out"
+    assert torch.equal(taxed.rewarded.score, free.rewarded.score), "the score leaves the penalty out"
 
 
 def test_an_empty_micro_batch_scores_nothing_and_still_calls_every_network(networks):
@@ -89,7 +89,9 @@ def test_advantages_are_white_over_all_micro_batches_and_returns_are_not():
     def scored(lengths: list[int], shift: float) -> ScoredBatch:
         batch = rollouts(lengths)
         x = torch.randn(4, len(lengths), R, generator=g) * batch.mask
-        return ScoredBatch(batch, x[0], x[1], x[2], (x[3] + shift) * batch.mask, x[3].sum(1), x[3].sum(1)[:, None])
+        return ScoredBatch(
+            RewardedBatch(batch, x[3].sum(1), x[3].sum(1)[:, None]), x[0], x[1], x[2], (x[3] + shift) * batch.mask
+        )
 
     minibatches = [Minibatch((scored([5, 2], 4.0), scored([1], -3.0)), 8, 15), Minibatch((scored([4, 4], 0.0),), 8, 10)]
     done = with_advantages(minibatches, gamma=1.0, lam=1.0, topology=ALONE)

@@ -41,7 +41,7 @@ def test_a_line_holds_what_was_logged_bit_for_bit(tmp_path):
     sinks.scalars("ppo", 4, {"ppo/entropy": 0.1 + 0.2, "curriculum/weight/prose": 1e-310})
     sinks.close()
     assert lines(tmp_path / "metrics.jsonl") == [
-        {"phase": "ppo", "update": 4, "ppo/entropy": 0.1 + 0.2, "curriculum/weight/prose": 1e-310}
+        {"phase": "ppo", "step": 4, "ppo/entropy": 0.1 + 0.2, "curriculum/weight/prose": 1e-310}
     ]
 
 
@@ -78,7 +78,7 @@ def earlier_life(folder: Path) -> None:
     sinks.close()
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (folder / name).open("ab") as file:
-            file.write('{"update": 4, "prompt": "naï'.encode()[:-1])
+            file.write('{"step": 4, "prompt": "naï'.encode()[:-1])
 
 
 def test_a_resumed_run_keeps_the_warm_up_and_the_updates_before_its_checkpoint(tmp_path):
@@ -92,7 +92,7 @@ def test_a_resumed_run_keeps_the_warm_up_and_the_updates_before_its_checkpoint(t
         sinks.sample(update, SAMPLE | {"prompt": "again"})
     sinks.close()
     got = lines(tmp_path / "metrics.jsonl")
-    assert [(line["phase"], line["update"]) for line in got] == [
+    assert [(line["phase"], line["step"]) for line in got] == [
         ("before", 0),
         *(("warmup", step) for step in range(3)),
         ("value_warmup", 2),
@@ -106,7 +106,7 @@ def test_a_resumed_run_keeps_the_warm_up_and_the_updates_before_its_checkpoint(t
 
 
 def test_a_last_line_that_only_lacks_its_end_is_kept_apart_from_the_next(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"phase": "ppo", "update": 0, "kl/coef": 1.0}')
+    (tmp_path / "metrics.jsonl").write_text('{"phase": "ppo", "step": 0, "kl/coef": 1.0}')
     sinks = Sinks(tmp_path, 1)
     sinks.scalars("ppo", 1, {"kl/coef": 2.0})
     sinks.close()

@@ -10,66 +10,31 @@ from typing import Any
 
 import torch
 
-from destruct.checkpoint.store import CheckpointStore
 from destruct.config.base import dump_with_provenance
 from destruct.config.settings import Settings
 from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
-from destruct.errors import DestructError, Exit
+from destruct.errors import DestructError
+from destruct.exits import Exit
 from destruct.tracking.console import Screen
-from destruct.tracking.sinks import log_to_file
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "pydantic", "safetensors")
 
 
-def find_checkpoint(settings: Settings, topology: Topology) -> Path | None:
-    """The verified newest checkpoint of the run's folder; None when not resuming or none is there.
-
-    Raises:
-        DestructError: it is damaged, or of another `identity`.
-    """
-    run = settings.config.run
-    if run.resume == "never":
-        return None
-    found = CheckpointStore(_path(settings) / "checkpoints", topology, run.keep_checkpoints).latest()
-    if found is None:
-        return None
-    folder, manifest = found
-    for key, here in identity(settings).items():
-        if manifest.get(key) != here:
-            raise DestructError(
-                f"{folder} was written with {key} = {manifest.get(key)}; this is {here}",
-                "resume with what it was written with, or give the run another run.name",
-            )
-    return folder
-
-
-def identity(settings: Settings) -> dict[str, Any]:
-    """What a checkpoint belongs to, by dotted key, as JSON: resuming with another value would be another run."""
-    config = settings.config
-    whole = config.model_dump(mode="json")
-    return {
-        "ranks": settings.world_size,
-        "engine.backend": config.engine.backend,
-        "bf16": settings.training.bf16.enabled,
-        "run.seed": config.run.seed,
-        "rollout.prompt_tokens": config.rollout.prompt_tokens,
-        "rollout.response_tokens": config.rollout.response_tokens,
-        "curriculum.strategy": config.curriculum.strategy,
-        **{f"model.{role}.{key}": value for role, shape in whole["model"].items() for key, value in shape.items()},
-        **{f"data.{key}": value for key, value in whole["data"].items()},
-    }
+def path(settings: Settings) -> Path:
+    """`run.folder/run.name`."""
+    return Path(settings.config.run.folder) / settings.config.run.name
 
 
 def prepare(settings: Settings, topology: Topology, screen: Screen, tokenizer: Tokenizer, resuming: bool) -> Path:
-    """Make the folder `run.folder/run.name` and write down what was asked for and what it runs on.
+    """Make the run's folder and write down what was asked for and what it runs on.
 
     An older folder of that name is continued when `resuming`, else put aside.
 
     Raises:
         DestructError: it cannot be written.
     """
-    folder = _path(settings)
+    folder = path(settings)
     if not resuming and settings.config.run.resume == "auto":
         screen.say(f"no checkpoint in {folder}: this run starts from the beginning")
     try:
@@ -81,12 +46,7 @@ def prepare(settings: Settings, topology: Topology, screen: Screen, tokenizer: T
         ) from None
     if aside is not None:
         screen.say(f"{folder} was there already; it is now {aside}")
-    log_to_file(folder, topology.rank)
     return folder
-
-
-def _path(settings: Settings) -> Path:
-    return Path(settings.config.run.folder) / settings.config.run.name
 
 
 def _put_aside(folder: Path) -> Path | None:
@@ -103,7 +63,6 @@ def _put_aside(folder: Path) -> Path | None:
 def _write_facts(folder: Path, settings: Settings, topology: Topology, tokenizer: Tokenizer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / "tokenizer")
-    (folder / "tokenizer" / "tokenizer.json").write_text(tokenizer.text, encoding="utf-8")
     resolved = dump_with_provenance(settings.config, settings.provenance)
     (folder / "resolved.yaml").write_text(resolved, encoding="utf-8")
     _write_json(folder / "deepspeed.json", settings.deepspeed())

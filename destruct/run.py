@@ -1,0 +1,121 @@
+"""A run while it is going on: its parts, made by build.py, and what the loop asks of them together."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from destruct.checkpoint import contents
+from destruct.checkpoint.identity import identity
+from destruct.checkpoint.state import TrainState
+from destruct.checkpoint.store import CheckpointStore
+from destruct.config.settings import Config, Settings
+from destruct.curriculum.round import Curriculum
+from destruct.data.mixture import Mixture
+from destruct.data.tokenizing import Tokenizer
+from destruct.engine.base import FrozenEngine, TrainEngine
+from destruct.engine.topology import Topology
+from destruct.evaluation import ValidationSet
+from destruct.models.policy import PolicyNetwork
+from destruct.ops.rows import LossCoefficients
+from destruct.ppo.update import UpdateSettings
+from destruct.rollout.rewards import Reward
+from destruct.rollout.score import ScoreSettings
+from destruct.seeding import derive
+from destruct.tracking.console import Screen
+from destruct.tracking.sinks import Sinks
+from destruct.tracking.watch import Watch
+
+
+@dataclass
+class Run:
+    """Everything the loop touches."""
+
+    settings: Settings
+    topology: Topology
+    folder: Path
+    screen: Screen
+    sinks: Sinks | None  # on the first rank alone
+    tokenizer: Tokenizer
+    names: list[str]  # sources, in the order of every weight vector
+    train_windows: list[Tensor]  # per source (n_k, T) int64
+    validation_sets: list[ValidationSet]
+    mixture: Mixture
+    curriculum: Curriculum
+    reward: Reward
+    policy: TrainEngine
+    value: TrainEngine
+    frozen: FrozenEngine
+    replica: PolicyNetwork
+    store: CheckpointStore
+    updates: int  # PPO updates that the run plans
+    update_settings: UpdateSettings
+    state: TrainState
+    started: float  # time.perf_counter() at the start of this process
+    seconds_before: float  # of training before a resume
+    seconds_to_first_step: float = 0.0  # from the start of this process to its first optimizer step
+    watch: Watch = field(default_factory=Watch)
+
+    @property
+    def config(self) -> Config:
+        """The YAML."""
+        return self.settings.config
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def key(self, *words: int | str) -> int:
+        """A 63-bit key derived from the run's seed, for a generator that is equal on every rank."""
+        return derive(self.config.run.seed, *words) >> 1
+
+    def log(self, phase: str, step: int, values: dict[str, float]) -> None:
+        """Log figures, on the first rank."""
+        if self.sinks is not None:
+            self.sinks.scalars(phase, step, values)
+
+    def coefficients(self) -> LossCoefficients:
+        """The loss's coefficients, with beta as it stands now."""
+        c = self.config
+        in_loss = c.kl.in_loss != "none"
+        return LossCoefficients(
+            clip_low=c.ppo.clip_range,
+            clip_high=c.ppo.clip_range,
+            kl_coef=self.state.kl_coef if in_loss else 0.0,
+            kl_estimator=c.kl.in_loss,
+            entropy_coef=c.ppo.entropy_coef,
+        )
+
+    def score_settings(self) -> ScoreSettings:
+        """What scoring depends on, with beta as it stands now."""
+        c = self.config
+        return ScoreSettings(
+            temperature=c.rollout.temperature,
+            ptx=c.ppo.ptx_coef > 0,
+            kl_coef=self.state.kl_coef if c.kl.in_reward else 0.0,
+        )
+
+    def mark_first_step(self) -> None:
+        """Note when this process made its first optimizer step; later calls change nothing."""
+        if not self.seconds_to_first_step:
+            self.seconds_to_first_step = time.perf_counter() - self.started
+
+    def is_due(self, every: int) -> bool:
+        """True in the update that completes `every` of them once more; never for 0."""
+        return every > 0 and (self.state.update + 1) % every == 0
+
+    @property
+    def networks(self) -> contents.Networks:
+        """The engines that a checkpoint holds."""
+        return contents.Networks(self.policy, self.value, self.frozen)
+
+    def save(self) -> None:
+        """Write a checkpoint; a failed one is reported and the run goes on."""
+        state = self.state
+        state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
+        state.seconds = self.seconds
+        facts = identity(self.settings)
+        if contents.save(self.store, self.networks, state, self.tokenizer.text, facts) is None:
+            self.screen.say(f"checkpoint after update {state.update} failed (is the disk full?); training goes on")
