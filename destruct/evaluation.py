@@ -63,7 +63,10 @@ class Validation:
 
 
 def validate(engine: TrainEngine | FrozenEngine, sources: list[ValidationSet], topology: Topology) -> Validation:
-    """Loss per source; `mean` leaves out sources marked not learnable (all count when none is learnable)."""
+    """Loss per source; `mean` leaves out sources marked not learnable (all count when none is learnable).
+
+    All ranks call it: they share the windows.
+    """
     nats_per_token, bits_per_byte = {}, {}
     for source in sources:
         total = window_nats(engine, source.windows, topology).sum().item()

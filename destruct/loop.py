@@ -136,7 +136,8 @@ def constrain(state: TrainState, kl: float, constraint: KLConfig, say: Callable[
     if not kl <= constraint.bound:
         state.breaches += 1
         state.kl_coef = next_coef(state.kl_coef, kl, constraint.bound, constraint.breach_factor)
-        say(f"KL {kl:.4f} passed kl.bound={constraint.bound}; beta is now {state.kl_coef:.4g}")
+        pull = f"beta is now {state.kl_coef:.4g}" if state.kl_coef > 0 else "kl.coef is 0, so nothing pulls it back"
+        say(f"KL {kl:.4f} passed kl.bound={constraint.bound}; {pull}")
 
 
 def evaluate(run: Run, phase: str) -> Validation:

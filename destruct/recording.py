@@ -1,9 +1,7 @@
 """What the loop writes down: figures per source, figures per update, samples, and the summary of a run."""
 
-import math
 import resource
 import sys
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from destruct.engine.topology import Topology
 from destruct.evaluation import Validation
 from destruct.ppo.kl import k1
 from destruct.run import Run
+from destruct.tracking.summary import Summary
 
 _STATS = tuple(UpdateStats.__dataclass_fields__)
 
@@ -167,45 +166,38 @@ def peak_rss_mib(topology: Topology) -> float:
     return topology.max(torch.tensor([mine], dtype=torch.float64)).item()
 
 
-def null_unless_finite(value: Any) -> Any:
-    """A nested structure with None for each number that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: null_unless_finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def summarize(run: Run) -> dict[str, Any]:
-    """The contents of summary.json, not finite figures as they are; docs/architecture.md says what each key is."""
+def summarize(run: Run) -> Summary:
+    """The figures of the whole run.  All ranks call it."""
     state = run.state
     tenth = max(1, state.update // 10)
     checkpoint = run.store.path(state.update)
-    return {
-        "validation_loss_before": state.validation["before"],
-        "validation_loss_after_warmup": state.validation["after_warmup"],
-        "validation_loss_after": state.validation["after"],
-        "reward_before": mean_over_sources(state.rewards[:tenth]),
-        "reward_after": mean_over_sources(state.rewards[-tenth:]),
-        "kl_max": state.kl_max,
-        "kl_bound": run.config.kl.bound,
-        "kl_breaches": state.breaches,
-        "updates": state.update,
-        "rounds": run.curriculum.rounds,
-        "significant_rounds": dict(zip(run.names, run.curriculum.significant.tolist(), strict=True)),
-        "weights": dict(zip(run.names, run.curriculum.weights.tolist(), strict=True)),
-        "tokens": state.tokens,
-        "skipped_steps": state.skipped,
-        "seconds": state.seconds,
-        "seconds_to_first_step": run.seconds_to_first_step,
-        "world_size": run.topology.world_size,
-        "peak_rss_mib": peak_rss_mib(run.topology),
-        "seed": run.config.run.seed,
-        "files": {
+    return Summary(
+        validation_loss_before=state.validation["before"],
+        validation_loss_after_warmup=state.validation["after_warmup"],
+        validation_loss_after=state.validation["after"],
+        reward_before=mean_over_sources(state.rewards[:tenth]),
+        reward_after=mean_over_sources(state.rewards[-tenth:]),
+        kl_max=state.kl_max,
+        kl_bound=run.config.kl.bound,
+        kl_breaches=state.breaches,
+        updates=state.update,
+        rounds=run.curriculum.rounds,
+        significant_rounds=dict(zip(run.names, run.curriculum.significant.tolist(), strict=True)),
+        weights=dict(zip(run.names, run.curriculum.weights.tolist(), strict=True)),
+        tokens=state.tokens,
+        skipped_steps=state.skipped,
+        seconds=run.seconds,
+        seconds_to_first_step=run.seconds_to_first_step,
+        world_size=run.topology.world_size,
+        peak_rss_mib=peak_rss_mib(run.topology),
+        seed=run.config.run.seed,
+        files={
             "checkpoint": str(checkpoint) if checkpoint.exists() else "none: the last save failed",
             "tensorboard": f"tensorboard --logdir={run.folder / 'logs'}",
             "samples": str(run.folder / "samples.jsonl"),
             "summary": str(run.folder / "summary.json"),
         },
-    }
+    )
 
 
 def mean_over_sources(updates: list[list[list[float]]]) -> float:

@@ -4,7 +4,6 @@ The same module runs under `torchrun`, or alone as one rank.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 
 EPILOG = """Every key with its default and bounds: docs/config.md.
-Exit codes: 0 done, 2 configuration, 3 environment."""
+Exit codes: 0 done, 2 configuration, 3 environment; the launchers add 76, a rank failed."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,7 +78,7 @@ def _run(settings: Settings, started: float) -> None:
     from destruct.build import build
     from destruct.engine import topology as ranks
     from destruct.loop import train
-    from destruct.recording import null_unless_finite, summarize
+    from destruct.recording import summarize
     from destruct.tracking.console import Screen
 
     topology = ranks.start()
@@ -89,11 +88,9 @@ def _run(settings: Settings, started: float) -> None:
         if run.sinks is not None:
             at_end.callback(run.sinks.close)
         train(run)
-        run.state.seconds = run.seconds_before + time.perf_counter() - started
         summary = summarize(run)
         if topology.is_first:
-            text = json.dumps(null_unless_finite(summary), indent=1, allow_nan=False)
-            (run.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+            summary.save(run.folder / "summary.json")
         run.screen.table(summary)
 
 

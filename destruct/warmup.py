@@ -1,4 +1,4 @@
-"""Before PPO: a model from scratch learns to speak, and a critic from scratch learns not to mislead."""
+"""Before PPO: a model from scratch learns to speak, and a value network from scratch learns not to mislead."""
 
 import math
 
@@ -12,6 +12,7 @@ from destruct.models.policy import next_token_rows
 from destruct.ops.rows import LossCoefficients, LossRows, PolicyLoss
 from destruct.ppo.update import value_loss
 
+# No response rows: clip, KL and entropy are not read.
 _CROSS_ENTROPY = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl_estimator="none", entropy_coef=0.0)
 
 

@@ -29,7 +29,7 @@ as YAML. Unknown keys, wrong types (`"3"` or `true` for a number) and values out
 2 before torch is imported, and the message names the nearest key or the bound."""
 
 JSON_INTRO = """\
-Accumulation, precision, optimizer and schedule stand in DeepSpeed's own JSON, typed key by key: DeepSpeed itself lets
+Accumulation, precision, optimizer and schedule are set in DeepSpeed's own JSON, typed key by key: DeepSpeed itself lets
 misspelt keys and numbers in quotes pass. `"auto"` is filled from the YAML; a number that contradicts the YAML is
 refused. Whole numbers may be written as `5e8`. A key that is `null` here is left to DeepSpeed's own default."""
 

@@ -10,7 +10,7 @@ from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
 from destruct.engine.topology import Topology
 from destruct.loop import constrain
-from destruct.recording import explained_variance, mean_over_sources, null_unless_finite
+from destruct.recording import explained_variance, mean_over_sources
 
 
 def test_a_breach_counts_raises_beta_once_and_is_said():
@@ -63,13 +63,3 @@ def test_explained_variance_over_two_micro_batches_worked_by_hand():
     alone = Topology(0, 1, torch.device("cpu"))
     assert explained_variance(batches, alone) == pytest.approx(0.95)
     assert math.isnan(explained_variance([trained([[2.0, 2.0]], [[0.0, 1.0]], [2])], alone)), "constant returns"
-
-
-def test_a_figure_that_json_cannot_hold_becomes_null_and_nothing_else_changes():
-    summary = {"losses": {"a": math.nan, "mean": 1.5}, "kl_max": math.inf, "updates": 3, "files": {"x": "nan"}}
-    assert null_unless_finite(summary) == {
-        "losses": {"a": None, "mean": 1.5},
-        "kl_max": None,
-        "updates": 3,
-        "files": {"x": "nan"},
-    }

@@ -1,12 +1,14 @@
 """What a run's folder is continued with and what it is not, in one process on the `single` backend."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from destruct.train import main
-from tests.tiny import write_config
+from tests.tiny import ROOT, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -23,11 +25,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> int:
+def train(patch: pytest.MonkeyPatch, folder: Path, *overrides: str, config: Path | None = None) -> int:
     for name in LAUNCHER:
         patch.setenv(name, "")  # so that what the run sets is taken back
         patch.delenv(name)
-    return main(["--config", str(write_config(folder)), *SHORT, *overrides])
+    return main(["--config", str(config or write_config(folder)), *SHORT, *overrides])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -55,6 +57,44 @@ def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_touched(folder, m
     assert said in problem and "step-00000002" in problem
     assert remedy.startswith("  remedy: ")
     assert contents(folder) == before
+
+
+def test_sources_in_another_order_are_another_run(folder, monkeypatch, capsys):
+    """Weights and panels are kept by position: taken over as they are, each source would get the other's."""
+    config = yaml.safe_load(write_config(folder).read_text())
+    config["data"]["sources"] = dict(reversed(config["data"]["sources"].items()))
+    swapped = folder / "swapped.yaml"
+    swapped.write_text(yaml.safe_dump(config, sort_keys=False))
+    assert train(monkeypatch, folder, "run.resume=auto", config=swapped) == 2
+    assert (
+        "the order of data.sources = ['arithmetic', 'noise']; this is ['noise', 'arithmetic']"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ('"stage": 2', "zero_optimization.stage = 3; this is 2"),
+        ('"betas": [0.5, 0.95]', "'betas': [0.9, 0.95]"),
+    ],
+)
+def test_a_json_that_the_checkpoints_optimizer_would_not_follow_is_refused(folder, monkeypatch, capsys, key, said):
+    name, _, _ = key.partition(":")
+    text = (ROOT / "ds_configs" / "zero3.json").read_text()
+    changed = folder / "changed.json"
+    changed.write_text(re.sub(rf"{name}: (\d|\[[^]]*\])", key, text))
+    assert changed.read_text() != text
+    assert train(monkeypatch, folder, "run.resume=auto", f"engine.deepspeed={changed}") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_frozen_model_is_the_policy_at_each_round_and_an_older_one_between(folder, monkeypatch):
+    """Tokens sampled right after a refresh have the same logprob under both: their sampled KL is exactly 0."""
+    assert train(monkeypatch, folder, "run.name=refreshed", "run.num_epochs=5", "frozen.refresh_every=3") == 0
+    steps = [json.loads(line) for line in (folder / "refreshed" / "metrics.jsonl").read_text().splitlines()]
+    kl = [line["kl/sampled"] for line in steps if "kl/sampled" in line]
+    assert [u for u in range(10) if kl[u] == 0] == [0, 3, 6, 9]
 
 
 def test_a_finished_run_is_continued_to_a_longer_plan(folder, monkeypatch):

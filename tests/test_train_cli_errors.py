@@ -59,7 +59,7 @@ def refused(folder: Path, capsys, *arguments: str, config: Path = LOCAL) -> tupl
             "change ppo.policy_lr",
         ),
         ("ppo.epochs", "override 'ppo.epochs' is not of the form key.sub=value", "write e.g. ppo.epochs=2"),
-        ("ppo.epochs=[", "override 'ppo.epochs=[', line 1 is not YAML", "mend the line"),
+        ("ppo.epochs=[", "override 'ppo.epochs=[', line 1 is not YAML", "fix the line"),
         (
             "rollout.batch_size=66",
             "rollout.batch_size=66 does not divide into gradient_accumulation_steps=2 (zero3.json) x 1 ranks",

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class TrainState:
-    """Counters and controllers at an update boundary; the loop is its only writer."""
+    """Counters and controllers at an update boundary; written by the loop, and by `Run.save` as far as it collects."""
 
     kl_coef: float  # beta now
     update: int = 0  # PPO updates finished

@@ -39,7 +39,7 @@ class TokenizerConfig(Section):
     """The byte-level BPE tokenizer that is trained on the sources' training text."""
 
     vocab_size: int = Field(1024, ge=258)
-    """Most entries of the vocabulary, with the 256 bytes, <|eos|> and <|pad|>; little text can fill fewer."""
+    """Maximum size of the vocabulary, the 256 bytes, <|eos|> and <|pad|> included; a small text may fill less."""
 
 
 class DataConfig(Section):

@@ -215,7 +215,7 @@ def read_json(path: Path, section: type[SectionT]) -> SectionT:
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise DestructError(f"{path}{line} is not JSON: {reason}", "mend the file") from None
+        raise DestructError(f"{path}{line} is not JSON: {reason}", "fix the file") from None
     if not isinstance(values, dict):
         raise DestructError(f"{path} is not a JSON object", f"start from {example}")
     fp16 = values.pop("fp16", None)  # a block that only says it is off is common, and harmless
@@ -234,7 +234,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise ValueError(f"the key {key!r} stands twice in one object")
+            raise ValueError(f"the key {key!r} appears twice in one object")
         values[key] = value
     return values
 

@@ -8,7 +8,7 @@ from destruct.config.base import Section
 
 
 class EngineConfig(Section):
-    """What runs the networks.  Accumulation, bf16, clipping, optimizer and scheduler stand in the DeepSpeed JSON."""
+    """What runs the networks.  Accumulation, bf16, clipping, optimizer and scheduler are set in the DeepSpeed JSON."""
 
     backend: Literal["deepspeed", "single"] = "deepspeed"
     """`deepspeed` (ZeRO 0 to 3, by the JSON), or `single`: plain torch in one process, float32 master weights."""

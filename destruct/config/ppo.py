@@ -14,11 +14,13 @@ class KLConfig(Section):
     """
 
     coef: float = Field(0.05, ge=0)
-    """beta: reward units per nat of per-token KL; the penalty in the reward and the term in the loss share it."""
+    """beta: what a nat of per-token KL costs, in reward units where it is in the reward, in units of the whitened
+    advantage where it is in the loss; 0 leaves nothing that pulls the policy back."""
     in_reward: bool = True
     """Subtract beta*k1 from each token's reward."""
     in_loss: Literal["none", "k2", "k3"] = "none"
-    """Add beta times this estimator to the loss; only k2 has the gradient of the reverse KL on policy."""
+    """Add beta times this estimator to the loss.  Prefer k2: on policy its gradient is that of KL(policy || reference),
+    k3's is not."""
     bound: float = Field(0.1, gt=0)
     """The constraint in nats per token: k3(policy after the update || reference) on the update's own tokens."""
     breach_factor: float = Field(1.5, ge=1)
@@ -51,7 +53,8 @@ class PPOConfig(Section):
     ptx_coef: float = Field(0.5, ge=0)
     """Weight of the cross-entropy on the true continuations (InstructGPT's PTX, arXiv:2203.02155 eq. 2)."""
     early_stop_kl: float | None = Field(None, gt=0)
-    """Skip an update's remaining epochs once the mean k3(old || new) of one passes this, in nats per token."""
+    """After each epoch k3(old || new) is measured on the update's rollouts; above this (nats per token) the remaining
+    epochs are skipped."""
     policy_lr: float = Field(1e-6, gt=0)
     """Learning rate of the policy."""
     value_lr: float = Field(5e-6, gt=0)

@@ -12,7 +12,7 @@ from destruct.errors import DestructError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but `1e-3` is a number and a date is text, as everyone means them, and no key stands twice."""
+    """YAML 1.1, but `1e-3` is a number and a date is text, as everyone means them, and no key appears twice."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in lines:
-                problem = f"the key {key.value!r} stands in line {lines[key.value]} already"
+                problem = f"the key {key.value!r} is set in line {lines[key.value]} already"
                 raise ComposerError(None, None, problem, key.start_mark)
             lines[key.value] = key.start_mark.line + 1
         return node
@@ -80,7 +80,7 @@ def _parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise DestructError(f"{where}{line} is not YAML: {problem}", "mend the line") from None
+        raise DestructError(f"{where}{line} is not YAML: {problem}", "fix the line") from None
     finally:
         if loader is not None:
             loader.dispose()

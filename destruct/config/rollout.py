@@ -18,7 +18,7 @@ class RolloutConfig(Section):
     prompt_tokens: int = Field(32, ge=1)
     """P: tokens of each prompt, cut from the front of a window of the data."""
     response_tokens: int = Field(32, ge=1)
-    """R: most tokens sampled after a prompt; the window's next R tokens are the true continuation."""
+    """R: maximum number of tokens sampled after a prompt; the window's next R tokens are the true continuation."""
     temperature: float = Field(1.0, gt=0.01, le=10)
     """Logits are divided by this in sampling and in every log-probability of a sampled token."""
 

@@ -21,9 +21,9 @@ class RunConfig(Section):
     updates_per_epoch: int | None = Field(None, ge=1)
     """Updates of one epoch; by default the tokens of all sources divided by the window tokens of an update."""
     checkpoint_every: int = Field(0, ge=0)
-    """Updates between checkpoints; 0 saves at the end of the run alone."""
+    """Updates between checkpoints; 0: only at the end of the run."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints that are kept."""
+    """How many of the newest checkpoints are kept."""
     evaluate_every: int = Field(0, ge=0)
     """Updates between validations; 0 validates before, after warm-up and at the end."""
     validation_windows: int = Field(64, ge=1)

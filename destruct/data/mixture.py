@@ -63,7 +63,6 @@ class Mixture:
         self._cursors = [0] * len(names)
         self._deficits = np.zeros(len(names))
         self._draws = 0
-        self._samples = 0
 
     def draw(self, batch_size: int, weights: ArrayLike) -> Draw:
         """Draw the next global batch; a new weight acts on it at once.
@@ -78,6 +77,8 @@ class Mixture:
         share = self._checked(weights)
         if batch_size < 1:
             raise ValueError(f"Mixture.draw: batch_size is {batch_size}; it must be at least 1")
+        first = sum(self._cursors)  # samples drawn before
+        sample = np.arange(first, first + batch_size, dtype=np.int64)
         source = np.empty(batch_size, dtype=np.int64)
         for place in range(batch_size):
             self._deficits += share
@@ -88,10 +89,8 @@ class Mixture:
         for number in range(len(self.names)):
             mine = source == number
             index[mine] = self._next_windows(number, int(mine.sum()))
-        sample = np.arange(self._samples, self._samples + batch_size, dtype=np.int64)
         drawn = Draw(self._draws, source, index, sample)
         self._draws += 1
-        self._samples += batch_size
         return drawn
 
     @property
@@ -105,7 +104,6 @@ class Mixture:
             "cursors": dict(zip(self.names, self._cursors, strict=True)),
             "deficits": dict(zip(self.names, self._deficits.tolist(), strict=True)),
             "draws": self._draws,
-            "samples": self._samples,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -118,7 +116,7 @@ class Mixture:
             raise ValueError(f"Mixture: the state is of sources {list(state['cursors'])}, not {list(self.names)}")
         self._cursors = [int(state["cursors"][name]) for name in self.names]
         self._deficits = np.array([state["deficits"][name] for name in self.names], dtype=np.float64)
-        self._draws, self._samples = int(state["draws"]), int(state["samples"])
+        self._draws = int(state["draws"])
 
     def _checked(self, weights: ArrayLike) -> NDArray[np.float64]:
         share = np.asarray(weights, dtype=np.float64)

@@ -148,7 +148,7 @@ def _load(name: str, file: Path) -> "datasets.Dataset | None":
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise DestructError(
             f"source {name!r}: {file} cannot be read as {LOADERS[file.suffix]}: {reason}",
-            "mend the file, or give it the suffix of what it is",
+            "fix the file, or give it the suffix of what it is",
         ) from error
 
 

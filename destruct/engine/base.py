@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 
@@ -12,11 +11,15 @@ class TrainEngine(Protocol):
     """One network with its optimizer.  All methods are called by all ranks, in the same order."""
 
     module: nn.Module
-    dtype: torch.dtype
     accumulation: int  # micro-batches of a rank in one optimizer step
 
     def __call__(self, *args: Any) -> Any:
-        """Run the network through the backend's hooks."""
+        """The module's own forward, through the backend's hooks.
+
+        Args:
+            args: of the policy (tokens, rows, request), see `PolicyNetwork.forward`; of the value network (tokens,
+                rows), see `ValueNetwork.forward`.
+        """
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch.
@@ -59,7 +62,7 @@ class FrozenEngine(Protocol):
     module: nn.Module
 
     def __call__(self, *args: Any) -> Any:
-        """Run the network; no gradient is kept."""
+        """`PolicyNetwork.forward` (tokens, rows, request) through the backend's hooks; no gradient is kept."""
 
     def refresh(self, policy: Any) -> None:
         """Take over the weights of `policy`, an engine of the same backend."""

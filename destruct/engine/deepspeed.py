@@ -27,7 +27,6 @@ class DeepSpeedEngine:
         self.stage: int = config["zero_optimization"]["stage"]
         self.engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=config)
         self.module = self.engine.module
-        self.dtype = next(module.parameters()).dtype
         self._backwards = 0
         self._zero_shard_padding()
 
@@ -46,9 +45,9 @@ class DeepSpeedEngine:
         assert self._backwards == self.accumulation, f"{self._backwards} of {self.accumulation} micro-batches"
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        # Stage 0 in float32 is a bare torch optimizer: DeepSpeed clips it but keeps no norm.
+        # Stage 0 (float32, as the config demands) is a bare torch optimizer: DeepSpeed clips it but keeps no norm.
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients) if self.stage == 0 and self.dtype == torch.float32 else None
+        norm = nn.utils.get_total_norm(gradients) if self.stage == 0 else None
         self.engine.step()
         self._backwards = 0
         return float(self.engine.get_global_grad_norm() if norm is None else norm)

@@ -19,7 +19,6 @@ class SingleEngine:
         self.accumulation = accumulation
         self.max_grad_norm = max_grad_norm
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.dtype = self.parameters[0].dtype
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
         arguments = optimizer.params.model_dump(exclude={"lr", "torch_adam"})
         # DeepSpeed's "Adam" decouples weight decay too (adam_w_mode is its default), so both names are AdamW.

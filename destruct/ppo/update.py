@@ -162,7 +162,8 @@ def loss_rows(
 
 
 def value_loss(value: TrainEngine, train: TrainBatch, response_tokens: int, clip_range: float) -> Tensor:
-    """The clipped value loss of a micro-batch: its sum over tokens divided by the minibatch's response tokens."""
+    """The clipped value loss of a micro-batch, reward units squared: its sum over tokens divided by the minibatch's
+    response tokens."""
     mask = train.scored.rollouts.mask
     inputs = policy_inputs(train.scored.rollouts, temperature=1.0, ptx=False)
     values = value(inputs.tokens, inputs.rows)
@@ -173,14 +174,20 @@ def value_loss(value: TrainEngine, train: TrainBatch, response_tokens: int, clip
 def kl_to_reference(
     policy: TrainEngine, minibatches: list[Minibatch[ScoredBatch]], temperature: float, topology: Topology
 ) -> float:
-    """k3(policy now || reference) on the update's own tokens, unweighted mean, nats per token: the KL constraint."""
+    """k3(policy now || reference) on the update's own tokens, unweighted mean, nats per token: the KL constraint.
+
+    All ranks call it.
+    """
     return _mean_k3(policy, minibatches, temperature, topology, lambda scored, now: scored.reference_logprobs - now)
 
 
 def kl_from_old(
     policy: TrainEngine, minibatches: list[Minibatch[ScoredBatch]], temperature: float, topology: Topology
 ) -> float:
-    """k3(old || policy now) on the update's own tokens, mean, nats per token: what the early stop bounds."""
+    """k3(old || policy now) on the update's own tokens, mean, nats per token: what the early stop bounds.
+
+    All ranks call it.
+    """
     return _mean_k3(policy, minibatches, temperature, topology, lambda scored, now: now - scored.old_logprobs)
 
 

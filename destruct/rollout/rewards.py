@@ -120,7 +120,7 @@ def _texts(rollouts: RolloutBatch, tokenizer: Decoder) -> tuple[list[str], list[
 
 
 def _call_user(path: str, function: Callable, texts: tuple[list[str], list[str], list[str]]) -> list[float]:
-    remedy = f"mend {path}: it gets (prompts, responses, continuations) and returns one finite number per response"
+    remedy = f"fix {path}: it gets (prompts, responses, continuations) and returns one finite number per response"
     try:
         values = [float(value) for value in function(*texts)]
     except Exception as error:

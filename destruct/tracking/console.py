@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from destruct.tracking.summary import Summary
 
 
 class Screen:
@@ -31,25 +32,25 @@ class Screen:
             progress.add_task(name, total=total, completed=done, status="")
             yield Phase(self, progress, name, total, done)
 
-    def table(self, summary: dict[str, Any]) -> None:
+    def table(self, summary: Summary) -> None:
         """The end of a run."""
         losses = Table(title="validation loss, nats per token", title_justify="left")
         for heading in ("source", "before", "after warm-up", "after PPO"):
             losses.add_column(heading, justify="left" if heading == "source" else "right")
-        columns = [summary[f"validation_loss_{when}"] for when in ("before", "after_warmup", "after")]
+        columns = summary.validation_loss_before, summary.validation_loss_after_warmup, summary.validation_loss_after
         for name in columns[0]:
             losses.add_row(name, *(f"{column[name]:.4f}" for column in columns))
         facts = Table(show_header=False)
         facts.add_column()
         facts.add_column(overflow="fold")  # a path in full, where the default would cut it short
-        facts.add_row("reward", f"{summary['reward_before']:.4f} -> {summary['reward_after']:.4f}")
-        kl, bound = summary["kl_max"], summary["kl_bound"]
+        facts.add_row("reward", f"{summary.reward_before:.4f} -> {summary.reward_after:.4f}")
+        kl, bound = summary.kl_max, summary.kl_bound
         where = "inside" if kl <= bound else "OUTSIDE"
         facts.add_row("largest KL to the reference", f"{kl:.4f}, {where} its bound {bound}")
-        facts.add_row("updates, rounds", f"{summary['updates']}, {summary['rounds']}")
-        facts.add_row("tokens", f"{summary['tokens']:,}")
-        facts.add_row("seconds, peak memory", f"{summary['seconds']:.0f} s, {summary['peak_rss_mib']:.0f} MiB per rank")
-        for name, path in summary["files"].items():
+        facts.add_row("updates, rounds", f"{summary.updates}, {summary.rounds}")
+        facts.add_row("tokens", f"{summary.tokens:,}")
+        facts.add_row("seconds, peak memory", f"{summary.seconds:.0f} s, {summary.peak_rss_mib:.0f} MiB per rank")
+        for name, path in summary.files.items():
             facts.add_row(name, path)
         self.console.print(losses)
         self.console.print(facts)

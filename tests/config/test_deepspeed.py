@@ -101,7 +101,10 @@ def test_a_fault_in_the_frozen_json_is_refused(files, refusal, key, value, probl
     [
         ("", ", line 1 is not JSON: Expecting value"),
         ('{"a": 1,\n}', ", line 2 is not JSON: "),
-        ('{"bf16": {"enabled": true, "enabled": false}}', " is not JSON: the key 'enabled' stands twice in one object"),
+        (
+            '{"bf16": {"enabled": true, "enabled": false}}',
+            " is not JSON: the key 'enabled' appears twice in one object",
+        ),
         ("[1]", " is not a JSON object"),
         ("[" * 100_000, " is not JSON: maximum recursion depth exceeded"),
     ],

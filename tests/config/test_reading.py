@@ -63,9 +63,9 @@ def test_an_override_of_one_alias_leaves_the_others_alone(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("a: 1\nb: 2\na: 3\n", "line 3 is not YAML: the key 'a' stands in line 1 already"),
-        ("p:\n  a: 1\n  a: 1\n", "line 3 is not YAML: the key 'a' stands in line 2 already"),
-        ("p: {a: 1, b: {c: 2, c: 3}}\n", "line 1 is not YAML: the key 'c' stands in line 1 already"),
+        ("a: 1\nb: 2\na: 3\n", "line 3 is not YAML: the key 'a' is set in line 1 already"),
+        ("p:\n  a: 1\n  a: 1\n", "line 3 is not YAML: the key 'a' is set in line 2 already"),
+        ("p: {a: 1, b: {c: 2, c: 3}}\n", "line 1 is not YAML: the key 'c' is set in line 1 already"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path, refusal, text, problem):
@@ -158,7 +158,7 @@ def test_an_override_replaces_what_was_known_of_the_origin_of_its_values():
         ("ppo.=3", "override 'ppo.=3' is not of the form key.sub=value"),
         ("ppo.epochs.more=3", "override 'ppo.epochs.more=3': epochs is not a section"),
         ("ppo.epochs=[1", "override 'ppo.epochs=[1', line 1 is not YAML: expected ',' or ']', but got '<stream end>'"),
-        ("ppo={a: 1, a: 2}", "override 'ppo={a: 1, a: 2}', line 1 is not YAML: the key 'a' stands in line 1 already"),
+        ("ppo={a: 1, a: 2}", "override 'ppo={a: 1, a: 2}', line 1 is not YAML: the key 'a' is set in line 1 already"),
         ("ppo.epochs=\x00", "override 'ppo.epochs=\\x00' is not YAML: unacceptable character #x0000"),
     ],
 )

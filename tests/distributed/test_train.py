@@ -87,7 +87,7 @@ def test_resume_continues_counters_curriculum_mixture_and_figures(whole, resumed
     for state in states:
         state.pop("seconds")
     assert states[0] == states[1]
-    assert states[0]["curriculum"]["rounds"] == 6
+    assert states[0]["curriculum"]["estimator"]["rounds"] == 6
 
     def figures(folder: Path) -> list[dict]:
         return [

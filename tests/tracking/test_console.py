@@ -1,26 +1,35 @@
 """The screen: lines where output is piped, bars on a terminal, and silence on all ranks but the first."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from destruct.tracking.console import Screen
+from destruct.tracking.summary import Summary
 
-SUMMARY = {
-    "validation_loss_before": {"prose": 5.61234, "noise": 7.5, "mean": 5.61234},
-    "validation_loss_after_warmup": {"prose": 4.25, "noise": 7.625, "mean": 4.25},
-    "validation_loss_after": {"prose": 3.98766, "noise": 7.75, "mean": 3.98766},
-    "reward_before": 0.51234,
-    "reward_after": 0.6,
-    "kl_max": 0.0421,
-    "kl_bound": 0.1,
-    "updates": 36,
-    "rounds": 9,
-    "tokens": 1234567,
-    "seconds": 61.4,
-    "peak_rss_mib": 812.3,
-    "files": {"summary": "/data/runs/local/summary.json"},
-}
+SUMMARY = Summary(
+    validation_loss_before={"prose": 5.61234, "noise": 7.5, "mean": 5.61234},
+    validation_loss_after_warmup={"prose": 4.25, "noise": 7.625, "mean": 4.25},
+    validation_loss_after={"prose": 3.98766, "noise": 7.75, "mean": 3.98766},
+    reward_before=0.51234,
+    reward_after=0.6,
+    kl_max=0.0421,
+    kl_bound=0.1,
+    kl_breaches=0,
+    updates=36,
+    rounds=9,
+    significant_rounds={"prose": 4, "noise": 0},
+    weights={"prose": 0.75, "noise": 0.25},
+    tokens=1234567,
+    skipped_steps=0,
+    seconds=61.4,
+    seconds_to_first_step=9.5,
+    world_size=2,
+    peak_rss_mib=812.3,
+    seed=17,
+    files={"summary": "/data/runs/local/summary.json"},
+)
 
 
 @pytest.fixture(autouse=True)
@@ -112,13 +121,13 @@ def test_the_summary_tables_hold_the_figures(capsys):
     ("kl", "said"), [(0.11, "0.1100, OUTSIDE"), (float("inf"), "inf, OUTSIDE"), (0.1, "0.1000, inside")]
 )
 def test_a_breached_bound_is_shouted(capsys, kl, said):
-    Screen(first_rank=True).table(SUMMARY | {"kl_max": kl})
+    Screen(first_rank=True).table(replace(SUMMARY, kl_max=kl))
     assert ["largest KL to the reference", f"{said} its bound 0.1"] in cells(capsys.readouterr().out)
 
 
 def test_a_long_path_is_shown_in_full(capsys):
     path = "/scratch/" + "a-long-folder-name/" * 12 + "[run]/summary.json"
-    Screen(first_rank=True).table(SUMMARY | {"files": {"summary": path}})
+    Screen(first_rank=True).table(replace(SUMMARY, files={"summary": path}))
     rows = cells(capsys.readouterr().out)
     start = next(i for i, row in enumerate(rows) if row[0] == "summary")
     assert "".join(row[1] for row in rows[start:]) == path
