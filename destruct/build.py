@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from destruct import run_folder
+from destruct.batch import PromptBatch, RolloutBatch
 from destruct.checkpoint import contents
-from destruct.checkpoint.identity import find_checkpoint
+from destruct.checkpoint.identity import check_data, find_checkpoint
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.settings import Config, Settings
@@ -50,8 +51,8 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     store = CheckpointStore(run_folder.path(settings) / "checkpoints", topology, config.run.keep_checkpoints)
     checkpoint = find_checkpoint(settings, store)
     screen.say("reading and tokenizing the sources")
-    tokenizer, sources = _read_data(settings, topology, checkpoint)
-    reward = topology.together(lambda: Reward(config.reward.terms, RewardContext(config.reward.ngram, tokenizer)))
+    tokenizer, sources, digest = _read_data(settings, topology, checkpoint)
+    reward = topology.together(lambda: _tried_reward(config, tokenizer, sources))
     train = [torch.from_numpy(source.train.tokens).long() for source in sources]
     held_out = [_shuffled_held_out(source, config.run.seed) for source in sources]
     # Nothing about the input can be wrong from here on: only now is an older folder put aside.
@@ -77,6 +78,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         sinks=Sinks(folder, state.update) if topology.is_first else None,
         tokenizer=tokenizer,
         names=names,
+        data_digest=digest,
         train_windows=train,
         validation_sets=_validation_sets(sources, held_out, config.run.validation_windows, tokenizer),
         mixture=mixture,
@@ -97,14 +99,30 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
 
 def _strategy(config: Config, screen: Screen) -> Strategy:
     c, prior = config.curriculum, np.array(list(config.data.prior.values()))
+    if config.warmup.lm_updates == 0:
+        screen.say("warning: warmup.lm_updates=0: the model starts PPO from random weights and cannot speak yet")
     if c.strategy == "second_order" and c.lam == 0:
         screen.say("warning: curriculum.lam=0 leaves the weights undamped, which is never stable; set it above 0")
     settings = DynamicsSettings(c.eta, c.mu, c.lam, c.floor / len(prior), c.z, c.signal, c.projection)
     return make_strategy(c.strategy, prior, settings)
 
 
-def _check_equal_data(sources: list[SourceData], topology: Topology) -> None:
-    """Every rank draws from the windows that it read itself, so all must have read the same."""
+def _tried_reward(config: Config, tokenizer: Tokenizer, sources: list[SourceData]) -> Reward:
+    """The reward, after it has scored the first held-out windows as if their continuations had been sampled."""
+    reward = Reward(config.reward.terms, RewardContext(config.reward.ngram, tokenizer))
+    windows = torch.from_numpy(np.concatenate([source.validation.tokens[:1] for source in sources])).long()
+    number, p = torch.arange(len(windows)), config.rollout.prompt_tokens
+    prompts = PromptBatch(draw=0, prompt_tokens=p, windows=windows, source=number, sample=number)
+    reward(RolloutBatch(prompts, windows, torch.ones_like(windows[:, p:], dtype=torch.bool), number < 0))
+    return reward
+
+
+def _equal_data(sources: list[SourceData], topology: Topology) -> str:
+    """SHA-256 of all windows.  Every rank draws from the windows that it read itself, so all must have read the same.
+
+    Raises:
+        DestructError: they have not.
+    """
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.train.tokens.tobytes() + source.validation.tokens.tobytes())
@@ -115,16 +133,21 @@ def _check_equal_data(sources: list[SourceData], topology: Topology) -> None:
             "give every machine the same files and the same Python version",
             Exit.ENVIRONMENT,
         )
+    return digest.hexdigest()
 
 
-def _read_data(settings: Settings, topology: Topology, checkpoint: Path | None) -> tuple[Tokenizer, list[SourceData]]:
-    """Read, tokenize and pack, each rank for itself; a file may be missing on one machine alone."""
+def _read_data(
+    settings: Settings, topology: Topology, checkpoint: Path | None
+) -> tuple[Tokenizer, list[SourceData], str]:
+    """Read, tokenize and pack, each rank for itself (a file may be missing on one machine alone); with a digest."""
     config = settings.config
     documents = topology.together(lambda: load_sources(config.data, config.run.seed))
     tokenizer = Tokenizer(topology.first_rank_makes(lambda: _tokenizer_text(settings, documents, checkpoint)))
     sources = topology.together(lambda: pack_sources(documents, config.data, config.window_tokens, tokenizer))
-    _check_equal_data(sources, topology)
-    return tokenizer, sources
+    digest = _equal_data(sources, topology)
+    if checkpoint is not None:
+        check_data(checkpoint, digest)
+    return tokenizer, sources, digest
 
 
 def _windows_line(sources: list[SourceData], window_tokens: int) -> str:

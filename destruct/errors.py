@@ -14,6 +14,7 @@ class DestructError(Exception):
 
     def __init__(self, problem: str, remedy: str, exit_code: Exit = Exit.CONFIG):
         # All of them, or the exception does not unpickle in another process.
+        problem, remedy = (" ".join(text.split()) for text in (problem, remedy))
         super().__init__(problem, remedy, exit_code)
         self.problem, self.remedy, self.exit_code = problem, remedy, exit_code
 

@@ -29,6 +29,7 @@ def leave(code: int) -> NoReturn:
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # the reader of a pipe may be gone
+        # The reader of a pipe may be gone, or the stream closed (None).
+        with contextlib.suppress(OSError, AttributeError):
             stream.flush()
     os._exit(code)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from destruct.checkpoint import contents
-from destruct.checkpoint.identity import identity
+from destruct.checkpoint.identity import DATA, identity
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.settings import Config, Settings
@@ -39,6 +39,7 @@ class Run:
     sinks: Sinks | None  # on the first rank alone
     tokenizer: Tokenizer
     names: list[str]  # sources, in the order of every weight vector
+    data_digest: str  # SHA-256 of all windows
     train_windows: list[Tensor]  # per source (n_k, T) int64
     validation_sets: list[ValidationSet]
     mixture: Mixture
@@ -56,6 +57,7 @@ class Run:
     seconds_before: float  # of training before a resume
     seconds_to_first_step: float = 0.0  # from the start of this process to its first optimizer step
     watch: Watch = field(default_factory=Watch)
+    saved: bool = True  # the last attempt at a checkpoint published one; the same on every rank
 
     @property
     def config(self) -> Config:
@@ -116,6 +118,7 @@ class Run:
         state = self.state
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds
-        facts = identity(self.settings)
-        if contents.save(self.store, self.networks, state, self.tokenizer.text, facts) is None:
+        facts = identity(self.settings) | {DATA: self.data_digest}
+        self.saved = contents.save(self.store, self.networks, state, self.tokenizer.text, facts) is not None
+        if not self.saved:
             self.screen.say(f"checkpoint after update {state.update} failed (is the disk full?); training goes on")

@@ -42,7 +42,9 @@ def prepare(settings: Settings, topology: Topology, screen: Screen, tokenizer: T
         topology.first_rank_makes(lambda: _write_facts(folder, settings, topology, tokenizer))
     except OSError as error:
         raise DestructError(
-            f"{folder} cannot be written: {error.strerror}", "set run.folder to a place to write to", Exit.ENVIRONMENT
+            f"{folder} cannot be written: {error.strerror or error}",
+            "set run.folder to a place to write to",
+            Exit.ENVIRONMENT,
         ) from None
     if aside is not None:
         screen.say(f"{folder} was there already; it is now {aside}")

@@ -4,12 +4,14 @@ The same module runs under `torchrun`, or alone as one rank.
 """
 
 import argparse
+import io
 import os
+import signal
 import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from destruct.config.settings import Settings, load
 from destruct.errors import DestructError
@@ -25,6 +27,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise DestructError."""
         raise DestructError(message, "write: --config FILE [key.sub=value ...]; --help says more")
+
+    def print_help(self, file: Any = None) -> None:
+        """Print once, however many ranks a launcher has started."""
+        if os.environ.get("RANK", "0") == "0":
+            super().print_help(file)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -45,20 +52,29 @@ def world_size() -> int:
     """Ranks that the launcher started; 1 without a launcher.
 
     Raises:
-        DestructError: WORLD_SIZE is not a positive number.
+        DestructError: the variables of a launcher are not its own: left over, incomplete or no numbers.
     """
-    text = os.environ.get("WORLD_SIZE", "1")
-    if not text.isdigit() or int(text) < 1:
-        raise DestructError(
-            f"WORLD_SIZE={text!r} is not a number of ranks", "unset WORLD_SIZE, or use a launcher", Exit.ENVIRONMENT
-        )
-    return int(text)
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    remedy = f"unset {' '.join(given)}, or use a launcher, which sets all of them"
+    for name, text in given.items():
+        if not (text.isascii() and text.isdecimal()):
+            raise DestructError(f"{name}={text!r} is not a number", remedy, Exit.ENVIRONMENT)
+    size, rank = int(given.get("WORLD_SIZE", "1")), int(given.get("RANK", "0"))
+    if not rank < size or (size > 1 and len(given) < len(names)):
+        shown = " ".join(f"{name}={text}" for name, text in given.items())
+        raise DestructError(f"{shown} do not describe a rank among others", remedy, Exit.ENVIRONMENT)
+    return size
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one rank; returns the exit code."""
     started = time.perf_counter()
-    first = os.environ.get("RANK", "0") == "0"
+    # Without a launcher there is one rank, whatever is left over in RANK.
+    first = os.environ.get("RANK", "0") == "0" or "LOCAL_RANK" not in os.environ
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         settings = load(options.config, options.overrides, world_size())
@@ -70,6 +86,10 @@ def main(arguments: list[str] | None = None) -> int:
             # A launcher ends all ranks as soon as it sees one gone; the first one has to speak before that.
             time.sleep(2)
         return error.exit_code
+    except KeyboardInterrupt:
+        if first:
+            print("destruct: interrupted", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
     return Exit.DONE
 
 
@@ -92,6 +112,12 @@ def _run(settings: Settings, started: float) -> None:
         if topology.is_first:
             summary.save(run.folder / "summary.json")
         run.screen.table(summary)
+        if not run.saved:
+            raise DestructError(
+                f"the last checkpoint could not be written to {run.store.folder}",
+                "make room there, then go on from the one before with run.resume=auto",
+                Exit.ENVIRONMENT,
+            )
 
 
 if __name__ == "__main__":

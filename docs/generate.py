@@ -35,8 +35,10 @@ refused. Whole numbers may be written as `5e8`. A key that is `null` here is lef
 
 METRICS_INTRO = """\
 The names that a run can log, in TensorBoard (`tensorboard --logdir runs`) and in `metrics.jsonl`; no other name can be
-logged. `<source>` stands for a name in `data.sources`, `<term>` for one in `reward.terms`. Log-probabilities, KL and
-losses are in nats; bits per byte do not depend on the tokenizer."""
+logged. A line of `metrics.jsonl` has a `phase` (`before`, `warmup`, `after_warmup`, `value_warmup`, `ppo`, `after`) and
+a `step`, which counts updates in `ppo` and `after` and steps of the warm-up before. `<source>` stands for a name in
+`data.sources`, `<term>` for one in `reward.terms`. Log-probabilities, KL and losses are in nats; bits per byte do not
+depend on the tokenizer."""
 
 TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}
 

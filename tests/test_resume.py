@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -76,7 +78,7 @@ def test_sources_in_another_order_are_another_run(folder, monkeypatch, capsys):
     ("key", "said"),
     [
         ('"stage": 2', "zero_optimization.stage = 3; this is 2"),
-        ('"betas": [0.5, 0.95]', "'betas': [0.9, 0.95]"),
+        ('"betas": [0.5, 0.95]', "optimizer.params.betas = [0.9, 0.95]; this is [0.5, 0.95]"),
     ],
 )
 def test_a_json_that_the_checkpoints_optimizer_would_not_follow_is_refused(folder, monkeypatch, capsys, key, said):
@@ -114,6 +116,35 @@ def test_starting_anew_puts_the_older_folder_aside(folder, monkeypatch):
     aside = contents(folder / "tiny.1")
     assert list(aside.values()) == list(old.values())
     assert json.loads((folder / "tiny" / "summary.json").read_text())["updates"] == 2
+
+
+def test_a_run_whose_last_checkpoint_could_not_be_written_says_so_and_ends_with_3(folder, monkeypatch, capsys):
+    """A file lies where the folder of the checkpoints should come; a reward function puts it there in mid-run."""
+
+    def reward(prompts, responses, continuations):
+        if (folder / "stuck").exists():
+            (folder / "stuck" / "checkpoints").write_text("in the way")
+        return [0.0] * len(prompts)
+
+    module = types.ModuleType("obstacle")
+    module.reward = reward
+    monkeypatch.setitem(sys.modules, "obstacle", module)
+    terms = "reward.terms={'obstacle:reward': 1.0}"
+    assert train(monkeypatch, folder, "run.name=stuck", "run.checkpoint_every=0", terms) == 3
+    said = capsys.readouterr()
+    assert "the last checkpoint could not be written to" in said.err and "Traceback" not in said.err
+    assert "validation loss" in said.out, "the figures are shown all the same"
+    assert json.loads((folder / "stuck" / "summary.json").read_text())["updates"] == 2
+
+
+def test_other_texts_in_the_same_files_are_another_run(folder, monkeypatch, capsys):
+    texts = [f"document {number} of many, with some words in it" for number in range(400)]
+    (folder / "mine.txt").write_text("\n".join(texts))
+    mine = [f"data.sources={{mine: {{path: {folder / 'mine.txt'}}}}}", "run.name=mine"]
+    assert train(monkeypatch, folder, *mine) == 0
+    (folder / "mine.txt").write_text("\n".join(texts[:-1]))
+    assert train(monkeypatch, folder, *mine, "run.resume=auto") == 2
+    assert "was trained on other texts than the sources hold now" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_is_a_fault_of_the_environment(tmp_path, monkeypatch, capsys):

@@ -1,11 +1,16 @@
 """What a checkpoint belongs to, and whether this run may continue it."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from destruct.checkpoint import manifest
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.settings import Settings
 from destruct.errors import DestructError
+
+DATA = "data digest"
 
 
 def find_checkpoint(settings: Settings, store: CheckpointStore) -> Path | None:
@@ -19,33 +24,57 @@ def find_checkpoint(settings: Settings, store: CheckpointStore) -> Path | None:
     found = store.latest()
     if found is None:
         return None
-    folder, manifest = found
+    folder, facts = found
     for key, here in identity(settings).items():
-        if manifest.get(key) != here:
+        if facts.get(key) != here:
             raise DestructError(
-                f"{folder} was written with {key} = {manifest.get(key)}; this is {here}",
+                f"{folder} was written with {key} = {facts.get(key)}; this is {here}",
                 "resume with what it was written with, or give the run another run.name",
             )
     return folder
 
 
+def check_data(checkpoint: Path, digest: str) -> None:
+    """Refuse to continue on other texts than those that the checkpoint was trained on.
+
+    Args:
+        digest: of this run's windows.
+
+    Raises:
+        DestructError: the checkpoint's manifest has another.
+    """
+    if json.loads((checkpoint / manifest.NAME).read_text(encoding="utf-8")).get(DATA) != digest:
+        raise DestructError(
+            f"{checkpoint} was trained on other texts than the sources hold now",
+            "give back the files (and the Python version) of that time, or give the run another run.name",
+        )
+
+
 def identity(settings: Settings) -> dict[str, Any]:
     """Dotted key -> value, as JSON; resuming with another value of one of these would be another run."""
     config, training = settings.config, settings.training
-    whole = config.model_dump(mode="json")
+    whole = config.model_dump(mode="json", include={"model", "data"})
     return {
         "ranks": settings.world_size,
         "engine.backend": config.engine.backend,
         "bf16": training.bf16.enabled,
         "zero_optimization.stage": training.zero_optimization.stage,
         # The optimizer's state and beta are those of the checkpoint: another value here would change nothing.
-        "optimizer": training.optimizer.model_dump(mode="json", exclude={"params": {"lr"}}),
+        **dict(_leaves(training.optimizer.model_dump(mode="json", exclude={"params": {"lr"}}), "optimizer")),
         "kl.coef": config.kl.coef,
         "run.seed": config.run.seed,
         "rollout.prompt_tokens": config.rollout.prompt_tokens,
         "rollout.response_tokens": config.rollout.response_tokens,
         "curriculum.strategy": config.curriculum.strategy,
-        **{f"model.{role}.{key}": value for role, shape in whole["model"].items() for key, value in shape.items()},
         "the order of data.sources": list(config.data.sources),
-        **{f"data.{key}": value for key, value in whole["data"].items()},
+        **dict(_leaves(whole["model"], "model")),
+        **dict(_leaves(whole["data"], "data")),
     }
+
+
+def _leaves(value: Any, dotted: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield dotted, value
+        return
+    for key, item in value.items():
+        yield from _leaves(item, f"{dotted}.{key}")

@@ -37,8 +37,11 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
         sync(directory)
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, remedy: str) -> dict[str, Any]:
     """Check the manifest against its digest and every file against the manifest, before anything is unpickled.
+
+    Args:
+        remedy: what to do where a file is not as it was.
 
     Returns:
         The manifest.
@@ -52,13 +55,13 @@ def verify(folder: Path) -> dict[str, Any]:
     except OSError:
         sealed = False
     if not sealed:
-        raise _damaged(path)
+        raise _damaged(path, remedy)
     manifest = json.loads(path.read_text(encoding="utf-8"))
     for name, want in manifest["files"].items():
         path = folder / name
         whole = path.is_file() and path.stat().st_size == want["size"] and digest(path) == want["sha256"]
         if not whole:
-            raise _damaged(path)
+            raise _damaged(path, remedy)
     return manifest
 
 
@@ -66,11 +69,8 @@ def _check_line(manifest: Path) -> str:
     return f"{digest(manifest)}  {NAME}\n"
 
 
-def _damaged(path: Path) -> DestructError:
-    return DestructError(
-        f"{path} is not the file that was saved (missing, cut short or altered)",
-        "write the name of an older checkpoint into the file `latest`, or start the run anew with run.resume=never",
-    )
+def _damaged(path: Path, remedy: str) -> DestructError:
+    return DestructError(f"{path} is not the file that was saved (missing, cut short or altered)", remedy)
 
 
 def sync(path: Path) -> None:

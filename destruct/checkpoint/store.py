@@ -65,7 +65,7 @@ class CheckpointStore:
         manifest.sync(pointer)
         os.rename(pointer, self.folder / POINTER)
         manifest.sync(self.folder)
-        checkpoints = sorted(self.folder.glob("step-" + 8 * "[0-9]"))  # not a copy that a person put beside them
+        checkpoints = self._checkpoints()
         # Later ones are of a life that was given up when the pointer was set back: they do not count, and stay.
         for old in checkpoints[: max(0, checkpoints.index(final) + 1 - self.keep)]:
             shutil.rmtree(old, ignore_errors=True)
@@ -82,14 +82,20 @@ class CheckpointStore:
         pointer = self.folder / POINTER
         if not pointer.exists():
             return None
-        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else "a folder"
         folder = self.folder / name
         if not name.startswith("step-") or folder.parent != self.folder or not folder.is_dir():
             raise DestructError(
                 f"{pointer} names {name!r}, which is no checkpoint here",
                 f"write the name of one of the step-* folders of {self.folder}",
             )
-        return folder, manifest.verify(folder)
+        older = [other.name for other in self._checkpoints() if other < folder]
+        go_on = f"write {older[-1]} into {pointer}, or " if older else ""
+        return folder, manifest.verify(folder, remedy=f"{go_on}start the run anew with run.resume=never")
+
+    def _checkpoints(self) -> list[Path]:
+        """Oldest first; not a copy that a person put beside them."""
+        return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
 
 def _empty(stage: Path) -> None:

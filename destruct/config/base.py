@@ -17,6 +17,8 @@ from destruct.errors import DestructError
 
 SectionT = TypeVar("SectionT", bound="Section")
 Place = tuple[int | str, ...]  # keys and list indices that lead to a value
+COMMAND_LINE = "command line"
+"""Where an override was given, as `provenance` says it."""
 
 
 class Section(BaseModel):
@@ -74,11 +76,11 @@ def validate(
         # A misspelt key first: the fault beside it is often that the right one is missing.
         place = next((place for place in faults if faults[place][0]["type"] == "extra_forbidden"), next(iter(faults)))
         dotted = ".".join(map(str, place))
-        problem, remedy = _explain(section, place, faults[place], example)
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         known = provenance or {}
         origins = {origin for key, origin in known.items() if key == dotted or key.startswith(f"{dotted}.")}
         origin = origins.pop() if len(origins) == 1 else where
+        problem, remedy = _explain(section, place, faults[place], example, origin == COMMAND_LINE)
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise DestructError(f"{origin}: {problem}{more}", remedy) from None
 
 
@@ -100,8 +102,14 @@ def _by_place(faults: list[ErrorDetails], values: dict[str, Any]) -> dict[Place,
     return {place: group for place, group in grouped.items() if place not in inner}
 
 
-def _explain(section: type[Section], place: Place, faults: list[ErrorDetails], example: str) -> tuple[str, str]:
-    """Problem and remedy of the faults of one place, one line each."""
+def _explain(
+    section: type[Section], place: Place, faults: list[ErrorDetails], example: str, typed: bool
+) -> tuple[str, str]:
+    """Problem and remedy of the faults of one place, one line each.
+
+    Args:
+        typed: the value was given on the command line, where a shell takes one pair of quotes away.
+    """
     dotted = ".".join(map(str, place))
     kinds, given = {fault["type"] for fault in faults}, faults[0]["input"]
     if "extra_forbidden" in kinds:
@@ -110,16 +118,23 @@ def _explain(section: type[Section], place: Place, faults: list[ErrorDetails], e
         return f"{dotted!r} is missing", f"set it ({example} is a complete example)"
     message = " or ".join(_message(fault) for fault in faults).replace(" or should be ", " or ")
     if "value_error" in kinds:
-        return f"{dotted}: {message}".removeprefix(": "), f"change {dotted or 'one of the keys named'}"
+        # Our own validators write "problem; remedy".
+        problem, _, remedy = message.partition("; ")
+        return f"{dotted}: {problem}".removeprefix(": "), remedy or f"change {dotted or 'one of the keys named'}"
     if "invalid_key" in kinds or faults[0]["loc"][-1] == "[key]":
         path = [str(part) for part in faults[0]["loc"] if part != "[key]"][:-1]
         message = message.replace("be strings", "be text").replace("be a valid string", "be text")
         remedy = "rename it; quotes turn a number or a yes into text"
         return f"{'.'.join(path) or 'top level'}: the name {_shown(given)} {message}", remedy
     if kinds & {"int_type", "float_type"} and _is_number(given):
-        return f"{dotted} = {_shown(given)} is a string, not a number", f"write {dotted}: {given}"
+        remedy = f"write {dotted}={given}" if typed else f"write {dotted}: {given}"
+        return f"{dotted} = {_shown(given)} is a string, not a number", remedy
     if "string_type" in kinds and given is not None and not isinstance(given, dict | list):
-        return f"{dotted} = {_shown(given)} {message}", f"put it in quotes: {dotted}: {_shown(str(given))}"
+        text = _shown(str(given))
+        remedy = f"put it in two pairs of quotes: '{dotted}={text}'" if typed else f"put it in quotes: {dotted}: {text}"
+        return f"{dotted} = {_shown(given)} {message}", remedy
+    if kinds == {"model_type"}:
+        return f"{dotted} = {_shown(given)} {message}", f"write keys below {dotted}, as in {example}, or leave it out"
     return f"{dotted} = {_shown(given)} {message}", f"change {dotted} (docs/config.md says what it takes)"
 
 
@@ -151,7 +166,7 @@ def _nearest(section: type[Section], place: Place) -> str:
         here = next(sections_in(field.annotation), here) if field else here
     name, known = str(place[-1]), sorted(here.model_fields)
     parents = [str(part) for part in place[:-1]]
-    near = [".".join([*parents, key]) for key in difflib.get_close_matches(name, known, n=1, cutoff=0.6)]
+    near = [".".join([*parents, key]) for key in difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)]
     near = near or [path for path, _ in walk(section) if path.rpartition(".")[2] == name]
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known keys here: {', '.join(known)}"
 

@@ -2,12 +2,20 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from destruct.config.base import Section
 
-# A source's name becomes part of metric names and of dotted overrides, so it holds no dot and no slash.
-SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+
+def _not_the_mean(name: str) -> str:
+    if name == "mean":
+        raise ValueError("`mean` is the name of the average over the sources; rename the source")
+    return name
+
+
+# A source's name becomes part of metric names and of dotted overrides, so it holds no dot and no slash; `mean` stands
+# beside the sources in every table.
+SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$"), AfterValidator(_not_the_mean)]
 
 
 class SourceConfig(Section):
@@ -31,7 +39,10 @@ class SourceConfig(Section):
     def _one_origin(self) -> Self:
         if (self.embedded is None) == (self.path is None):
             given = "neither is" if self.embedded is None else "both are"
-            raise ValueError(f"a source takes exactly one of `embedded` and `path`; {given} given")
+            raise ValueError(
+                f"a source takes exactly one of `embedded` and `path`, and {given} given; "
+                "give one of them, or correct the source's name"
+            )
         return self
 
 

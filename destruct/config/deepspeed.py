@@ -69,6 +69,16 @@ class ZeroOptimization(Section):
     memory_efficient_linear: bool = False
     """True lets DeepSpeed replace `torch.nn.functional.linear` for the whole process."""
 
+    @model_validator(mode="after")
+    def _offload_is_heeded(self) -> Self:
+        for name, lowest in (("offload_param", 3), ("offload_optimizer", 1)):
+            offload: Offload | None = getattr(self, name)
+            if offload is not None and offload.device != "none" and self.stage < lowest:
+                raise ValueError(
+                    f"{name} does nothing at stage {self.stage}; take stage {lowest} or more, or leave it out"
+                )
+        return self
+
 
 class OptimizerParams(Section):
     """Arguments of Adam."""
@@ -185,7 +195,7 @@ class FrozenZero(ZeroOptimization):
     @classmethod
     def _nothing_persists(cls, threshold: int) -> int:
         if threshold:
-            raise ValueError(f"is {threshold}, but must be 0: what stays gathered silently misses each refresh")
+            raise ValueError(f"is {threshold}: what stays gathered silently misses each refresh; set it to 0")
         return threshold
 
 

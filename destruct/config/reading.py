@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from yaml.composer import ComposerError
 
+from destruct.config.base import COMMAND_LINE
 from destruct.errors import DestructError
 
 
@@ -121,7 +122,7 @@ def apply_overrides(values: dict[str, Any], provenance: dict[str, str], override
         place[leaf] = value
         for key in [key for key in provenance if key == dotted or key.startswith(f"{dotted}.")]:
             del provenance[key]
-        provenance.update(dict.fromkeys(_leaves(value, dotted), "command line"))
+        provenance.update(dict.fromkeys(_leaves(value, dotted), COMMAND_LINE))
 
 
 def _leaves(value: Any, dotted: str) -> Iterator[str]:

@@ -37,7 +37,7 @@ class RewardConfig(Section):
     def _known(cls, terms: dict[str, float]) -> dict[str, float]:
         unknown = [name for name in terms if name not in REWARD_TERMS and not USER_TERM.fullmatch(name)]
         if unknown:
-            raise ValueError(f"no reward term {unknown[0]!r}; there are {', '.join(REWARD_TERMS)} and module:function")
+            raise ValueError(f"no reward term {unknown[0]!r}; take one of {', '.join(REWARD_TERMS)} or module:function")
         if not terms:
-            raise ValueError("no reward term is given")
+            raise ValueError("no reward term is given; name one, or leave terms out")
         return terms

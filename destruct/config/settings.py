@@ -1,5 +1,6 @@
 """The whole configuration of a run: the root section, reading it, and the checks that cross sections and files."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -54,7 +55,7 @@ class Config(Section):
         if self.curriculum.floor > highest:
             raise ValueError(
                 f"curriculum.floor={self.curriculum.floor} lies above the prior of source {name!r}; "
-                f"it can be at most {highest:.4g}"
+                f"set it to at most {math.floor(highest * 1e4) / 1e4:g}"
             )
         return self
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from destruct.config.data import DataConfig, SourceConfig
 from destruct.data.embedded import EMBEDDED
 from destruct.errors import DestructError
+from destruct.exits import Exit
 from destruct.seeding import derive
 
 if TYPE_CHECKING:
@@ -145,6 +146,13 @@ def _load(name: str, file: Path) -> "datasets.Dataset | None":
             pattern = glob.escape(str(file.resolve()))
             return datasets.load_dataset(LOADERS[file.suffix], data_files={"train": pattern}, split="train")
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError) as error:
+        elsewhere = getattr(error, "filename", None)
+        if elsewhere is not None and Path(elsewhere) != file:
+            raise DestructError(
+                f"source {name!r}: {elsewhere} cannot be written: {error.strerror}",  # type: ignore[union-attr]
+                "set HF_HOME to a folder with space, where `datasets` can keep what it has read",
+                Exit.ENVIRONMENT,
+            ) from error
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise DestructError(
             f"source {name!r}: {file} cannot be read as {LOADERS[file.suffix]}: {reason}",
@@ -167,15 +175,26 @@ def _check_column(name: str, field: str, file: Path, features: dict[str, Any]) -
         by_nearness = sorted(features, key=lambda column: -difflib.SequenceMatcher(None, field, column).ratio())
         raise DestructError(
             f"source {name!r}: {file} has no column {field!r}; it has {', '.join(map(repr, by_nearness))}",
-            f"set data.sources.{name}.text_field: {by_nearness[0]}",
+            _name_a_column(name, field, features),
         )
-    # A column of nulls has the type null; it is text of which there is none.
-    if getattr(features[field], "dtype", None) not in TEXT_TYPES:
-        texts = [repr(column) for column, kind in features.items() if getattr(kind, "dtype", None) in TEXT_TYPES]
+    if not _is_text(features[field]):
         raise DestructError(
             f"source {name!r}: column {field!r} of {file} is {features[field]}, not text",
-            f"set data.sources.{name}.text_field to a column of text ({', '.join(texts) or 'this file has none'})",
+            _name_a_column(name, field, features),
         )
+
+
+def _is_text(kind: Any) -> bool:
+    # A column of nulls has the type null; it is text of which there is none.
+    return getattr(kind, "dtype", None) in TEXT_TYPES
+
+
+def _name_a_column(name: str, field: str, features: dict[str, Any]) -> str:
+    texts = [column for column, kind in features.items() if _is_text(kind)]
+    nearest = max(texts, key=lambda column: difflib.SequenceMatcher(None, field, column).ratio(), default=None)
+    if nearest is None:
+        return "no column of the file is text; write one with the text of each row"
+    return f"set data.sources.{name}.text_field: {nearest}"
 
 
 @contextmanager

@@ -93,10 +93,18 @@ class Tokenizer:
         """Write Hugging Face tokenizer files into `folder` (made if missing) for `AutoTokenizer.from_pretrained`."""
         from transformers import PreTrainedTokenizerFast  # seconds of imports that only saving needs
 
-        fresh = tokenizers.Tokenizer.from_str(self.text)
-        PreTrainedTokenizerFast(
-            tokenizer_object=fresh, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
-        ).save_pretrained(str(folder))
+        fresh = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer.from_str(self.text),
+            eos_token=EOS,
+            pad_token=PAD,
+            clean_up_tokenization_spaces=False,
+        )
+        try:
+            fresh.save_pretrained(str(folder))
+        except OSError:
+            raise
+        except Exception as error:  # the Rust library has no other type for a full disk
+            raise OSError(str(error)) from error
         # transformers writes its own rendering of it; a resumed run compares the text to the byte.
         (folder / "tokenizer.json").write_text(self.text, encoding="utf-8")
 

@@ -121,7 +121,7 @@ def start(timeout_s: float = 600.0) -> Topology:
     DeepSpeed wants a group and these variables even with one process, and looks for MPI where one is missing.
 
     Raises:
-        DestructError: more ranks than GPUs on this machine.
+        DestructError: more ranks than GPUs on this machine, or the ranks do not find each other.
     """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in alone.items():
@@ -143,7 +143,15 @@ def start(timeout_s: float = 600.0) -> Topology:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, imported later, warns that it had to guess
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        except (dist.DistError, ValueError) as error:
+            raise DestructError(
+                f"the ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
+                f"{str(error).partition(chr(10))[0]}",
+                "unset MASTER_ADDR and MASTER_PORT, or give them a free port of the first rank's machine",
+                Exit.ENVIRONMENT,
+            ) from None
     return Topology(dist.get_rank(), dist.get_world_size(), device)
 
 

@@ -1,6 +1,7 @@
 """Reward terms, each a number per rollout, and their weighted sum."""
 
 import importlib
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +29,8 @@ class RewardContext:
 
 
 Term = Callable[[RolloutBatch, RewardContext], Tensor]
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 def repetition(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
@@ -95,9 +98,11 @@ def user_term(path: str) -> Term:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # the module is the user's: anything may go wrong in it
         raise DestructError(
-            f"reward term {path!r}: {_in_one_line(error)}",
+            f"reward term {path!r}: {type(error).__name__}: {error}",
             "put the module on PYTHONPATH and check the function's name",
         ) from None
+    if not callable(function):
+        raise DestructError(f"reward term {path!r} is {function!r}, not a function", "name a function of that module")
 
     def term(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
         if not len(rollouts.tokens):
@@ -124,17 +129,15 @@ def _call_user(path: str, function: Callable, texts: tuple[list[str], list[str],
     try:
         values = [float(value) for value in function(*texts)]
     except Exception as error:
-        raise DestructError(f"reward term {path!r} raised {_in_one_line(error)}", remedy) from error
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+        raise DestructError(f"reward term {path!r} raised {where}", remedy) from error
     if len(values) != len(texts[1]):
         raise DestructError(f"reward term {path!r} gave {len(values)} values for {len(texts[1])} responses", remedy)
     for value, response in zip(values, texts[1], strict=True):
-        if value != value or value in (float("inf"), float("-inf")):
+        if not abs(value) <= LARGEST:
             raise DestructError(f"reward term {path!r} gave {value} for the response {response[:60]!r}", remedy)
     return values
-
-
-def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 REWARDS: dict[str, Term] = {

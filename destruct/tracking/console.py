@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from destruct.tracking.summary import Summary
 
@@ -20,13 +20,14 @@ class Screen:
         self.live = first_rank and self.console.is_terminal
 
     def say(self, line: str) -> None:
-        """One line."""
-        self.console.print(line)
+        """One line, however long where output is piped."""
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def phase(self, name: str, total: int, done: int = 0) -> Iterator["Phase"]:
         """Show the progress of `total` steps, of which `done` were made in an earlier life."""
-        columns = (TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+        left = TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=8))
+        columns = (TextColumn("{task.description:<8}"), BarColumn(16), MofNCompleteColumn(), left)
         status = TextColumn("{task.fields[status]}", markup=False)
         with Progress(*columns, status, console=self.console, disable=not self.live) as progress:
             progress.add_task(name, total=total, completed=done, status="")
@@ -48,6 +49,8 @@ class Screen:
         where = "inside" if kl <= bound else "OUTSIDE"
         facts.add_row("largest KL to the reference", f"{kl:.4f}, {where} its bound {bound}")
         facts.add_row("updates, rounds", f"{summary.updates}, {summary.rounds}")
+        if summary.skipped_steps:
+            facts.add_row("SKIPPED STEPS", f"{summary.skipped_steps}: a loss was not finite")
         facts.add_row("tokens", f"{summary.tokens:,}")
         facts.add_row("seconds, peak memory", f"{summary.seconds:.0f} s, {summary.peak_rss_mib:.0f} MiB per rank")
         for name, path in summary.files.items():

@@ -91,3 +91,6 @@ def log_to_file(folder: Path, rank: int) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name is None else []
         logger.propagate = True
+    logging.getLogger("DeepSpeed").setLevel(
+        logging.INFO
+    )  # steps_per_print and wall_clock_breakdown speak at this level

@@ -161,7 +161,15 @@ def refused(store: CheckpointStore, path: Path) -> None:
     with pytest.raises(DestructError) as caught:
         store.latest()
     assert caught.value.problem.startswith(f"{path} is not the file that was saved")
-    assert "latest" in caught.value.remedy
+    assert caught.value.remedy == "start the run anew with run.resume=never", "there is no older one"
+
+
+def test_the_remedy_for_a_damaged_checkpoint_names_the_one_before_it(store, saved):
+    newer = store.save(6, [write], FACTS)
+    (newer / "policy" / "state.pt").write_bytes(b"")
+    with pytest.raises(DestructError) as caught:
+        store.latest()
+    assert caught.value.remedy.startswith(f"write {saved.name} into {store.folder / 'latest'}, or ")
 
 
 @pytest.mark.parametrize("name", SEALED)

@@ -14,11 +14,8 @@ from destruct.config.rollout import REWARD_TERMS
 )
 def test_a_reward_term_that_is_neither_known_nor_a_function_is_refused(files, refusal, name):
     problem, remedy = refusal(files.load, f"reward.terms={{'{name}': 1.0}}")
-    assert problem == (
-        f"command line: reward.terms: no reward term {name!r}; "
-        "there are repetition, continuation_overlap, length, eos and module:function"
-    )
-    assert remedy == "change reward.terms"
+    assert problem == f"command line: reward.terms: no reward term {name!r}"
+    assert remedy == "take one of repetition, continuation_overlap, length, eos or module:function"
 
 
 @pytest.mark.parametrize("name", ["module:score", "my.rewards.v2:score_1", "_a:_b"])

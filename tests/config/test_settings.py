@@ -74,8 +74,11 @@ def test_a_floor_above_the_smallest_prior_is_refused_by_the_sources_name(files, 
     """Shares 1, 1 and 0.2 of 2.2: the smallest prior is 0.0909, which is 0.2727 of an equal third."""
     sources = "data.sources={a: {embedded: noise}, b: {embedded: code}, small: {embedded: prose, prior: 0.2}}"
     assert files.load(sources, "curriculum.floor=0.27").config.curriculum.floor == 0.27
-    problem, _ = refusal(files.load, sources, "curriculum.floor=0.28")
-    assert "source 'small'" in problem and "at most 0.2727" in problem
+    problem, remedy = refusal(files.load, sources, "curriculum.floor=0.28")
+    assert "source 'small'" in problem and remedy == "set it to at most 0.2727"
+    thirds = "data.sources={a: {embedded: noise, prior: 1.0}, b: {embedded: code, prior: 2.0}}"
+    assert refusal(files.load, thirds, "curriculum.floor=0.9")[1] == "set it to at most 0.6666", "rounded down"
+    assert files.load(thirds, "curriculum.floor=0.6666").config.curriculum.floor == 0.6666
 
 
 def test_a_coefficient_that_acts_nowhere_is_refused(files, refusal):

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from destruct.config.data import DataConfig
 from destruct.data.sources import load_source, load_sources
 from destruct.errors import DestructError
+from destruct.exits import Exit
 
 TEXTS = [f"document {number}\nwith “two” lines" for number in range(40)]
 
@@ -133,7 +134,27 @@ def test_a_missing_column_names_those_there_are_nearest_first(tmp_path):
 def test_a_column_of_another_type_is_named_with_the_columns_of_text(tmp_path, values):
     pq.write_table(pa.table({"text": values, "other": ["x", "y"]}), tmp_path / "a.parquet")
     error = fault(tmp_path / "a.parquet")
-    assert "column 'text'" in error.problem and "not text" in error.problem and "'other'" in error.remedy
+    assert "column 'text'" in error.problem and "not text" in error.problem
+    assert error.remedy == "set data.sources.mine.text_field: other"
+
+
+def test_the_column_proposed_for_a_missing_one_is_text_or_there_is_none(tmp_path):
+    """`texts` is nearer to `text` than `body` is, but it holds lists."""
+    columns = {"texts": pa.array([["a"], ["b"]]), "body": ["x", "y"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert fault(tmp_path / "a.parquet").remedy == "set data.sources.mine.text_field: body"
+    del columns["body"]
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert fault(tmp_path / "a.parquet").remedy == "no column of the file is text; write one with the text of each row"
+
+
+def test_a_cache_that_cannot_be_written_is_not_a_fault_of_the_file(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way of a folder")
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    error = fault(tmp_path / "a.txt")
+    assert error.exit_code == Exit.ENVIRONMENT
+    assert "HF_HOME" in error.remedy and str(tmp_path / "file") in error.problem
 
 
 def test_a_jsonl_column_of_mixed_types_is_refused(tmp_path):

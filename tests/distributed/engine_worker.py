@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_full_grad
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
@@ -218,9 +218,34 @@ def refresh_case(stage: int, topology: Topology) -> dict[str, float]:
     frozen.refresh(policy)
     frozen.load_tensors(whole)
     loaded = (response_logprobs(frozen, batch, 1.0, ptx=False) - now).abs().max().item()
+    padding = torch.cat([torch.zeros(0), *shard_padding(policy, topology), *shard_padding(value, topology)]).abs()
+    padded = topology.sum(torch.tensor([len(padding)])).item()
+    largest = topology.max(torch.cat([torch.zeros(1), padding]).amax()).item()
     for engine in (policy, value, frozen):
         engine.engine.destroy()
-    return {"moved": moved, "frozen_moved_without_refresh": stale, "after_refresh": fresh, "after_load": loaded}
+    return {
+        "moved": moved,
+        "frozen_moved_without_refresh": stale,
+        "after_refresh": fresh,
+        "after_load": loaded,
+        "padded": padded,
+        "largest_padding": largest,
+    }
+
+
+def shard_padding(engine: DeepSpeedEngine, topology: Topology) -> list[Tensor]:
+    """What lies beyond the last element of each stage-3 parameter: in the rank's shard, and in its master."""
+    if engine.stage < 3:
+        return []
+    found = []
+    for group, masters in zip(
+        engine.engine.optimizer.fp16_groups, engine.engine.optimizer.fp32_partitioned_groups_flat, strict=True
+    ):
+        parts = masters.detach().split([p.ds_tensor.numel() for p in group])
+        for p, master in zip(group, parts, strict=True):
+            used = max(0, min(p.ds_tensor.numel(), p.ds_numel - topology.rank * p.ds_tensor.numel()))
+            found += [p.ds_tensor.detach().view(-1)[used:].float(), master[used:]]
+    return found
 
 
 def replica_case(topology: Topology) -> dict[str, Any]:

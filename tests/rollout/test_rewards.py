@@ -96,7 +96,12 @@ def test_a_users_function_gets_texts_and_its_numbers_count(three, user_module):
 
 @pytest.mark.parametrize(
     ("returned", "said"),
-    [([1.0, 2.0], "2 values for 3"), ([0.0, float("nan"), 1.0], "nan.*'de'"), (ValueError("boom"), "ValueError: boom")],
+    [
+        ([1.0, 2.0], "2 values for 3"),
+        ([0.0, float("nan"), 1.0], "nan.*'de'"),
+        ([0.0, 1e39, 1.0], "1e\\+39.*'de'"),  # finite here, and infinite as a float32
+        (ValueError("boom\n  and more"), r"ValueError: boom and more \(.*test_rewards.py:\d+\)"),
+    ],
 )
 def test_a_users_function_that_misbehaves_is_named(three, user_module, returned, said):
     def wrong(prompts, responses, continuations):

@@ -125,6 +125,18 @@ def test_a_breached_bound_is_shouted(capsys, kl, said):
     assert ["largest KL to the reference", f"{said} its bound 0.1"] in cells(capsys.readouterr().out)
 
 
+def test_steps_that_were_skipped_are_shouted_and_none_is_not_mentioned(capsys):
+    Screen(first_rank=True).table(SUMMARY)
+    assert "SKIPPED" not in capsys.readouterr().out
+    Screen(first_rank=True).table(replace(SUMMARY, skipped_steps=3))
+    assert ["SKIPPED STEPS", "3: a loss was not finite"] in cells(capsys.readouterr().out)
+
+
+def test_a_long_line_is_not_broken_where_it_is_piped(capsys):
+    Screen(first_rank=True).say("/scratch/" + 40 * "long-folder/")
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 def test_a_long_path_is_shown_in_full(capsys):
     path = "/scratch/" + "a-long-folder-name/" * 12 + "[run]/summary.json"
     Screen(first_rank=True).table(replace(SUMMARY, files={"summary": path}))

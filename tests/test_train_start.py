@@ -1,0 +1,82 @@
+"""The command in a process of its own: what it imports before it speaks, how long it takes, and Ctrl-C."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_config
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCAL = ROOT / "configs" / "local.yaml"
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def start(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str], float]:
+    """Run the module in a process of its own: the process, the modules it imported, and its CPU seconds."""
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "destruct.train", *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    marked = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    done.stderr = "".join(line + "\n" for line in done.stderr.splitlines() if line not in marked)
+    modules = {line.rpartition("|")[2].strip() for line in marked}
+    return done, modules, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+HEAVY = {"torch", "deepspeed", "transformers", "datasets", "numpy"}
+
+
+def test_help_answers_without_importing_torch(tmp_path):
+    done, modules, _ = start(tmp_path, "--help")
+    assert done.returncode == 0 and "key.sub=value" in done.stdout and not done.stderr
+    assert "destruct.config.settings" in modules and not modules & HEAVY
+
+
+def test_an_unknown_key_is_answered_within_two_seconds_and_without_importing_torch(tmp_path):
+    done, modules, seconds = start(tmp_path, "--config", str(LOCAL), "kl.coeff=0.1")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "destruct: command line: unknown key 'kl.coeff'\n  remedy: did you mean 'kl.coef'?\n"
+    assert "destruct.config.settings" in modules and not modules & HEAVY
+    assert seconds < 2 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_control_c_ends_a_run_with_one_line_and_the_shells_code(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "destruct.train",
+        "--config",
+        str(write_config(tmp_path)),
+        "warmup.lm_updates=5000",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    process = subprocess.Popen(
+        [*command, "engine.backend=single", "warmup.lm_updates=5000"],
+        env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while "warm-up" not in process.stdout.readline():
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert said == "destruct: interrupted\n"
+    assert (tmp_path / "tiny" / "metrics.jsonl").read_text().count("warmup/lm_loss") > 0
