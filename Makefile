@@ -41,6 +41,10 @@ check: $(INSTALLED)  ## what every commit passes: format, lint, types, layers an
 test: $(INSTALLED)  ## the whole suite; tests of absent hardware are skipped with the reason
 	$(ENV) && pytest -ra
 
+.PHONY: golden
+golden: $(INSTALLED)  ## write tests/golden/figures.jsonl anew; say why under "Numerics" in CHANGELOG.md
+	$(ENV) && PYTHONPATH=. python tests/golden/test_golden.py
+
 .PHONY: docs
 docs: $(INSTALLED)  ## write docs/config.md and docs/metrics.md from the code
 	$(ENV) && python docs/generate.py

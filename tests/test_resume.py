@@ -47,6 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("rollout.response_tokens=16", "rollout.response_tokens = 8; this is 16"),
         ("data.tokenizer.vocab_size=400", "data.tokenizer"),
         ("data.sources.more.embedded=markov", "data.sources"),
+        ("engine.backend=deepspeed", "engine.backend = single; this is deepspeed"),
         ("kl.coef=0.5", "kl.coef = 0.05; this is 0.5"),
         ("curriculum.strategy=uniform", "curriculum.strategy = second_order; this is uniform"),
     ],
@@ -78,6 +79,7 @@ def test_sources_in_another_order_are_another_run(folder, monkeypatch, capsys):
     ("key", "said"),
     [
         ('"stage": 2', "zero_optimization.stage = 3; this is 2"),
+        ('"enabled": false', "bf16 = True; this is False"),
         ('"betas": [0.5, 0.95]', "optimizer.params.betas = [0.9, 0.95]; this is [0.5, 0.95]"),
     ],
 )
@@ -85,7 +87,7 @@ def test_a_json_that_the_checkpoints_optimizer_would_not_follow_is_refused(folde
     name, _, _ = key.partition(":")
     text = (ROOT / "ds_configs" / "zero3.json").read_text()
     changed = folder / "changed.json"
-    changed.write_text(re.sub(rf"{name}: (\d|\[[^]]*\])", key, text))
+    changed.write_text(re.sub(rf"{name}: (true|\d|\[[^]]*\])", key, text))
     assert changed.read_text() != text
     assert train(monkeypatch, folder, "run.resume=auto", f"engine.deepspeed={changed}") == 2
     assert said in capsys.readouterr().err
