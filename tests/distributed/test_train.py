@@ -162,6 +162,13 @@ def test_every_launcher_starts_it_and_the_order_of_the_data_is_that_of_two_ranks
     }
     assert losses["torchrun"] == losses["module"]
     assert losses["python"] == pytest.approx(losses["module"], rel=1e-5), "another order differs by 4e-3"
+    updates = {}
+    for name in commands:
+        updates[name] = next(line for line in lines(tmp_path / name / "metrics.jsonl") if "ppo/steps" in line)
+    figures = [name for name in updates["python"] if name.startswith(("ppo/", "rollout/", "kl/"))]
+    assert len(figures) > 20
+    one, two = ({name: updates[ranks][name] for name in figures} for ranks in ("python", "module"))
+    assert one == pytest.approx(two, rel=1e-3, abs=1e-6), "whitening, means and extremes are over all ranks"
     # The first rank of two writes its half of an update's rollouts; one rank writes them all.
     first = {
         name: {(s["prompt"], s["continuation"]) for s in lines(tmp_path / name / "samples.jsonl") if s["update"] == 0}
@@ -174,8 +181,10 @@ def test_every_launcher_starts_it_and_the_order_of_the_data_is_that_of_two_ranks
 def test_a_reward_that_raises_on_one_rank_alone_ends_all_and_is_named(tmp_path):
     (tmp_path / "moody.py").write_text(
         "import os\n"
+        "calls = []\n"
         "def f(prompts, responses, continuations):\n"
-        "    if os.environ['RANK'] == '1':\n"
+        "    calls.append(1)\n"
+        "    if os.environ['RANK'] == '1' and len(calls) > 2:\n"
         "        raise ValueError('not today')\n"
         "    return [0.0] * len(responses)\n"
     )
@@ -191,7 +200,7 @@ def test_a_reward_that_raises_on_one_rank_alone_ends_all_and_is_named(tmp_path):
 
 def test_a_module_that_is_missing_on_one_rank_alone_is_named_before_a_model_is_built(tmp_path):
     (tmp_path / "local.py").write_text(
-        "import os\nassert os.environ['RANK'] == '0', 'not on this node'\ndef f(*texts):\n    pass\n"
+        "import os\nassert os.environ['RANK'] == '0', 'not on this node'\ndef f(a, b, c):\n    return [0.0] * len(a)\n"
     )
     config = str(write_config(tmp_path))
     done = run([*LITERAL, config, "reward.terms={'local:f': 1.0}"], module_path=tmp_path)

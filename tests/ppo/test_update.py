@@ -15,6 +15,7 @@ from destruct.engine.topology import Topology
 from destruct.models.policy import PolicyNetwork, build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients
+from destruct.ppo import update
 from destruct.ppo.update import UpdateSettings, accumulate, kl_to_reference, ppo_update
 from destruct.rollout.packing import pack
 from destruct.rollout.score import response_logprobs
@@ -163,6 +164,85 @@ def test_the_learning_rate_of_each_step_is_the_schedules(batch):
         ppo_update(policy, value, packed(batch), COEFFICIENTS, first_only, 7, torch.Generator(), ALONE)
         after.append([p.detach().clone() for p in policy.parameters])
     assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
+
+
+def test_each_network_steps_by_its_own_schedule_and_the_minibatches_of_each_epoch_are_shuffled(batch, monkeypatch):
+    seen = []
+    policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    for name, engine in (("policy", policy), ("value", value)):
+        step = engine.step
+        monkeypatch.setattr(engine, "step", lambda lr, name=name, step=step: seen.append((name, lr)) or step(lr))
+    rates = settings(epochs=6, policy_lr=lambda step: step / 1e4, value_lr=lambda step: step / 1e6)
+    minibatches, orders = packed(batch, 2), []
+    first = {id(minibatch.micro_batches[0]): number for number, minibatch in enumerate(minibatches)}
+    loss_rows = update.loss_rows
+
+    def watched(train, *arguments):
+        orders.append(first.get(id(train)))
+        return loss_rows(train, *arguments)
+
+    monkeypatch.setattr(update, "loss_rows", watched)
+    ppo_update(policy, value, minibatches, COEFFICIENTS, rates, 30, torch.Generator().manual_seed(0), ALONE)
+    expected = [pair for step in range(30, 42) for pair in (("policy", step / 1e4), ("value", step / 1e6))]
+    assert seen == expected
+    epochs = [number for number in orders if number is not None]
+    assert {tuple(epochs[i : i + 2]) for i in range(0, 12, 2)} == {(0, 1), (1, 0)}
+
+
+def test_what_is_logged_of_an_update_is_worked_out_from_its_rows_in_float64(batch):
+    """One step on one minibatch, so every figure is of the policy that stands here before it."""
+    policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    now = response_logprobs(policy, batch.scored.rollouts, TAU, ptx=True)
+    mask, s = batch.scored.rollouts.mask, batch.scored
+    log_ratio = (now - s.old_logprobs)[mask].double()
+    reference = (s.reference_logprobs - now)[mask].double()
+    ratio, a = log_ratio.exp(), batch.advantages[mask].double()
+    plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V), dtype=torch.float64)
+    plain.load_state_dict({n.removeprefix("lm."): p.double() for n, p in policy.tensors_in_full()}, strict=False)
+    with torch.no_grad():
+        truth = plain(s.rollouts.prompts.windows).logits[:, P - 1 : -1].log_softmax(-1)
+        sampled = (plain(s.rollouts.tokens).logits[:, P - 1 : -1] / TAU).log_softmax(-1)
+    ptx = -truth.gather(2, s.rollouts.prompts.windows[:, P:, None]).mean()
+    entropy = -(sampled.exp() * sampled).sum(-1)[mask].mean()
+    clipped = ((a > 0) & (ratio > 1.2)) | ((a < 0) & (ratio < 0.8))
+    stats = ppo_update(policy, value, packed(batch), COEFFICIENTS, settings(), 0, torch.Generator(), ALONE)
+    expected = {
+        "policy_loss": torch.maximum(-a * ratio, -a * ratio.clamp(0.8, 1.2)).mean(),
+        "ptx_loss": ptx,
+        "entropy": entropy,
+        "approx_kl": (ratio - 1 - log_ratio).mean(),
+        "approx_kl_k1": -log_ratio.mean(),
+        "reference_kl": (reference.exp() - 1 - reference).mean(),
+        "reference_kl_k1": -reference.mean(),
+        "ratio_mean": ratio.mean(),
+        "ratio_max": ratio.max(),
+        "clip_fraction": clipped.double().mean(),
+        "first_ratio_error": log_ratio.abs().max(),
+    }
+    for name, want in expected.items():
+        assert getattr(stats, name) == pytest.approx(want.item(), rel=1e-4), name
+    assert 0 < stats.clip_fraction < 1 and stats.ptx_loss != pytest.approx(stats.entropy, rel=0.1)
+
+
+@pytest.mark.parametrize("network", ["policy", "value"])
+def test_a_loss_of_either_network_that_is_not_finite_steps_neither_and_leaves_no_gradient(batch, network):
+    s = batch.scored
+    broken = s.reference_logprobs.clone()
+    if network == "policy":
+        broken[0, 0] = math.nan
+        scored = ScoredBatch(s.rewarded, s.old_logprobs, broken, s.old_values, s.rewards)
+        bad = TrainBatch(scored, batch.advantages, batch.returns)
+    else:
+        returns = batch.returns.clone()
+        returns[0, 0] = math.inf
+        bad = TrainBatch(s, batch.advantages, returns)
+    policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    untouched = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    stats = ppo_update(policy, value, packed(bad), COEFFICIENTS, settings(), 0, torch.Generator(), ALONE)
+    assert (stats.steps, stats.skipped) == (0, 1)
+    for mine, other in zip((policy, value), untouched, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters, other.parameters, strict=True))
+        assert all(p.grad is None for p in mine.parameters)
 
 
 def test_the_early_stop_reads_k3_of_old_against_new_over_all_tokens(batch):

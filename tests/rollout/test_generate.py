@@ -5,9 +5,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from destruct.batch import PromptBatch
 from destruct.config.model import PolicyShape
+from destruct.engine.topology import Topology
 from destruct.models.policy import build_copy, llama_config
-from destruct.rollout.generate import _inverse_cdf, sample_responses
+from destruct.rollout.generate import _inverse_cdf, generate, sample_responses
 
 V = 40
 SHAPE = PolicyShape(
@@ -85,3 +87,33 @@ def test_the_cache_changes_nothing(replica):
     for row in range(4):
         for t in range(int(lengths[row])):
             assert _inverse_cdf(logits[row, t][None], 0.7, uniforms[row, t][None]).item() == tokens[row, t]
+
+
+def prompts_of(samples: list[int], draw: int = 0) -> PromptBatch:
+    """One prompt for all, so that a response depends on its address alone; P = 5, R = 12."""
+    windows = torch.arange(4, 21).expand(len(samples), 17)
+    return PromptBatch(draw, 5, windows, torch.zeros(len(samples), dtype=torch.int64), torch.tensor(samples))
+
+
+def rolled_out(replica, samples: list[int], draw: int = 0, seed: int = 0):
+    alone = Topology(0, 1, torch.device("cpu"))
+    return generate(replica, prompts_of(samples, draw), alone, seed=seed, temperature=0.7, eos_id=3, pad_id=1)
+
+
+def test_the_mask_holds_the_sampled_tokens_with_eos_and_stopped_says_whether_there_is_one(replica):
+    """300 rollouts: some end at once, some on the very last place, some are cut."""
+    rollouts = rolled_out(replica, list(range(300)))
+    responses = rollouts.responses.tolist()
+    ends = [row.index(3) + 1 if 3 in row else 12 for row in responses]
+    assert rollouts.mask.tolist() == [[t < end for t in range(12)] for end in ends]
+    assert rollouts.stopped.tolist() == [3 in row for row in responses]
+    assert {1, 12} <= set(ends) and any(row[-1] == 3 for row in responses) and not all(rollouts.stopped)
+    assert torch.equal(rollouts.tokens[:, :5], rollouts.prompts.windows[:, :5])
+
+
+def test_a_rollout_is_addressed_by_seed_draw_and_sample_and_by_nothing_else(replica):
+    here = rolled_out(replica, [10, 11, 12]).tokens
+    assert torch.equal(rolled_out(replica, [12, 10]).tokens, here[[2, 0]]), "not by its place in the batch"
+    assert len({tuple(row) for row in here.tolist()}) == 3
+    for other in (rolled_out(replica, [10, 11, 12], draw=1), rolled_out(replica, [10, 11, 12], seed=1)):
+        assert not torch.equal(other.tokens, here)
