@@ -1,16 +1,26 @@
-"""What the loop itself decides and writes down: the KL constraint, and the figures of its lines and its summary."""
+"""What the loop itself decides: the KL constraint, and on tiny runs which numbers reach which part, and when."""
 
+import dataclasses
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.batch import micro_batches
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
-from destruct.engine.topology import Topology
-from destruct.loop import constrain
-from destruct.recording import explained_variance, mean_over_sources
+from destruct.curriculum.strategies import FixedWeights
+from destruct.evaluation import validate
+from destruct.loop import constrain, draw, one_update, pack_and_score, roll_out, train, warm_up
+from destruct.models.policy import build_copy
+from destruct.rollout.score import with_advantages
+from destruct.run import Run
+from tests.tiny import tiny_run
+
+SCORE_1 = ["reward.terms={'tests.tiny:one': 1.0}", "kl.coef=0.0"]  # the reward of a rollout is 1, at its last token
+ONE_STEP = ["ppo.epochs=1", "ppo.minibatches=1"]
 
 
 def test_a_breach_counts_raises_beta_once_and_is_said():
@@ -35,31 +45,156 @@ def test_a_kl_that_is_not_a_number_is_a_breach(kl):
     assert state.kl_max == math.inf, "and stays the largest"
 
 
-def test_the_reward_is_averaged_per_source_first_and_a_source_that_was_not_drawn_is_left_out():
-    """Source a: (1 + 3) / (1 + 3) = 1; source b: 8 / 2 = 4; source c: nothing.  (1 + 4) / 2."""
-    updates = [[[1.0, 1], [8.0, 2], [0.0, 0]], [[3.0, 3], [0.0, 0], [0.0, 0]]]
-    assert mean_over_sources(updates) == 2.5
+def lines(run: Run, figure: str) -> list[dict]:
+    """The lines of metrics.jsonl that hold a figure."""
+    logged = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in logged if figure in line]
 
 
-def trained(returns: list[list[float]], values: list[list[float]], lengths: list[int]) -> TrainBatch:
-    """Rollouts of which only returns, old values and lengths matter; P = 1."""
-    b, r = len(returns), len(returns[0])
-    windows = torch.zeros(b, r + 1, dtype=torch.int64)
-    prompts = PromptBatch(0, 1, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
-    rollouts = RolloutBatch(
-        prompts, windows, torch.arange(r) < torch.tensor(lengths)[:, None], torch.zeros(b, dtype=torch.bool)
-    )
-    zero, old = torch.zeros(b, r), torch.tensor(values)
-    scored = ScoredBatch(RewardedBatch(rollouts, torch.zeros(b), torch.zeros(b, 1)), zero, zero, old, zero)
-    return TrainBatch(scored, zero, torch.tensor(returns))
+class Turning(FixedWeights):
+    """All weight on one source, and after each round on the other."""
+
+    def observe(self, estimates):
+        self._weights = self._weights[::-1].copy()
 
 
-def test_explained_variance_over_two_micro_batches_worked_by_hand():
-    """Returns 1, 3, 5, 7 have variance 5; errors 0, 1, 0, 1 have 1/4: 1 - 1/20.  Padding (99) is not read."""
-    batches = [
-        trained([[1.0, 3.0]], [[1.0, 2.0]], [2]),
-        trained([[5.0, 99.0], [7.0, 99.0]], [[5.0, 0.0], [6.0, 0.0]], [1, 1]),
-    ]
-    alone = Topology(0, 1, torch.device("cpu"))
-    assert explained_variance(batches, alone) == pytest.approx(0.95)
-    assert math.isnan(explained_variance([trained([[2.0, 2.0]], [[0.0, 1.0]], [2])], alone)), "constant returns"
+def test_the_weights_of_a_round_act_on_the_windows_of_its_own_update(tmp_path):
+    with tiny_run(tmp_path) as run:
+        run.curriculum.strategy = Turning(np.array([1.0, 0.0]))
+        one_update(run)
+        assert run.mixture.state_dict()["cursors"] == {"arithmetic": 0, "noise": 16}
+        one_update(run)
+        assert run.mixture.state_dict()["cursors"] == {"arithmetic": 16, "noise": 16}
+
+
+def test_a_round_comes_before_the_first_update_and_before_every_second_one_after_it(tmp_path):
+    rounds = []
+    with tiny_run(tmp_path, "frozen.refresh_every=2") as run:
+        for _ in range(5):
+            one_update(run)
+            rounds.append(run.curriculum.rounds)
+    assert rounds == [1, 1, 2, 2, 3]
+
+
+def test_warm_up_steps_by_its_own_rates_and_ends_with_the_frozen_model_renewed(tmp_path):
+    """Adam's first step moves the weight with the largest gradient by the learning rate, less the share of eps."""
+    rates = ["warmup.lm_lr=3e-3", "ppo.value_lr=2e-3", "ppo.policy_lr=1e-6"]
+    with tiny_run(tmp_path, *rates, "warmup.lm_updates=1", "warmup.value_updates=1", *ONE_STEP) as run:
+        masters = [*run.policy.masters, *run.value.masters]
+        before = [master.detach().clone() for master in masters]
+        warm_up(run)
+        moved = [(new - old).abs().max().item() for new, old in zip(masters, before, strict=True)]
+        split = len(run.policy.masters)
+        assert [max(moved[:split]), max(moved[split:])] == pytest.approx([3e-3, 2e-3], rel=0.02)
+        frozen = dict(run.frozen.tensors_in_full())
+        assert all(torch.equal(frozen[name], p) for name, p in run.policy.tensors_in_full())
+
+
+def test_the_value_network_is_warmed_up_on_monte_carlo_returns_and_trained_on_those_of_the_configs_lam(tmp_path):
+    """Values stay near 0.  With lam = 1 the return of every token is 1, with lam = 0 that of the last alone.
+
+    Half the mean square is then 1/2, and 1/2 of what one token is of a response.
+    """
+    with tiny_run(tmp_path, *SCORE_1, *ONE_STEP, "ppo.lam=0.0", "ppo.value_lr=1e-9") as run:
+        warm_up(run)
+        one_update(run)
+        (first,), (second,) = lines(run, "warmup/value_loss"), lines(run, "ppo/value_loss")
+        assert first["warmup/value_loss"] == pytest.approx(0.5, rel=1e-5)
+        assert second["ppo/value_loss"] == pytest.approx(0.5 / second["rollout/response_tokens"], rel=1e-5)
+
+
+def test_returns_are_discounted_by_the_configs_gamma(tmp_path):
+    """Half as much for each token before the last."""
+    with tiny_run(tmp_path, *SCORE_1, "ppo.gamma=0.5") as run:
+        scored = pack_and_score(run, roll_out(run, draw(run, run.curriculum.weights)))
+        for train_batch in micro_batches(with_advantages(scored, run.config.ppo.gamma, 1.0, run.topology)):
+            lengths = train_batch.scored.rollouts.lengths.tolist()
+            for returns, n in zip(train_batch.returns.tolist(), lengths, strict=True):
+                assert returns == pytest.approx([0.5 ** (n - 1 - t) if t < n else 0.0 for t in range(8)])
+
+
+def test_rollouts_come_from_the_policys_weights_of_now_and_their_tokens_are_counted(tmp_path):
+    """With a replica of its own, as the sharded engines have one; 16 windows of 16 tokens, and what was sampled."""
+    with tiny_run(tmp_path) as run:
+        shape, size = run.config.model.policy, run.tokenizer.vocab_size
+        run.replica = build_copy(shape, size, torch.bfloat16, "chunked")
+        replica = dict(run.replica.named_parameters())
+        assert not all(torch.equal(replica[name], p) for name, p in run.policy.tensors_in_full())
+        scored = pack_and_score(run, roll_out(run, draw(run, run.curriculum.weights)))
+        assert all(torch.equal(replica[name], p) for name, p in run.policy.tensors_in_full())
+        sampled = sum(int(micro.rollouts.mask.sum()) for micro in micro_batches(scored))
+        assert run.state.tokens == 16 * 16 + sampled
+
+
+def test_the_first_ratio_is_one_at_another_temperature_too(tmp_path):
+    """Scoring and training divide by the same temperature, and lay the same rows out."""
+    with tiny_run(tmp_path, "rollout.temperature=0.7") as run:
+        for _ in range(2):
+            one_update(run)
+        assert [line["ppo/first_ratio_error"] for line in lines(run, "ppo/steps")] == [0.0, 0.0]
+
+
+def test_each_draw_is_packed_and_each_update_shuffled_by_an_order_of_its_own(tmp_path):
+    """Which rollouts share the first of two minibatches, and in which order four minibatches are trained on."""
+    with tiny_run(tmp_path, "ppo.epochs=1", "ppo.minibatches=4") as run:
+        packed, orders = [], []
+        scored, trained = [], []
+
+        def note(module, inputs, output):
+            (trained if torch.is_grad_enabled() else scored).append(inputs[0][0].tolist())
+
+        for _ in range(3):
+            first, *_ = pack_and_score(run, roll_out(run, draw(run, run.curriculum.weights)))
+            packed.append({s % 16 for micro in first.micro_batches for s in micro.rollouts.prompts.sample.tolist()})
+        run.policy.module.register_forward_hook(note)
+        for _ in range(4):
+            scored.clear(), trained.clear()
+            one_update(run)
+            orders.append([scored[:8:2].index(tokens) for tokens in trained[::2]])
+    assert packed[0] != packed[1] != packed[2]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert len({tuple(order) for order in orders}) > 2
+
+
+def test_the_steps_of_the_run_go_on_from_update_to_update(tmp_path):
+    """Two epochs of two minibatches are four steps; the line of an update tells the rate of its first."""
+    with tiny_run(tmp_path) as run:
+        asked = []
+        schedule = lambda step: asked.append(step) or step * 1e-6  # noqa: E731
+        run.update_settings = dataclasses.replace(run.update_settings, policy_lr=schedule)
+        for _ in range(2):
+            one_update(run)
+        assert run.state.optimizer_steps == 8
+        assert sorted(set(asked)) == list(range(8))
+        assert [line["ppo/policy_lr"] for line in lines(run, "ppo/steps")] == [0.0, 4e-6]
+
+
+def test_steps_that_neither_network_took_are_counted_and_take_no_place_in_the_schedule(tmp_path):
+    """A value network that says nan: both epochs of both minibatches are dropped."""
+    with tiny_run(tmp_path) as run:
+        with torch.no_grad():
+            run.value.module.head.bias.fill_(math.nan)
+        before = [master.detach().clone() for master in run.policy.masters]
+        one_update(run)
+        assert (run.state.skipped, run.state.optimizer_steps) == (4, 0)
+        assert all(torch.equal(a, b) for a, b in zip(before, run.policy.masters, strict=True))
+
+
+def test_the_constraint_is_measured_after_the_update_whose_line_tells_the_beta_it_used(tmp_path):
+    """One step away from the reference itself: inside the update the KL is 0, after it is not."""
+    with tiny_run(tmp_path, *ONE_STEP, "ppo.ptx_coef=0.0", "kl.bound=1e-9") as run:
+        one_update(run)
+        (line,) = lines(run, "ppo/steps")
+        assert line["ppo/reference_kl"] == pytest.approx(0, abs=1e-12)
+        assert run.state.kl_max == line["kl/to_reference"] > 1e-6
+        assert (line["kl/breaches"], line["kl/coef"]) == (1, 0.05)
+        assert run.state.kl_coef == pytest.approx(0.075)
+
+
+def test_the_three_validations_are_of_the_policy_at_their_time(tmp_path):
+    with tiny_run(tmp_path, "run.num_epochs=1", "run.updates_per_epoch=1") as run:
+        losses = train(run).validation
+        assert losses["after"] == validate(run.policy, run.validation_sets, run.topology).as_summary()
+        assert len({each["arithmetic"] for each in losses.values()}) == 3
+        logged = [(line["phase"], line["step"]) for line in lines(run, "validation/mean")]
+        assert logged == [("before", 0), ("after_warmup", 4), ("after", 1)], "four steps of warm-up, one update"

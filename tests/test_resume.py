@@ -44,6 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("model.policy.hidden_size=64", "model.policy.hidden_size = 32; this is 64"),
         ("model.value.num_hidden_layers=2", "model.value.num_hidden_layers = 1; this is 2"),
         ("run.seed=4", "run.seed = 3; this is 4"),
+        ("rollout.prompt_tokens=4", "rollout.prompt_tokens = 8; this is 4"),
         ("rollout.response_tokens=16", "rollout.response_tokens = 8; this is 16"),
         ("data.tokenizer.vocab_size=400", "data.tokenizer"),
         ("data.sources.more.embedded=markov", "data.sources"),
@@ -105,6 +106,8 @@ def test_a_finished_run_is_continued_to_a_longer_plan(folder, monkeypatch):
     assert train(monkeypatch, folder, "run.resume=auto", "run.num_epochs=2") == 0
     summary = json.loads((folder / "tiny" / "summary.json").read_text())
     assert summary["updates"] == 4
+    state = json.loads((folder / "tiny" / "checkpoints" / "step-00000004" / "state.json").read_text())
+    assert summary["seconds"] >= state["seconds"], "of both processes"
     steps = [json.loads(line) for line in (folder / "tiny" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "ppo/steps" in line] == [0, 1, 2, 3]
     assert [line["phase"] for line in steps].count("after") == 1, "the first life's last validation is dropped"

@@ -1,8 +1,19 @@
-"""A run small enough for tests: config values by dotted key, for files and command lines."""
+"""A run small enough for tests: config values by dotted key, for files and command lines, and the run itself."""
 
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import yaml
+
+from destruct.build import build
+from destruct.config.settings import load
+from destruct.engine.topology import Topology
+from destruct.run import Run
+from destruct.tracking.console import Screen
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,3 +47,36 @@ def write_config(folder: Path, name: str = "tiny") -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
+
+
+@contextmanager
+def tiny_run(folder: Path, *overrides: str) -> Iterator[Run]:
+    """That run as one process on the `single` backend; its files are closed when the block ends."""
+    settings = load(write_config(folder), ["engine.backend=single", *overrides], 1)
+    with logging_as_before():
+        run = build(settings, Topology(0, 1, torch.device("cpu")), Screen(first_rank=False), time.perf_counter())
+    try:
+        yield run
+    finally:
+        assert run.sinks is not None
+        run.sinks.close()
+
+
+@contextmanager
+def logging_as_before() -> Iterator[None]:
+    """A run takes all logging of its process to a file; here it is given back."""
+    loggers = [logging.getLogger(name) for name in (None, "DeepSpeed", "transformers", "torch", "datasets")]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for handler in logging.getLogger().handlers:
+            handler.close()
+        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+
+
+def one(prompts: list[str], responses: list[str], continuations: list[str]) -> list[float]:
+    """The reward term `tests.tiny:one`: 1 for every response."""
+    return [1.0] * len(responses)

@@ -1,6 +1,7 @@
 """The whole config: the shipped run, the batch algebra by counting, the files against each other, and origins."""
 
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -122,6 +123,22 @@ def test_numbers_in_the_json_that_say_what_the_yaml_says_are_accepted(files):
     )
     rates = ["ppo.max_grad_norm=2.0", "ppo.policy_lr=1e-4", "ppo.value_lr=1e-4"]
     assert files.load(*rates, world_size=2).micro_batch == 2
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_every_auto_is_filled_from_the_yaml_and_the_number_of_ranks(files, bf16):
+    """24 rollouts, 3 minibatches, 2 micro-batches, 2 ranks: 8 in a step, 2 in a micro-batch; one rate a network."""
+    files.change_train({"bf16.enabled": bf16, "scheduler.type": "WarmupLR"})
+    numbers = ["ppo.max_grad_norm=0.7", "ppo.policy_lr=2e-4", "ppo.value_lr=3e-4"]
+    filled = files.load(*numbers, world_size=2).deepspeed()
+    for role, rate in (("policy", 2e-4), ("value", 3e-4)):
+        json_ = filled[role]
+        assert (json_["train_batch_size"], json_["train_micro_batch_size_per_gpu"]) == (8, 2)
+        assert (json_["gradient_clipping"], json_["optimizer"]["params"]["lr"]) == (0.7, rate)
+        assert json_["gradient_accumulation_steps"] == 2
+        assert "scheduler" not in json_, "the rate is given to each step"
+    assert [filled[role]["bf16"]["enabled"] for role in ("policy", "value", "frozen")] == [bf16] * 3
+    assert "auto" not in json.dumps(filled)
 
 
 def test_a_json_is_found_from_the_working_folder_then_beside_the_yaml_then_above_it(files, tmp_path, monkeypatch):

@@ -92,6 +92,25 @@ def test_progress_of_three_rounds_worked_by_hand():
     assert got == pytest.approx((1.5, math.sqrt(1 / 12), 0.5), rel=1e-14)
 
 
+def test_the_larger_of_the_two_errors_counts():
+    """The three rounds above: 1/2 by pairs, sqrt(1/12) by residuals; with both items alike the residuals are all."""
+    for losses, error in (([[5, 5], [2, 4], [1, 3]], 0.5), ([[5, 5], [3, 3], [2, 2]], math.sqrt(1 / 12))):
+        estimator = ProgressEstimator(1, kappa=0)
+        seen = [estimator.observe([panel([0, 1], row)]).progress_se[0] for row in losses]
+        assert seen[2] == pytest.approx(error, rel=1e-14)
+
+
+def test_differences_weigh_common_items_by_their_own_tokens():
+    """Item i has 1, 1, 3, 7 or 9 tokens.  Items 1 and 2 fall by 1 and 4, so D by (1 + 3 * 4) / 4; 2 and 3 then rest.
+
+    The series is 0, -13/4, -13/4, and its slope half of that.
+    """
+    tokens = np.array([1, 1, 3, 7, 9])
+    rounds = [([0, 1, 2], [9, 4, 8]), ([1, 2, 3], [3, 4, 6]), ([2, 3, 4], [4, 6, 2])]
+    got = measure_progress([panel(items, losses, tokens[items]) for items, losses in rounds], kappa=0)
+    assert got.progress == pytest.approx(13 / 8, rel=1e-14)
+
+
 def test_progress_is_the_slope_of_polyfit_with_its_standard_error():
     """On a panel that stays, the chained series is the series itself."""
     losses = np.random.default_rng(1).normal(2, 0.3, (9, 40)) - 0.05 * np.arange(9)[:, None]

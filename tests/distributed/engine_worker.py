@@ -193,13 +193,17 @@ def skip_cases(topology: Topology) -> dict[str, Any]:
     return results
 
 
-def refresh_case(stage: int, topology: Topology) -> dict[str, float]:
-    """Two forwards of the frozen engine, policy steps that move the logprobs, a refresh, the next forward."""
+def refresh_case(stage: int, threshold: int, topology: Topology) -> dict[str, float]:
+    """Two forwards of the frozen engine, policy steps that move the logprobs, a refresh, the next forward.
+
+    Beyond a threshold of 0 parameters stay gathered after a forward: the config refuses it, the engine copes with it.
+    """
     json_ = training(stage, "bfloat16", 1)
     policy_net, value_net = networks("bfloat16", tied=True)
     policy, value = (sharded(m, stage, "bfloat16", 1, topology) for m in (policy_net, value_net))
     frozen_file = Path(__file__).parents[2] / "ds_configs" / "frozen_cpu_offload.json"
     config = frozen_json(FrozenJSON.model_validate_json(frozen_file.read_text()), json_)
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = threshold
     frozen = DeepSpeedFrozen(build_copy(shape(True), V, torch.bfloat16, "chunked"), config, topology)
     frozen.refresh(policy)
     batch, moved, stale, fresh = rollouts(), 0.0, 0.0, 0.0
@@ -270,7 +274,7 @@ def main() -> None:
     results = {
         "gradients": gradient_cases(topology),
         "skips": skip_cases(topology),
-        "refresh": {f"stage{stage}": refresh_case(stage, topology) for stage in (1, 3)},
+        "refresh": {f"stage{s} threshold{t}": refresh_case(s, t, topology) for s, t in ((1, 0), (3, 0), (3, 10**5))},
         "replica": replica_case(topology),
         "unlike": [topology.unlike_the_first(topology.rank), topology.unlike_the_first("same")],
     }

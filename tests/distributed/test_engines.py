@@ -56,10 +56,10 @@ def test_a_loss_that_is_not_finite_on_one_rank_steps_neither_network_and_leaves_
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("stage", ["stage1", "stage3"])
-def test_a_refresh_is_seen_by_the_frozen_engines_next_forward(figures, ranks, stage):
+@pytest.mark.parametrize("name", ["stage1 threshold0", "stage3 threshold0", "stage3 threshold100000"])
+def test_a_refresh_is_seen_by_the_frozen_engines_next_forward(figures, ranks, name):
     """The engine had been used twice before each of three refreshes, and the policy had moved far."""
-    case = figures[ranks]["refresh"][stage]
+    case = figures[ranks]["refresh"][name]
     assert case["moved"] > 0.1
     assert case["frozen_moved_without_refresh"] == 0
     assert case["after_refresh"] == 0

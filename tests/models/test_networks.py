@@ -117,6 +117,13 @@ def test_a_bfloat16_model_keeps_its_rotary_frequencies_in_float32():
         assert (buffer.bfloat16().float() - expected).abs().max() > 1e-4
 
 
+def test_the_base_of_the_rotary_embedding_is_the_configs():
+    """500^(-2i/d), d = 16."""
+    network = build_policy(shape(rope_theta=500.0), V, torch.float32, 1, "chunked")
+    expected = torch.tensor([500.0 ** (-2 * i / 16) for i in range(8)])
+    torch.testing.assert_close(network.lm.model.rotary_emb.inv_freq, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("spread", [0.02, 0.3])
 def test_the_initial_matrices_spread_by_the_initializer_range(spread):
     """Standard deviation of n normals: sd (1 +- 4 / sqrt(2n)); norms start at 1."""

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
-from destruct.models.policy import build_copy, build_policy
+from destruct.models.policy import build_copy, build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.rollout.rewards import Reward, RewardContext
 from destruct.rollout.score import ScoreSettings, policy_inputs, response_logprobs, score, with_advantages
@@ -35,6 +36,7 @@ def networks():
     policy = SingleEngine(build_policy(SHAPE, V, torch.float32, 1, "chunked"), Optimizer(), 1, 1.0)
     frozen = SingleFrozen(build_copy(SHAPE, V, torch.float32, "chunked"))
     value = SingleEngine(build_value(SHAPE, V, torch.float32, 3), Optimizer(), 1, 1.0)
+    torch.nn.init.normal_(value.module.head.weight, std=0.5, generator=torch.Generator().manual_seed(4))
     return policy, frozen, value
 
 
@@ -61,6 +63,21 @@ def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(net
     assert kl.abs().max() > 0.1, "the two networks differ"
     torch.testing.assert_close(taxed.rewards, expected - 0.3 * kl)
     assert torch.equal(taxed.rewarded.score, free.rewarded.score), "the score leaves the penalty out"
+
+
+@torch.no_grad()
+def test_both_logprobs_are_plain_transformers_at_the_sampling_temperature_and_values_those_before_each_token(networks):
+    """The KL penalty compares two distributions that were divided by the same temperature."""
+    batch = rollouts([5, 2, 3])
+    scored = score(Reward({"eos": 1.0}, RewardContext(2, None))(batch), *networks, ScoreSettings(0.6, True, 0.1))
+    for engine, got in ((networks[0], scored.old_logprobs), (networks[1], scored.reference_logprobs)):
+        plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V), dtype=torch.float32)
+        plain.load_state_dict({n.removeprefix("lm."): p for n, p in engine.module.named_parameters()}, strict=False)
+        logprobs = (plain(batch.tokens).logits[:, P - 1 : -1] / 0.6).log_softmax(-1)
+        expected = logprobs.gather(2, batch.responses[:, :, None]).squeeze(2) * batch.mask
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    every = networks[2].module(batch.tokens, torch.arange(batch.tokens.numel())).view(3, P + R)
+    torch.testing.assert_close(scored.old_values, every[:, P - 1 : -1] * batch.mask, atol=1e-6, rtol=0)
 
 
 def test_an_empty_micro_batch_scores_nothing_and_still_calls_every_network(networks):
@@ -102,3 +119,24 @@ def test_advantages_are_white_over_all_micro_batches_and_returns_are_not():
     for t in parts:
         to_go = t.scored.rewards.flip(1).cumsum(1).flip(1) * t.scored.rollouts.mask
         torch.testing.assert_close(t.returns, to_go)
+
+
+def scored_by_hand() -> ScoredBatch:
+    """Lengths 3 and 2; rewards 0, 0, 8 and 2, 4, values 2, 4, 6 and 1, 3; what lies behind them is padding."""
+    batch = rollouts([3, 2])
+    rewards = torch.tensor([[0.0, 0, 8, 0, 0], [2, 4, 0, 0, 0]])
+    values = torch.tensor([[2.0, 4, 6, 0, 0], [1, 3, 0, 0, 0]])
+    return ScoredBatch(RewardedBatch(batch, rewards[:, 0], rewards[:, :1]), rewards, rewards, values, rewards)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "lam", "returns"),
+    [
+        (0.5, 0.0, [[2.0, 3, 8, 0, 0], [3.5, 4, 0, 0, 0]]),  # r + V / 2 of the next token
+        (0.0, 0.5, [[0.0, 0, 8, 0, 0], [2, 4, 0, 0, 0]]),  # r alone
+        (0.5, 1.0, [[2.0, 4, 8, 0, 0], [4, 4, 0, 0, 0]]),  # rewards to go, halved with each token
+    ],
+)
+def test_returns_worked_by_hand_tell_gamma_from_lam(gamma, lam, returns):
+    (done,) = with_advantages([Minibatch((scored_by_hand(),), 5, 10)], gamma, lam, ALONE)
+    assert done.micro_batches[0].returns.tolist() == returns
