@@ -68,7 +68,7 @@ def test_a_refresh_is_seen_by_the_frozen_engines_next_forward(figures, ranks, na
 
 def test_the_padding_of_shards_and_masters_is_still_zero_after_four_updates(figures):
     """The value head's bias has one element; of two ranks the second holds padding alone."""
-    case = figures[2]["refresh"]["stage3"]
+    case = figures[2]["refresh"]["stage3 threshold0"]
     assert case["padded"] >= 2, "there is padding to look at"
     assert case["largest_padding"] == 0
 
