@@ -1,13 +1,24 @@
-"""What the loop writes down: figures per source and per update."""
+"""What the loop writes down: figures by hand and over ranks, samples, and the summary."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.curriculum.estimates import Estimates
 from destruct.engine.topology import Topology
-from destruct.recording import explained_variance, mean_over_sources
+from destruct.loop import one_update
+from destruct.recording import (
+    _rollout_figures,
+    explained_variance,
+    mean_over_sources,
+    record_round,
+    summarize,
+)
+from tests.tiny import tiny_run
 
 
 def test_the_reward_is_averaged_per_source_first_and_a_source_that_was_not_drawn_is_left_out():
@@ -38,3 +49,89 @@ def test_explained_variance_over_two_micro_batches_worked_by_hand():
     alone = Topology(0, 1, torch.device("cpu"))
     assert explained_variance(batches, alone) == pytest.approx(0.95)
     assert math.isnan(explained_variance([trained([[2.0, 2.0]], [[0.0, 1.0]], [2])], alone)), "constant returns"
+
+
+def scored(lengths: list[int], stopped: list[bool], terms: list[list[float]]) -> ScoredBatch:
+    """Rollouts whose sampled tokens lost half a nat against the reference's; what lies behind them is padding."""
+    batch = trained([[0.0] * 4] * len(lengths), [[0.0] * 4] * len(lengths), lengths).scored
+    rollouts = RolloutBatch(batch.rollouts.prompts, batch.rollouts.tokens, batch.rollouts.mask, torch.tensor(stopped))
+    zero = batch.rewards
+    return ScoredBatch(
+        RewardedBatch(rollouts, batch.rewarded.score, torch.tensor(terms)), zero - 1.0, zero - 1.5, zero, zero
+    )
+
+
+def test_the_figures_of_rollouts_worked_by_hand(tmp_path):
+    """Three rollouts of 2, 1 and 3 tokens, two of which ended by themselves; the policy is half a nat surer."""
+    batches = [scored([2, 1], [True, False], [[1.0, 2.0], [3.0, 4.0]]), scored([3], [True], [[5.0, 6.0]])]
+    with tiny_run(tmp_path) as run:
+        assert _rollout_figures(run, batches, 3) == pytest.approx(
+            {
+                "kl/sampled": 0.5,
+                "rollout/response_tokens": 2.0,
+                "rollout/eos_rate": 2 / 3,
+                "rollout/term/repetition": 3.0,
+                "rollout/term/continuation_overlap": 4.0,
+            }
+        )
+
+
+def test_an_update_writes_as_many_samples_as_the_config_asks_for_and_their_rewards_are_its_own(tmp_path):
+    """16 rollouts in four micro-batches of four: 6 are one and a half micro-batches; 16 are all."""
+    with tiny_run(tmp_path, "run.samples_per_update=6") as run:
+        one_update(run)
+        assert len((run.folder / "samples.jsonl").read_text().splitlines()) == 6
+    with tiny_run(tmp_path, "run.samples_per_update=16") as run:
+        one_update(run)
+        samples = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
+        logged = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    (line,) = [line for line in logged if "ppo/steps" in line]
+    assert len(samples) == 16
+    assert line["rollout/reward"] == pytest.approx(sum(sample["reward"] for sample in samples) / 16)
+    for name in ("arithmetic", "noise"):
+        rewards = [sample["reward"] for sample in samples if sample["source"] == name]
+        assert line[f"rollout/reward/{name}"] == pytest.approx(sum(rewards) / len(rewards))
+
+
+def test_tokens_per_second_are_the_tokens_of_the_update_over_the_seconds_of_its_phases(tmp_path):
+    with tiny_run(tmp_path) as run:
+        one_update(run)
+        (line,) = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()[-1:]]
+    phases = [name for name in line if name.startswith("time/") and name != "time/tokens_per_s"]
+    assert {"time/generate", "time/score", "time/update", "time/kl", "time/round"} == set(phases)
+    assert line["time/tokens_per_s"] * sum(line[name] for name in phases) == pytest.approx(run.state.tokens)
+
+
+def test_the_rewards_of_the_summary_are_those_of_the_first_and_the_last_tenth_of_the_updates(tmp_path):
+    """Of 25 updates the first two and the last two; update u brings rewards of u and 3u."""
+    with tiny_run(tmp_path) as run:
+        state = run.state
+        state.update, state.breaches, state.kl_max, state.skipped, state.tokens = 25, 3, 0.2, 5, 7000
+        state.rewards = [[[4.0 * u, 4], [12.0 * u, 4]] for u in range(25)]
+        state.validation = dict.fromkeys(("before", "after_warmup", "after"), {})
+        summary = summarize(run)
+    assert (summary.reward_before, summary.reward_after) == (2 * 0.5, 2 * 23.5)
+    names = ("updates", "kl_breaches", "kl_max", "skipped_steps", "tokens", "kl_bound", "seed", "world_size")
+    assert [getattr(summary, name) for name in names] == [25, 3, 0.2, 5, 7000, 1.0, 3, 1]
+
+
+def test_a_round_logs_each_figure_of_each_source_under_its_own_name(tmp_path):
+    """Before the third round the weights stand at the prior while the target moves; an unknown error is null."""
+    columns = [np.array([i + 0.25, i + 0.5]) for i in range(4)]
+    certain = Estimates(0, *columns, np.array([0.1, 0.0]), np.zeros(2))
+    unknown = Estimates(1, *columns, np.zeros(2), np.full(2, math.inf))
+    with tiny_run(tmp_path) as run:
+        for estimates in (certain, unknown):
+            run.curriculum.strategy.observe(estimates)
+            record_round(run, estimates)
+        first, second = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    figures = ("weight", "target", "difficulty", "difficulty_se", "variance", "metric", "progress", "progress_se")
+    logged = {name: [first[f"curriculum/{name}/{source}"] for source in ("arithmetic", "noise")] for name in figures}
+    assert logged == {
+        "weight": [0.5, 0.5],
+        "target": pytest.approx([0.9, 0.1]),
+        **{name: column.tolist() for name, column in zip(figures[2:6], columns, strict=True)},
+        "progress": [0.1, 0.0],
+        "progress_se": [0.0, 0.0],
+    }
+    assert second["curriculum/progress_se/noise"] is None

@@ -188,7 +188,8 @@ def arguments_for(source: str, *more: str) -> list[str]:
 @pytest.fixture
 def data(alone, monkeypatch, tmp_path_factory):
     """Files of four kinds in the working folder; the cache of `datasets` lies outside it."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     (alone / "good.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
     (alone / "empty.txt").write_text("\n \n")

@@ -155,17 +155,6 @@ def test_steps_are_the_plan_less_what_the_early_stop_skipped(batch):
         assert moments["step"].item() == steps, "Adam's own count"
 
 
-def test_the_learning_rate_of_each_step_is_the_schedules(batch):
-    """A rate of 0 for all steps but the first leaves the weights where the first step left them."""
-    after = []
-    for epochs in (1, 4):
-        policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
-        first_only = settings(epochs=epochs, policy_lr=lambda step: 1e-3 if step == 7 else 0.0)
-        ppo_update(policy, value, packed(batch), COEFFICIENTS, first_only, 7, torch.Generator(), ALONE)
-        after.append([p.detach().clone() for p in policy.parameters])
-    assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
-
-
 def test_each_network_steps_by_its_own_schedule_and_the_minibatches_of_each_epoch_are_shuffled(batch, monkeypatch):
     seen = []
     policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))

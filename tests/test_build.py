@@ -1,0 +1,121 @@
+"""The composition root on tiny runs: which value of the config reaches which part."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from destruct.curriculum.estimates import Estimates
+from destruct.data.sources import load_sources
+from destruct.data.tokenizing import train_tokenizer
+from destruct.data.windows import pack_sources
+from destruct.loop import one_update
+from tests.tiny import ROOT, tiny_run
+
+
+@pytest.mark.parametrize(
+    ("in_reward", "in_loss", "reward", "loss"),
+    [("true", "none", 0.3, 0.0), ("false", "k2", 0.0, 0.3), ("true", "k3", 0.3, 0.3)],
+)
+def test_beta_as_it_stands_now_goes_where_the_config_says(tmp_path, in_reward, in_loss, reward, loss):
+    """A breach has raised it from 0.05 to 0.3."""
+    with tiny_run(tmp_path, f"kl.in_reward={in_reward}", f"kl.in_loss={in_loss}") as run:
+        run.state.kl_coef = 0.3
+        assert run.score_settings().kl_coef == reward
+        assert (run.coefficients().kl_coef, run.coefficients().kl_estimator) == (loss, in_loss)
+
+
+def test_the_numbers_of_the_update_and_of_scoring_are_the_configs(tmp_path):
+    """Six updates of three epochs of two minibatches are 36 steps."""
+    numbers = {"clip_range": 0.1, "entropy_coef": 0.03, "epochs": 3, "early_stop_kl": 0.02, "ptx_coef": 0.7}
+    numbers |= {"policy_lr": 2e-4, "value_lr": 3e-4, "value_clip_range": 0.4}
+    overrides = [f"ppo.{name}={value}" for name, value in numbers.items()]
+    with tiny_run(tmp_path, *overrides, "rollout.temperature=0.8") as run:
+        update, loss, scoring = run.update_settings, run.coefficients(), run.score_settings()
+    assert (update.epochs, update.early_stop_kl, update.ptx_coef, update.value_clip_range) == (3, 0.02, 0.7, 0.4)
+    assert (update.policy_lr(0), update.value_lr(0)) == (2e-4, 3e-4)
+    assert (update.policy_lr.total_steps, update.value_lr.total_steps) == (36, 36)
+    assert (loss.clip_low, loss.clip_high, loss.entropy_coef) == (0.1, 0.1, 0.03)
+    assert (update.temperature, scoring.temperature) == (0.8, 0.8)
+    assert scoring.ptx, "the rows of training"
+
+
+def test_the_scheduler_of_the_json_shapes_the_rates_of_the_config(tmp_path):
+    """Two linear steps of warm-up: 0, half, then all of it."""
+    block = {"type": "WarmupLR", "params": {"warmup_num_steps": 2, "warmup_type": "linear"}}
+    zero3 = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    (tmp_path / "warm.json").write_text(json.dumps(zero3 | {"scheduler": block}))
+    rates = ["ppo.policy_lr=2e-4", "ppo.value_lr=3e-4"]
+    with tiny_run(tmp_path, f"engine.deepspeed={tmp_path / 'warm.json'}", *rates) as run:
+        update = run.update_settings
+    assert [update.policy_lr(step) for step in range(4)] == [0.0, 1e-4, 2e-4, 2e-4]
+    assert [update.value_lr(step) for step in range(4)] == [0.0, 1.5e-4, 3e-4, 3e-4]
+
+
+def test_every_part_gets_its_own_number_of_the_config(tmp_path):
+    numbers = [
+        "reward.ngram=2",
+        "ppo.max_grad_norm=0.7",
+        "run.keep_checkpoints=5",
+        "curriculum.difficulty_sample_size=9",
+    ]
+    with tiny_run(tmp_path, *numbers, "kl.coef=0.2") as run:
+        assert run.reward.context.ngram == 2
+        assert (run.policy.max_grad_norm, run.value.max_grad_norm) == (0.7, 0.7)
+        assert (run.policy.accumulation, run.value.accumulation) == (2, 2), "of zero3.json"
+        assert (run.store.keep, run.curriculum.panel_size) == (5, 9)
+        assert run.state.kl_coef == 0.2
+        assert [(source.name, source.learnable) for source in run.validation_sets] == [
+            ("arithmetic", True),
+            ("noise", False),
+        ]
+
+
+def test_an_epoch_is_the_tokens_of_all_sources_over_the_window_tokens_of_an_update(tmp_path):
+    """16 windows of 16 tokens in an update, two epochs."""
+    with tiny_run(tmp_path, "run.updates_per_epoch=null") as run:
+        tokens = sum(window.numel() for windows in run.train_windows for window in windows)
+        assert run.updates == 2 * (tokens // 256) > 20
+
+
+def test_held_out_windows_are_shuffled_and_their_bytes_are_those_of_what_is_scored(tmp_path):
+    """Both sources are ASCII: a window's bytes are the characters of its text, less those of its first token."""
+    with tiny_run(tmp_path) as run:
+        packed = pack_sources(load_sources(run.config.data, run.config.run.seed), run.config.data, 16, run.tokenizer)
+        for source, panel, held_out in zip(packed, run.curriculum.held_out, run.validation_sets, strict=True):
+            in_order = source.validation.tokens.tolist()
+            assert panel.tolist() != in_order and sorted(panel.tolist()) == sorted(in_order)
+            assert held_out.windows.tolist() == panel.tolist()[:4]
+            assert held_out.bytes == sum(len(run.tokenizer.decode(window[1:])) for window in held_out.windows)
+
+
+def test_the_tokenizer_has_seen_no_held_out_text(tmp_path):
+    with tiny_run(tmp_path, "data.tokenizer.vocab_size=400") as run:
+        documents = load_sources(run.config.data, run.config.run.seed)
+        training = [text for source in documents for text in source.train]
+        held_out = [text for source in documents for text in source.validation]
+        assert run.tokenizer.text == train_tokenizer(training, 400) != train_tokenizer(training + held_out, 400)
+
+
+def test_the_floor_is_a_share_of_the_equal_weight_and_kappa_weighs_the_spread(tmp_path):
+    """Two sources and a floor of 1/5 of 1/2; the second is not learnt and sinks to it, its target being 0.1."""
+    certain = np.array([0.1, 0.0]), np.zeros(2)
+    with tiny_run(tmp_path, "curriculum.floor=0.4", "curriculum.kappa=0.5") as run:
+        for round_index in range(40):
+            run.curriculum.strategy.observe(Estimates(round_index, *[np.ones(2)] * 4, *certain))
+        assert run.curriculum.weights.tolist() == pytest.approx([0.8, 0.2])
+        assert run.curriculum.estimator.kappa == 0.5
+
+
+def test_a_resumed_run_stands_where_its_checkpoint_was_taken(tmp_path):
+    """After one update; the seconds of the first life are told with those of the second."""
+    with tiny_run(tmp_path, "run.checkpoint_every=1") as first:
+        one_update(first)
+    with tiny_run(tmp_path, "run.resume=auto") as again:
+        assert dataclasses.asdict(again.state) == dataclasses.asdict(first.state)
+        assert again.seconds_before == first.state.seconds > 0
+        assert again.mixture.state_dict() == first.mixture.state_dict()
+        assert again.curriculum.state_dict() == first.curriculum.state_dict()
+        again.save()
+        assert again.state.seconds > first.state.seconds
