@@ -14,7 +14,8 @@ class DestructError(Exception):
 
     def __init__(self, problem: str, remedy: str, exit_code: Exit = Exit.CONFIG):
         # All of them, or the exception does not unpickle in another process.
-        problem, remedy = (" ".join(text.split()) for text in (problem, remedy))
+        # What others raised, and is quoted here, may be of many lines.
+        problem, remedy = (" ".join(map(str.strip, text.splitlines())) for text in (problem, remedy))
         super().__init__(problem, remedy, exit_code)
         self.problem, self.remedy, self.exit_code = problem, remedy, exit_code
 
