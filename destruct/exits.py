@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of every `python -m destruct.<door>`; schedulers decide by them whether to requeue."""
+    """Exit codes of every command, `python -m destruct.<command>`; schedulers decide by them whether to requeue."""
 
     DONE = 0
     CONFIG = 2

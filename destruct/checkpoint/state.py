@@ -15,7 +15,7 @@ class TrainState:
     update: int = 0  # PPO updates finished
     optimizer_steps: int = 0  # PPO steps of each network
     tokens: int = 0  # drawn window tokens and sampled tokens, warm-up included
-    seconds: float = 0.0  # of training, earlier lives included
+    seconds: float = 0.0  # of training, before a resume included
     kl_max: float = 0.0  # largest k3(policy || reference) after an update, nats per token
     breaches: int = 0  # updates that ended beyond kl.bound
     skipped: int = 0  # optimizer steps dropped because a loss was not finite

@@ -82,7 +82,7 @@ class CheckpointStore:
         pointer = self.folder / POINTER
         if not pointer.exists():
             return None
-        name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else "a folder"
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
         folder = self.folder / name
         if not name.startswith("step-") or folder.parent != self.folder or not folder.is_dir():
             raise DestructError(

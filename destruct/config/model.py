@@ -32,12 +32,12 @@ class LlamaShape(Section):
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not an even multiple of "
-                f"num_attention_heads={self.num_attention_heads}; every head needs an even width"
+                f"num_attention_heads={self.num_attention_heads}; make it a multiple of twice num_attention_heads"
             )
         if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is no multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}; query heads share the others in equal groups"
+                f"num_key_value_heads={self.num_key_value_heads}; choose a divisor of num_attention_heads"
             )
         return self
 

@@ -25,7 +25,7 @@ class Screen:
 
     @contextmanager
     def phase(self, name: str, total: int, done: int = 0) -> Iterator["Phase"]:
-        """Show the progress of `total` steps, of which `done` were made in an earlier life."""
+        """Show the progress of `total` steps, of which `done` were made before a resume."""
         left = TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=8))
         columns = (TextColumn("{task.description:<8}"), BarColumn(16), MofNCompleteColumn(), left)
         status = TextColumn("{task.fields[status]}", markup=False)

@@ -20,7 +20,7 @@ class Sinks:
 
     Args:
         folder: the run's folder.
-        resumed_update: updates that the checkpoint holds; what an earlier life wrote after them is dropped.
+        resumed_update: updates that the checkpoint holds; what was written after them before a resume is dropped.
     """
 
     def __init__(self, folder: Path, resumed_update: int):
@@ -91,6 +91,5 @@ def log_to_file(folder: Path, rank: int) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name is None else []
         logger.propagate = True
-    logging.getLogger("DeepSpeed").setLevel(
-        logging.INFO
-    )  # steps_per_print and wall_clock_breakdown speak at this level
+    # steps_per_print and wall_clock_breakdown of the JSON speak at this level.
+    logging.getLogger("DeepSpeed").setLevel(logging.INFO)

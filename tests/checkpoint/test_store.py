@@ -164,6 +164,13 @@ def refused(store: CheckpointStore, path: Path) -> None:
     assert caught.value.remedy == "start the run anew with run.resume=never", "there is no older one"
 
 
+def test_a_folder_in_the_place_of_the_pointer_is_refused(store, saved):
+    (store.folder / "latest").unlink()
+    (store.folder / "latest").mkdir()
+    with pytest.raises(DestructError, match="latest names '', which is no checkpoint here"):
+        store.latest()
+
+
 def test_the_remedy_for_a_damaged_checkpoint_names_the_one_before_it(store, saved):
     newer = store.save(6, [write], FACTS)
     (newer / "policy" / "state.pt").write_bytes(b"")

@@ -1,5 +1,6 @@
 """Ranks: what a process owns, and collectives that leave a lonely rank's tensors alone."""
 
+import socket
 from itertools import product
 
 import pytest
@@ -117,6 +118,34 @@ def test_what_every_rank_makes_for_itself_is_returned_and_a_users_mistake_names_
     with pytest.raises(DestructError, match="^the reward returned 3") as caught:
         ALONE.together(fail)
     assert (caught.value.remedy, caught.value.exit_code) == ("return one each", Exit.ENVIRONMENT)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """The environment of one process without a launcher, and no process group."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what `start` sets is taken back
+        monkeypatch.delenv(name)
+
+
+def test_a_port_that_is_taken_is_a_fault_of_the_environment_in_one_line(alone, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(DestructError, match=f"cannot meet at 127.0.0.1:{taken.getsockname()[1]}: ") as caught:
+            topology.start(timeout_s=5)
+    assert caught.value.exit_code == Exit.ENVIRONMENT and "MASTER_PORT" in caught.value.remedy
+    assert not torch.distributed.is_initialized()
+
+
+def test_more_ranks_than_gpus_are_refused_on_every_rank(alone, monkeypatch):
+    """The machine is stood in for: torch would count 4 GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(DestructError, match="8 ranks were started on a machine with 4 GPU") as caught:
+        topology.start()
+    assert (caught.value.exit_code, caught.value.remedy) == (Exit.ENVIRONMENT, "start 4, one a GPU")
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
