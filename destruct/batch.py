@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 BatchT = TypeVar("BatchT")
 OtherT = TypeVar("OtherT")
@@ -47,27 +47,36 @@ class PromptBatch:
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """Prompts with what the policy sampled after them."""
+    """Prompts with what the policy sampled after them, one token after another, or each after the data's own text."""
 
     prompts: PromptBatch
-    tokens: Tensor  # (B, T) int64   prompt, response, padding
+    responses: Tensor  # (B, R) int64  sampled tokens, then padding
     mask: Tensor  # (B, R) bool    True on sampled tokens, eos included: a prefix of each row
-    stopped: Tensor  # (B,)   bool    the response ended with eos rather than at R tokens
+    stopped: Tensor  # (B,)   bool    the response ended with eos or a stop string rather than at R tokens
+    teacher_forced: bool  # the state of a token is the true text before it, not what was sampled before it
 
     def __post_init__(self) -> None:
         b, t = self.prompts.windows.shape
-        _require(self, "tokens", (b, t))
+        _require(self, "responses", (b, t - self.prompts.prompt_tokens))
         _require(self, "mask", (b, t - self.prompts.prompt_tokens))
         _require(self, "stopped", (b,))
 
     def select(self, rows: Tensor) -> RolloutBatch:
         """The rollouts at `rows` (b,) int64."""
-        return RolloutBatch(self.prompts.select(rows), self.tokens[rows], self.mask[rows], self.stopped[rows])
+        prompts = self.prompts.select(rows)
+        return RolloutBatch(prompts, self.responses[rows], self.mask[rows], self.stopped[rows], self.teacher_forced)
 
     @property
-    def responses(self) -> Tensor:
-        """(B, R) int64, padding included."""
-        return self.tokens[:, self.prompts.prompt_tokens :]
+    def tokens(self) -> Tensor:
+        """(B, T) int64, what the networks read: prompt, response, padding; the window itself when teacher-forced."""
+        if self.teacher_forced:
+            return self.prompts.windows
+        return torch.cat([self.prompts.windows[:, : self.prompts.prompt_tokens], self.responses], 1)
+
+    @property
+    def continuations(self) -> Tensor:
+        """(B, R) int64: what the data has in the place of the responses."""
+        return self.prompts.windows[:, self.prompts.prompt_tokens :]
 
     @property
     def lengths(self) -> Tensor:
@@ -96,14 +105,16 @@ def micro_batches(minibatches: Iterable[Minibatch[BatchT]]) -> list[BatchT]:
 
 @dataclass(frozen=True, slots=True)
 class RewardedBatch:
-    """Rollouts with their score, in which no KL penalty is."""
+    """Rollouts with what they are worth, in which no KL penalty is."""
 
     rollouts: RolloutBatch
-    score: Tensor  # (B,)   float32  reward units: weighted sum of the terms
-    terms: Tensor  # (B, K) float32  each reward term before its weight, in the config's order
+    rewards: Tensor  # (B, R) float32  reward units: weighted sum of the terms; a sequence's score on its last token
+    score: Tensor  # (B,)   float32  reward units: sum of the rewards; their mean when teacher-forced
+    terms: Tensor  # (B, K) float32  each term before its weight, in the config's order; a term per token as its mean
 
     def __post_init__(self) -> None:
-        rows = len(self.rollouts.tokens)
+        rows = len(self.rollouts.responses)
+        _require(self, "rewards", tuple(self.rollouts.mask.shape))
         _require(self, "score", (rows,))
         _require(self, "terms", (rows, *self.terms.shape[1:]))
 
@@ -114,9 +125,9 @@ class ScoredBatch:
 
     rewarded: RewardedBatch
     old_logprobs: Tensor  # (B, R) float32  nats, under the policy that sampled
-    reference_logprobs: Tensor  # (B, R) float32  nats, under the frozen model
+    reference_logprobs: Tensor  # (B, R) float32  nats, under the reference
     old_values: Tensor  # (B, R) float32  reward units, V(s_t) before token t
-    rewards: Tensor  # (B, R) float32  reward units: score on the last real token, less the KL penalty
+    rewards: Tensor  # (B, R) float32  reward units: those of the terms, less the KL penalty
 
     def __post_init__(self) -> None:
         shape = tuple(self.rollouts.mask.shape)

@@ -9,13 +9,16 @@ import torch
 from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch, UpdateStats, micro_batches
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
+from destruct.drift import Probe, kl_from_initial, measure, probe_prompts, probe_windows
 from destruct.engine.schedule import cosine_to_tenth
 from destruct.evaluation import Validation, validate
 from destruct.ppo.kl import next_coef
 from destruct.ppo.update import kl_to_reference, ppo_update
-from destruct.recording import record_round, record_update, record_validation, reward_per_source
+from destruct.prompting import continue_prompts
+from destruct.recording import record_prompts, record_round, record_update, record_validation, reward_per_source
 from destruct.rollout.generate import generate
 from destruct.rollout.packing import pack
+from destruct.rollout.per_position import draw_everywhere
 from destruct.rollout.score import score, with_advantages
 from destruct.run import Run
 from destruct.warmup import cross_entropy_step, value_pass
@@ -44,7 +47,7 @@ def one_update(run: Run) -> str:
         rollouts = roll_out(run, prompts)
     with watch("score"):
         scored = pack_and_score(run, rollouts)
-        batches = with_advantages(scored, config.ppo.gamma, config.ppo.lam, run.topology)
+        batches = with_advantages(scored, config.gamma, config.ppo.lam, run.topology)
     with watch("update"):
         stats = optimize(run, batches)
     with watch("kl"):
@@ -67,7 +70,7 @@ def one_update(run: Run) -> str:
 def draw(run: Run, weights: np.ndarray) -> PromptBatch:
     """B windows by the sampling weights, the same on every rank."""
     drawn = run.mixture.draw(run.config.rollout.batch_size, weights)
-    windows = torch.stack([run.train_windows[s][i] for s, i in zip(drawn.source, drawn.index, strict=True)])
+    windows = torch.stack([run.inputs.train[s][i] for s, i in zip(drawn.source, drawn.index, strict=True)])
     run.state.tokens += windows.numel()
     return PromptBatch(
         draw=drawn.number,
@@ -79,17 +82,13 @@ def draw(run: Run, weights: np.ndarray) -> PromptBatch:
 
 
 def roll_out(run: Run, prompts: PromptBatch) -> RolloutBatch:
-    """Fill the replica from the policy's shards and let it continue the prompts; all B rollouts on every rank."""
+    """Fill the replica from the policy's shards and let it sample; all B rollouts on every rank."""
     run.policy.fill(run.replica)
-    rollouts = generate(
-        run.replica,
-        prompts,
-        run.topology,
-        seed=run.config.run.seed,
-        temperature=run.config.rollout.temperature,
-        eos_id=run.tokenizer.eos_id,
-        pad_id=run.tokenizer.pad_id,
-    )
+    seed, how = run.config.run.seed, run.sampling
+    if run.config.rollout.mode == "per_position":
+        rollouts = draw_everywhere(run.replica, prompts, run.topology, seed, how.temperature)
+    else:
+        rollouts = generate(run.replica, prompts, run.topology, seed, how)
     run.state.tokens += int(rollouts.mask.sum())
     return rollouts
 
@@ -97,13 +96,12 @@ def roll_out(run: Run, prompts: PromptBatch) -> RolloutBatch:
 def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBatch]]:
     """Pack once, then score on exactly the micro-batches that the update will use."""
     order = torch.Generator().manual_seed(run.key("packing", rollouts.prompts.draw))
-    shuffled = torch.randperm(len(rollouts.tokens), generator=order)
+    shuffled = torch.randperm(len(rollouts.responses), generator=order)
     packed = pack(rollouts, shuffled, run.config.ppo.minibatches, run.policy.accumulation, run.topology)
-    # Before any forward: a user's reward may raise on one rank alone, and the others would wait in a gather.
-    rewarded = run.topology.together(lambda: [minibatch.map(run.reward) for minibatch in packed])
-    settings = run.score_settings()
+    networks, settings = run.networks, run.score_settings()
     return [
-        minibatch.map(lambda micro: score(micro, run.policy, run.frozen, run.value, settings)) for minibatch in rewarded
+        minibatch.map(lambda micro: score(micro, networks.policy, networks.reference, networks.value, settings))
+        for minibatch in run.reward(packed, run.topology)
     ]
 
 
@@ -141,10 +139,18 @@ def constrain(state: TrainState, kl: float, constraint: KLConfig, say: Callable[
 
 
 def evaluate(run: Run, phase: str) -> Validation:
-    """Validation loss of every source, logged under `phase`."""
+    """Validation loss of every source, the drift from the start, the user's prompts; logged under `phase`."""
+    temperature, config = run.config.rollout.temperature, run.config
     with run.watch("evaluate"):
-        validation = validate(run.policy, run.validation_sets, run.topology)
-    record_validation(run, phase, validation)
+        validation = validate(run.policy, run.inputs.validation, run.topology)
+        if run.probe is not None:
+            run.state.kl_from_initial = kl_from_initial(run.policy, run.probe, temperature, run.topology)
+        record_validation(run, phase, validation)
+        if run.prompts:
+            run.policy.fill(run.replica)
+            limit, seed = config.prompts.response_tokens, config.run.seed
+            said = continue_prompts(run.replica, run.prompts, limit, seed, run.sampling, run.topology)
+            record_prompts(run, phase, said)
     return validation
 
 
@@ -161,15 +167,29 @@ def warm_up(run: Run) -> None:
             run.mark_first_step()
             run.log("warmup", step, {"warmup/lm_loss": loss})
             progress.advance(f"loss {loss:.3f}")
-    run.frozen.refresh(run.policy)
+    for copy in run.networks.copies.values():
+        copy.refresh(run.policy)
     with run.screen.phase("value", warmup.value_updates) as progress:
         for step in range(warmup.value_updates):
             scored = pack_and_score(run, roll_out(run, draw(run, prior)))
             # lam = 1: Monte-Carlo returns, as a value network that knows nothing cannot bootstrap.
-            batches = with_advantages(scored, ppo.gamma, 1.0, run.topology)
+            batches = with_advantages(scored, run.config.gamma, 1.0, run.topology)
             loss, skipped = value_pass(run.value, batches, ppo.value_clip_range, ppo.value_lr, run.topology)
             run.state.skipped += skipped
             run.log("value_warmup", step, {"warmup/value_loss": loss})
             progress.advance(f"loss {loss:.4f}")
-    run.state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary()
+    # Where the policy was not trained, it is what it was before.
+    same = run.state.validation["before"]
+    run.state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary() if warmup.lm_updates else same
+    begin_ppo(run)
     run.watch.take()  # the first update's seconds are its own
+
+
+def begin_ppo(run: Run) -> None:
+    """Keep what the initial model says after some held-out prompts, to measure the drift from it."""
+    windows = probe_windows(run.inputs.held_out, run.topology.world_size)
+    prompts = probe_prompts(windows, run.config.rollout.prompt_tokens, run.topology.device)
+    rollouts = roll_out(run, prompts)
+    logprobs = measure(run.policy, rollouts, run.config.rollout.temperature, run.topology)
+    run.probe = Probe(rollouts, logprobs)
+    run.state.probe = run.probe.state_dict()

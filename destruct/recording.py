@@ -43,8 +43,21 @@ def record_validation(run: Run, phase: str, validation: Validation) -> None:
     """Log the held-out loss of every source; `phase` is before, after_warmup, ppo or after."""
     values = {f"validation/nats_per_token/{name}": x for name, x in validation.nats_per_token.items()}
     values |= {f"validation/bits_per_byte/{name}": x for name, x in validation.bits_per_byte.items()}
-    step = run.config.warmup.lm_updates if phase == "after_warmup" else run.state.update
-    run.log(phase, step, values | {"validation/mean": validation.mean})
+    if run.probe is not None:
+        values["kl/from_initial"] = run.state.kl_from_initial
+    run.log(phase, _step(run, phase), values | {"validation/mean": validation.mean})
+
+
+def _step(run: Run, phase: str) -> int:
+    return run.config.warmup.lm_updates if phase == "after_warmup" else run.state.update
+
+
+def record_prompts(run: Run, phase: str, said: list[list[int]]) -> None:
+    """Log the continuations of the user's prompts, as tokens."""
+    if run.sinks is None:
+        return
+    for prompt, tokens in zip(run.settings.prompts, said, strict=True):
+        run.sinks.prompt(phase, _step(run, phase), prompt.topic, prompt.text, run.tokenizer.decode(tokens))
 
 
 def record_update(
@@ -179,6 +192,7 @@ def summarize(run: Run) -> Summary:
         reward_after=mean_over_sources(state.rewards[-tenth:]),
         kl_max=state.kl_max,
         kl_bound=run.config.kl.bound,
+        kl_from_initial=state.kl_from_initial,
         kl_breaches=state.breaches,
         updates=state.update,
         rounds=run.curriculum.rounds,

@@ -4,8 +4,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from destruct.checkpoint import contents
 from destruct.checkpoint.identity import DATA, identity
 from destruct.checkpoint.state import TrainState
@@ -14,12 +12,14 @@ from destruct.config.settings import Config, Settings
 from destruct.curriculum.round import Curriculum
 from destruct.data.mixture import Mixture
 from destruct.data.tokenizing import Tokenizer
+from destruct.drift import Probe
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
-from destruct.evaluation import ValidationSet
+from destruct.inputs import Inputs
 from destruct.models.policy import PolicyNetwork
 from destruct.ops.rows import LossCoefficients
 from destruct.ppo.update import UpdateSettings
+from destruct.rollout.generate import Sampling
 from destruct.rollout.rewards import Reward
 from destruct.rollout.score import ScoreSettings
 from destruct.seeding import derive
@@ -37,18 +37,16 @@ class Run:
     folder: Path
     screen: Screen
     sinks: Sinks | None  # on the first rank alone
-    tokenizer: Tokenizer
     names: list[str]  # sources, in the order of every weight vector
-    data_digest: str  # SHA-256 of all windows
-    train_windows: list[Tensor]  # per source (n_k, T) int64
-    validation_sets: list[ValidationSet]
+    inputs: Inputs
+    prompts: list[list[int]]  # the user's own, as tokens
     mixture: Mixture
     curriculum: Curriculum
     reward: Reward
-    policy: TrainEngine
-    value: TrainEngine
-    frozen: FrozenEngine
+    networks: contents.Networks
     replica: PolicyNetwork
+    sampling: Sampling
+    probe: Probe | None  # made when PPO begins
     store: CheckpointStore
     updates: int  # PPO updates that the run plans
     update_settings: UpdateSettings
@@ -63,6 +61,26 @@ class Run:
     def config(self) -> Config:
         """The YAML."""
         return self.settings.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The one tokenizer."""
+        return self.inputs.tokenizer
+
+    @property
+    def policy(self) -> TrainEngine:
+        """pi_theta."""
+        return self.networks.policy
+
+    @property
+    def value(self) -> TrainEngine:
+        """V_phi."""
+        return self.networks.value
+
+    @property
+    def frozen(self) -> FrozenEngine:
+        """pi_F, the rolling copy."""
+        return self.networks.frozen
 
     @property
     def seconds(self) -> float:
@@ -108,17 +126,12 @@ class Run:
         """True in the update that completes `every` of them once more; never for 0."""
         return every > 0 and (self.state.update + 1) % every == 0
 
-    @property
-    def networks(self) -> contents.Networks:
-        """The engines that a checkpoint holds."""
-        return contents.Networks(self.policy, self.value, self.frozen)
-
     def save(self) -> None:
         """Write a checkpoint; a failed one is reported and the run goes on."""
         state = self.state
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds
-        facts = identity(self.settings) | {DATA: self.data_digest}
+        facts = identity(self.settings) | {DATA: self.inputs.digest}
         self.saved = contents.save(self.store, self.networks, state, self.tokenizer.text, facts) is not None
         if not self.saved:
             self.screen.say(f"checkpoint after update {state.update} failed (is the disk full?); training goes on")

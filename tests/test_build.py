@@ -66,7 +66,7 @@ def test_every_part_gets_its_own_number_of_the_config(tmp_path):
         assert (run.policy.accumulation, run.value.accumulation) == (2, 2), "of zero3.json"
         assert (run.store.keep, run.curriculum.panel_size) == (5, 9)
         assert run.state.kl_coef == 0.2
-        assert [(source.name, source.learnable) for source in run.validation_sets] == [
+        assert [(source.name, source.learnable) for source in run.inputs.validation] == [
             ("arithmetic", True),
             ("noise", False),
         ]
@@ -75,7 +75,7 @@ def test_every_part_gets_its_own_number_of_the_config(tmp_path):
 def test_an_epoch_is_the_tokens_of_all_sources_over_the_window_tokens_of_an_update(tmp_path):
     """16 windows of 16 tokens in an update, two epochs."""
     with tiny_run(tmp_path, "run.updates_per_epoch=null") as run:
-        tokens = sum(window.numel() for windows in run.train_windows for window in windows)
+        tokens = sum(window.numel() for windows in run.inputs.train for window in windows)
         assert run.updates == 2 * (tokens // 256) > 20
 
 
@@ -83,7 +83,7 @@ def test_held_out_windows_are_shuffled_and_their_bytes_are_those_of_what_is_scor
     """Both sources are ASCII: a window's bytes are the characters of its text, less those of its first token."""
     with tiny_run(tmp_path) as run:
         packed = pack_sources(load_sources(run.config.data, run.config.run.seed), run.config.data, 16, run.tokenizer)
-        for source, panel, held_out in zip(packed, run.curriculum.held_out, run.validation_sets, strict=True):
+        for source, panel, held_out in zip(packed, run.curriculum.held_out, run.inputs.validation, strict=True):
             in_order = source.validation.tokens.tolist()
             assert panel.tolist() != in_order and sorted(panel.tolist()) == sorted(in_order)
             assert held_out.windows.tolist() == panel.tolist()[:4]

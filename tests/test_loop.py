@@ -106,8 +106,9 @@ def test_the_value_network_is_warmed_up_on_monte_carlo_returns_and_trained_on_th
 def test_returns_are_discounted_by_the_configs_gamma(tmp_path):
     """Half as much for each token before the last."""
     with tiny_run(tmp_path, *SCORE_1, "ppo.gamma=0.5") as run:
+        run.frozen.refresh(run.policy)
         scored = pack_and_score(run, roll_out(run, draw(run, run.curriculum.weights)))
-        for train_batch in micro_batches(with_advantages(scored, run.config.ppo.gamma, 1.0, run.topology)):
+        for train_batch in micro_batches(with_advantages(scored, run.config.gamma, 1.0, run.topology)):
             lengths = train_batch.scored.rollouts.lengths.tolist()
             for returns, n in zip(train_batch.returns.tolist(), lengths, strict=True):
                 assert returns == pytest.approx([0.5 ** (n - 1 - t) if t < n else 0.0 for t in range(8)])
@@ -194,7 +195,7 @@ def test_the_constraint_is_measured_after_the_update_whose_line_tells_the_beta_i
 def test_the_three_validations_are_of_the_policy_at_their_time(tmp_path):
     with tiny_run(tmp_path, "run.num_epochs=1", "run.updates_per_epoch=1") as run:
         losses = train(run).validation
-        assert losses["after"] == validate(run.policy, run.validation_sets, run.topology).as_summary()
+        assert losses["after"] == validate(run.policy, run.inputs.validation, run.topology).as_summary()
         assert len({each["arithmetic"] for each in losses.values()}) == 3
         logged = [(line["phase"], line["step"]) for line in lines(run, "validation/mean")]
         assert logged == [("before", 0), ("after_warmup", 4), ("after", 1)], "four steps of warm-up, one update"

@@ -1,5 +1,6 @@
 """What the loop writes down: figures by hand and over ranks, samples, and the summary."""
 
+import dataclasses
 import json
 import math
 
@@ -32,11 +33,10 @@ def trained(returns: list[list[float]], values: list[list[float]], lengths: list
     b, r = len(returns), len(returns[0])
     windows = torch.zeros(b, r + 1, dtype=torch.int64)
     prompts = PromptBatch(0, 1, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
-    rollouts = RolloutBatch(
-        prompts, windows, torch.arange(r) < torch.tensor(lengths)[:, None], torch.zeros(b, dtype=torch.bool)
-    )
+    mask = torch.arange(r) < torch.tensor(lengths)[:, None]
+    rollouts = RolloutBatch(prompts, windows[:, 1:], mask, torch.zeros(b, dtype=torch.bool), teacher_forced=False)
     zero, old = torch.zeros(b, r), torch.tensor(values)
-    scored = ScoredBatch(RewardedBatch(rollouts, torch.zeros(b), torch.zeros(b, 1)), zero, zero, old, zero)
+    scored = ScoredBatch(RewardedBatch(rollouts, zero, torch.zeros(b), torch.zeros(b, 1)), zero, zero, old, zero)
     return TrainBatch(scored, zero, torch.tensor(returns))
 
 
@@ -54,11 +54,10 @@ def test_explained_variance_over_two_micro_batches_worked_by_hand():
 def scored(lengths: list[int], stopped: list[bool], terms: list[list[float]]) -> ScoredBatch:
     """Rollouts whose sampled tokens lost half a nat against the reference's; what lies behind them is padding."""
     batch = trained([[0.0] * 4] * len(lengths), [[0.0] * 4] * len(lengths), lengths).scored
-    rollouts = RolloutBatch(batch.rollouts.prompts, batch.rollouts.tokens, batch.rollouts.mask, torch.tensor(stopped))
+    rollouts = dataclasses.replace(batch.rollouts, stopped=torch.tensor(stopped))
     zero = batch.rewards
-    return ScoredBatch(
-        RewardedBatch(rollouts, batch.rewarded.score, torch.tensor(terms)), zero - 1.0, zero - 1.5, zero, zero
-    )
+    rewarded = RewardedBatch(rollouts, zero, batch.rewarded.score, torch.tensor(terms))
+    return ScoredBatch(rewarded, zero - 1.0, zero - 1.5, zero, zero)
 
 
 def test_the_figures_of_rollouts_worked_by_hand(tmp_path):

@@ -102,7 +102,7 @@ def rollouts() -> RolloutBatch:
     mask = torch.arange(R) < lengths[:, None]
     tokens = windows(3, seed=2)
     prompts = PromptBatch(0, P, tokens, torch.zeros(3, dtype=torch.int64), torch.arange(3))
-    return RolloutBatch(prompts, tokens, mask, torch.zeros(3, dtype=torch.bool))
+    return RolloutBatch(prompts, tokens[:, P:], mask, torch.zeros(3, dtype=torch.bool), teacher_forced=False)
 
 
 def fixed_returns() -> list[Minibatch[TrainBatch]]:
@@ -112,7 +112,7 @@ def fixed_returns() -> list[Minibatch[TrainBatch]]:
     parts = []
     for rows in (torch.tensor([0]), torch.tensor([1, 2])):
         part, zeros = batch.select(rows), torch.zeros(len(rows), R)
-        scored = ScoredBatch(RewardedBatch(part, zeros[:, 0], zeros[:, :1]), zeros, zeros, zeros, zeros)
+        scored = ScoredBatch(RewardedBatch(part, zeros, zeros[:, 0], zeros[:, :1]), zeros, zeros, zeros, zeros)
         parts.append(TrainBatch(scored, zeros, returns[rows]))
     return [Minibatch(tuple(parts), 11, 15)]
 

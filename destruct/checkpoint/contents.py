@@ -1,15 +1,17 @@
-"""What lies in a checkpoint: both training engines, the frozen model as whole tensors, the state, the tokenizer."""
+"""What lies in a checkpoint: both training engines, the policy's copies as whole tensors, the state, the tokenizer."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.engine.base import FrozenEngine, TrainEngine
 
 FROZEN = Path("frozen") / "model.safetensors"
+INITIAL = Path("initial") / "model.safetensors"
 STATE = "state.json"
 TOKENIZER = "tokenizer.json"
 
@@ -21,6 +23,17 @@ class Networks:
     policy: TrainEngine
     value: TrainEngine
     frozen: FrozenEngine
+    initial: FrozenEngine | None  # where the KL is measured to it
+
+    @property
+    def reference(self) -> FrozenEngine:
+        """What the KL is measured to."""
+        return self.initial or self.frozen
+
+    @property
+    def copies(self) -> dict[Path, FrozenEngine]:
+        """The copies of the policy, by the file that holds each."""
+        return {FROZEN: self.frozen} | ({} if self.initial is None else {INITIAL: self.initial})
 
 
 def save(
@@ -35,11 +48,7 @@ def save(
     Returns:
         Its folder, or None when the disk failed a rank.
     """
-    frozen = {}
-    # The frozen engine cannot save itself, and shards of one number of ranks do not fit another.
-    for name, whole in networks.frozen.tensors_in_full():
-        if store.topology.is_first:
-            frozen[name] = whole.cpu().clone()
+    copies = {file: _whole(engine, store.topology.is_first) for file, engine in networks.copies.items()}
 
     def write_policy(stage: Path) -> None:
         networks.policy.save(stage, "policy")
@@ -49,12 +58,21 @@ def save(
 
     def write_the_rest(stage: Path) -> None:
         if store.topology.is_first:
-            (stage / FROZEN).parent.mkdir()
-            save_file(frozen, stage / FROZEN)
+            for file, tensors in copies.items():
+                (stage / file).parent.mkdir()
+                save_file(tensors, stage / file)
             state.save(stage / STATE)
             (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
 
     return store.save(state.update, [write_policy, write_value, write_the_rest], facts)
+
+
+def _whole(engine: FrozenEngine, keep: bool) -> dict[str, Tensor]:
+    """Every tensor of a copy, gathered one at a time and kept on the first rank.
+
+    An inference engine cannot save itself, and shards of one number of ranks do not fit another.
+    """
+    return {name: whole.cpu().clone() for name, whole in engine.tensors_in_full() if keep}
 
 
 def load(checkpoint: Path, networks: Networks) -> TrainState:
@@ -65,5 +83,6 @@ def load(checkpoint: Path, networks: Networks) -> TrainState:
     """
     networks.policy.load(checkpoint, "policy")
     networks.value.load(checkpoint, "value")
-    networks.frozen.load_tensors(load_file(checkpoint / FROZEN))
+    for file, engine in networks.copies.items():
+        engine.load_tensors(load_file(checkpoint / file))
     return TrainState.load(checkpoint / STATE)

@@ -62,7 +62,9 @@ def identity(settings: Settings) -> dict[str, Any]:
         # The optimizer's state and beta are those of the checkpoint: another value here would change nothing.
         **dict(_leaves(training.optimizer.model_dump(mode="json", exclude={"params": {"lr"}}), "optimizer")),
         "kl.coef": config.kl.coef,
+        "kl.reference": config.kl.reference,
         "run.seed": config.run.seed,
+        "rollout.mode": config.rollout.mode,
         "rollout.prompt_tokens": config.rollout.prompt_tokens,
         "rollout.response_tokens": config.rollout.response_tokens,
         "curriculum.strategy": config.curriculum.strategy,

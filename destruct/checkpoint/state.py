@@ -21,6 +21,8 @@ class TrainState:
     skipped: int = 0  # optimizer steps dropped because a loss was not finite
     rewards: list[list[list[float]]] = field(default_factory=list)  # per update and source [sum of scores, rollouts]
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after_warmup" -> losses
+    kl_from_initial: float = 0.0  # at the newest evaluation, nats per token
+    probe: dict[str, Any] = field(default_factory=dict)  # Probe.state_dict(), made when PPO began
     mixture: dict[str, Any] = field(default_factory=dict)  # Mixture.state_dict()
     curriculum: dict[str, Any] = field(default_factory=dict)  # Curriculum.state_dict()
 

@@ -47,10 +47,20 @@ class SourceConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """The byte-level BPE tokenizer that is trained on the sources' training text."""
+    """The one tokenizer: that of a pretrained policy, another pretrained one, or a byte-level BPE trained on the
+    sources' training text."""
 
+    path: str | None = Field(None, min_length=1)
+    """Hub id or local folder of a pretrained tokenizer; by default that of `model.policy.path`, and without one a
+    tokenizer is trained."""
     vocab_size: int = Field(1024, ge=258)
     """Maximum size of the vocabulary, the 256 bytes, <|eos|> and <|pad|> included; a small text may fill less."""
+
+    @model_validator(mode="after")
+    def _trained_or_pretrained(self) -> Self:
+        if self.path is not None and "vocab_size" in self.model_fields_set:
+            raise ValueError(f"path={self.path} has a vocabulary of its own; leave vocab_size or path out")
+        return self
 
 
 class DataConfig(Section):

@@ -1,6 +1,6 @@
-"""The shapes of the policy and of the value network."""
+"""The policy and the value network: taken from pretrained weights, or Llamas of a given shape made from scratch."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -8,8 +8,13 @@ from destruct.config.base import Section
 
 
 class LlamaShape(Section):
-    """A Llama built from scratch; names as in `transformers.LlamaConfig`."""
+    """Pretrained weights at `path`, or a Llama from scratch; names of its shape as in `transformers.LlamaConfig`."""
 
+    path: str | None = Field(None, min_length=1)
+    """A causal language model as transformers saves it, e.g. `meta-llama/Llama-3.2-1B` of the Hugging Face hub or a
+    local folder; its shape is then its own, and no key of the shape can stand beside it."""
+    revision: str | None = Field(None, min_length=1)
+    """Branch, tag or commit of a hub `path`."""
     hidden_size: int = Field(128, ge=8)
     """Width H of the hidden states."""
     intermediate_size: int = Field(384, ge=8)
@@ -26,6 +31,15 @@ class LlamaShape(Section):
     """Base of the rotary position embedding."""
     initializer_range: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        shape = sorted(self.model_fields_set - {"path", "revision"})
+        if self.path is not None and shape:
+            raise ValueError(f"path={self.path} has a shape of its own, and {shape[0]} is given; leave one of them out")
+        if self.path is None and self.revision is not None:
+            raise ValueError("revision is that of a path, and none is given; give path, or leave revision out")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -55,4 +69,9 @@ class ModelConfig(Section):
     policy: PolicyShape = PolicyShape()
     """The language model pi_theta."""
     value: LlamaShape = LlamaShape()
-    """The value network V_phi: a Llama of its own with a scalar head."""
+    """The value network V_phi: the body of a language model with a scalar head; it may be smaller than the policy."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """How attention is computed; `flash_attention_2` needs the package flash-attn, a GPU and bfloat16."""
+    activation_checkpointing: bool = False
+    """Keep the activations at the borders of the layers alone and compute the others again in the backward pass: about
+    a third more time, a fraction of the memory."""

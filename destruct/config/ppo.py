@@ -8,11 +8,11 @@ from destruct.config.base import Section
 
 
 class KLConfig(Section):
-    """The KL constraint to the reference (the rolling frozen model).
+    """The KL constraint to the reference."""
 
-    A rolling reference bounds the drift between two refreshes, not the drift from the start.
-    """
-
+    reference: Literal["frozen", "initial"] = "frozen"
+    """What the KL is measured to: the rolling frozen model, which bounds the drift between two refreshes and not the
+    drift from the start (`kl/from_initial` shows that); or the model that PPO began from, which is then kept too."""
     coef: float = Field(0.05, ge=0)
     """beta: what a nat of per-token KL costs, in reward units where it is in the reward, in units of the whitened
     advantage where it is in the loss; 0 leaves nothing that pulls the policy back."""

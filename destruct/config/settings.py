@@ -14,8 +14,9 @@ from destruct.config.deepspeed import FrozenJSON, TrainingJSON, frozen_json, rea
 from destruct.config.engine import EngineConfig
 from destruct.config.model import ModelConfig
 from destruct.config.ppo import KLConfig, PPOConfig, WarmupConfig
+from destruct.config.prompts import Prompt, PromptsConfig, read_prompts
 from destruct.config.reading import apply_overrides, read_yaml
-from destruct.config.rollout import RewardConfig, RolloutConfig
+from destruct.config.rollout import SEQUENCE_TERMS, TOKEN_TERMS, RewardConfig, RolloutConfig
 from destruct.config.run import RunConfig
 from destruct.errors import DestructError
 
@@ -34,16 +35,39 @@ class Config(Section):
     warmup: WarmupConfig = WarmupConfig()
     frozen: FrozenConfig = FrozenConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    prompts: PromptsConfig = PromptsConfig()
 
     @model_validator(mode="after")
     def _window_fits_the_contexts(self) -> Self:
         for role, shape in (("policy", self.model.policy), ("value", self.model.value)):
-            if self.window_tokens > shape.max_position_embeddings:
+            if shape.path is None and self.window_tokens > shape.max_position_embeddings:
                 raise ValueError(
                     f"rollout.prompt_tokens={self.rollout.prompt_tokens} + rollout.response_tokens="
                     f"{self.rollout.response_tokens} = {self.window_tokens} tokens do not fit "
                     f"model.{role}.max_position_embeddings={shape.max_position_embeddings}; shorten a part or raise it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _terms_and_gamma_fit_the_mode(self) -> Self:
+        if self.rollout.mode == "generate":
+            if "match" in self.reward.terms:
+                raise ValueError(
+                    "the reward term match compares with the text at the same place, and generated text has left it; "
+                    "take continuation_overlap, or rollout.mode: per_position"
+                )
+            return self
+        whole = [name for name in self.reward.terms if name in SEQUENCE_TERMS]
+        if whole:
+            raise ValueError(
+                f"the reward term {whole[0]} judges a whole response, and rollout.mode=per_position samples single "
+                f"tokens; take {', '.join(TOKEN_TERMS)} or a module:function that is per token"
+            )
+        if "gamma" in self.ppo.model_fields_set and self.ppo.gamma:
+            raise ValueError(
+                f"ppo.gamma={self.ppo.gamma} in rollout.mode=per_position, where no action follows another; "
+                "set ppo.gamma to 0, or leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -60,6 +84,11 @@ class Config(Section):
         return self
 
     @property
+    def gamma(self) -> float:
+        """Discount per token; 0 where no token follows from another."""
+        return 0.0 if self.rollout.mode == "per_position" else self.ppo.gamma
+
+    @property
     def window_tokens(self) -> int:
         """T = P + R."""
         return self.rollout.prompt_tokens + self.rollout.response_tokens
@@ -67,11 +96,12 @@ class Config(Section):
 
 @dataclass(frozen=True)
 class Settings:
-    """A validated run: the YAML, both DeepSpeed files, and where each value came from."""
+    """A validated run: the YAML, the files it names, and where each value came from."""
 
     config: Config
     training: TrainingJSON
     frozen: FrozenJSON
+    prompts: tuple[Prompt, ...]
     provenance: dict[str, str]
     world_size: int
     micro_batch: int
@@ -100,6 +130,9 @@ def load(path: Path, overrides: list[str], world_size: int) -> Settings:
     training_path = _find(config.engine.deepspeed, path, "engine.deepspeed")
     training = read_json(training_path, TrainingJSON)
     frozen = read_json(_find(config.engine.frozen, path, "engine.frozen"), FrozenJSON)
+    prompts: tuple[Prompt, ...] = ()
+    if config.prompts.file is not None:
+        prompts = read_prompts(_find(config.prompts.file, path, "prompts.file"))
     if config.engine.backend == "single" and world_size > 1:
         raise DestructError(
             f"engine.backend=single runs in one process, but {world_size} ranks were started",
@@ -113,7 +146,7 @@ def load(path: Path, overrides: list[str], world_size: int) -> Settings:
         training_path.name,
     )
     _check_contradictions(path, config, training_path, training, world_size, micro)
-    return Settings(config, training, frozen, provenance, world_size, micro)
+    return Settings(config, training, frozen, prompts, provenance, world_size, micro)
 
 
 def _refuse_whole_sections(overrides: list[str]) -> None:
@@ -131,7 +164,7 @@ def _find(name: str, beside: Path, key: str) -> Path:
         if candidate.is_file():
             return candidate
     raise DestructError(
-        f"{key}: {name} exists neither in {Path.cwd()} nor beside {beside}", f"give {key} the path of a DeepSpeed JSON"
+        f"{key}: {name} exists neither in {Path.cwd()} nor beside {beside}", f"give {key} the path of a file"
     )
 
 

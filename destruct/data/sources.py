@@ -33,7 +33,7 @@ class Documents:
     """Held out: at least one non-empty document, in file order."""
 
 
-def load_sources(config: DataConfig, seed: int) -> list[Documents]:
+def load_sources(config: DataConfig, seed: int, render_chat=None) -> list[Documents]:
     """Load every source of the config, in its order; raises as `load_source` does."""
     return [load_source(name, source, config, seed) for name, source in config.sources.items()]
 

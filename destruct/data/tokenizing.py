@@ -1,15 +1,19 @@
-"""The one tokenizer of a run: a byte-level BPE trained on its sources, in Hugging Face's format."""
+"""The one tokenizer of a run: a pretrained one, or a byte-level BPE trained on the run's sources."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from destruct.errors import DestructError
+from destruct.models.pretrained import faults_of
 
 EOS, PAD = "<|eos|>", "<|pad|>"
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
@@ -54,53 +58,101 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
 
 
 class Tokenizer:
-    """A byte-level tokenizer as the rest of the project sees it: ids in int32, sizes in bytes.
+    """A tokenizer as the rest of the project sees it: ids in int32, sizes in bytes.
 
     Args:
-        text: the text of a tokenizer.json with a byte-level decoder and the tokens `<|eos|>` and `<|pad|>`.
+        fast: transformers' tokenizer; it names the eos and pad tokens, and renders chats.
+        text: the text of its tokenizer.json, to the byte.
 
     Raises:
-        DestructError: it has another decoder, or lacks one of the two tokens.
+        DestructError: it names no eos token.
     """
 
-    def __init__(self, text: str):
-        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+    def __init__(self, fast: PreTrainedTokenizerFast, text: str):
+        self.fast, self.text = fast, text
+        self._marked = tokenizers.Tokenizer.from_str(text)
+        self._plain = tokenizers.Tokenizer.from_str(text)
         # "<|eos|>" inside a document is seven characters of text and must not end it.
-        self._tokenizer.encode_special_tokens = True
-        if (json.loads(text).get("decoder") or {}).get("type") != "ByteLevel":
-            raise DestructError("the tokenizer is not byte-level", "use one made by train_tokenizer")
-        self.text = text
-        """Text of the tokenizer.json, from which an equal tokenizer can be made."""
-        self.eos_id, self.pad_id = self._id_of(EOS), self._id_of(PAD)
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._plain.encode_special_tokens = True
+        if fast.eos_token_id is None:
+            raise DestructError(
+                "the tokenizer names no eos token, which ends documents and responses",
+                "set eos_token in its tokenizer_config.json",
+            )
+        self.eos_id: int = fast.eos_token_id
+        # Masks come from lengths, so a pad token equal to eos, or none at all, is as good as one of its own.
+        self.pad_id: int = fast.eos_token_id if fast.pad_token_id is None else fast.pad_token_id
+        self.vocab_size: int = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
         self.token_bytes = self._count_bytes()
         """(V,) int64: bytes of UTF-8 that each token stands for, 0 for special tokens."""
 
-    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Tokenize documents, without special tokens: one (n_i,) int32 array each."""
+    @classmethod
+    def trained(cls, text: str) -> Self:
+        """What `train_tokenizer` made.
+
+        Raises:
+            DestructError: it lacks `<|eos|>` or `<|pad|>`.
+        """
+        backend = tokenizers.Tokenizer.from_str(text)
+        for token in (EOS, PAD):
+            if backend.token_to_id(token) is None:
+                raise DestructError(f"the tokenizer lacks {token}", "use one made by train_tokenizer")
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=backend, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+        )
+        return cls(fast, text)
+
+    @classmethod
+    def pretrained(cls, key: str, path: str, revision: str | None = None) -> Self:
+        """That of a model on the hub or in a local folder.
+
+        Args:
+            key: of the config that names it, for errors.
+
+        Raises:
+            DestructError: it cannot be had, or has no tokenizer.json nor what one can be made from.
+        """
+        with faults_of(key, path):
+            fast = AutoTokenizer.from_pretrained(path, revision=revision)
+        if not fast.is_fast:
+            raise DestructError(f"{key}: the tokenizer of {path} has no tokenizer.json", "name one that has")
+        return cls(fast, fast.backend_tokenizer.to_str())
+
+    def encode(self, texts: Sequence[str], marked_up: bool = False) -> list[NDArray[np.int32]]:
+        """Tokenize documents: one (n_i,) int32 array each, with the bos that a pretrained tokenizer begins with, and
+        without an eos at the end.
+
+        Args:
+            marked_up: special tokens stand in the texts as such, as a chat template writes them, bos included.
+        """
+        backend = self._marked if marked_up else self._plain
         encoded: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), _BATCH):
             batch = list(texts[start : start + _BATCH])
-            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            encoded += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+            encodings = backend.encode_batch_fast(batch, add_special_tokens=not marked_up)
+            encoded += [self._without_eos(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
         return encoded
+
+    def _without_eos(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        return ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The text of (n,) ids, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
-        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+        return self._plain.decode([int(token) for token in ids], skip_special_tokens=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `render_chat` can be called."""
+        return self.fast.chat_template is not None
+
+    def render_chat(self, messages: list[dict[str, str]]) -> str:
+        """A conversation, messages of `role` and `content`, in the words of the tokenizer's chat template."""
+        return self.fast.apply_chat_template(messages, tokenize=False)
 
     def save(self, folder: Path) -> None:
         """Write Hugging Face tokenizer files into `folder` (made if missing) for `AutoTokenizer.from_pretrained`."""
-        from transformers import PreTrainedTokenizerFast  # seconds of imports that only saving needs
-
-        fresh = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizers.Tokenizer.from_str(self.text),
-            eos_token=EOS,
-            pad_token=PAD,
-            clean_up_tokenization_spaces=False,
-        )
         try:
-            fresh.save_pretrained(str(folder))
+            self.fast.save_pretrained(str(folder))
         except OSError:
             raise
         except Exception as error:  # the Rust library has no other type for a full disk
@@ -108,17 +160,16 @@ class Tokenizer:
         # transformers writes its own rendering of it; a resumed run compares the text to the byte.
         (folder / "tokenizer.json").write_text(self.text, encoding="utf-8")
 
-    def _id_of(self, token: str) -> int:
-        number = self._tokenizer.token_to_id(token)
-        if number is None:
-            raise DestructError(f"the tokenizer lacks {token}", "use one made by train_tokenizer")
-        return number
-
     def _count_bytes(self) -> NDArray[np.int64]:
-        special = {token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
+        special = {token for token, added in self._plain.get_added_tokens_decoder().items() if added.special}
+        # Byte-level BPE spells each byte as one character; SentencePiece a space as U+2581 and a lone byte as <0x0A>.
+        by_byte = '"ByteLevel"' in json.dumps(json.loads(self.text).get("decoder"))
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            # Byte-level BPE spells each byte as one character.
-            sizes[number] = 0 if number in special else len(token)
+        for token, number in self._plain.get_vocab(with_added_tokens=True).items():
+            spelt = 1 if _BYTE.fullmatch(token) else len(token.replace("\u2581", " ").encode())
+            sizes[number] = 0 if number in special else len(token) if by_byte else spelt
         sizes.flags.writeable = False
         return sizes
+
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")

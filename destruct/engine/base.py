@@ -56,13 +56,22 @@ class TrainEngine(Protocol):
         """
 
 
-class FrozenEngine(Protocol):
-    """The frozen copy of the policy: inference only."""
+class InferenceEngine(Protocol):
+    """One network without an optimizer.  All methods are called by all ranks, in the same order."""
 
     module: nn.Module
 
     def __call__(self, *args: Any) -> Any:
-        """`PolicyNetwork.forward` (tokens, rows, request) through the backend's hooks; no gradient is kept."""
+        """The module's own forward, through the backend's hooks; no gradient is kept.
+
+        Args:
+            args: of a frozen copy of the policy (tokens, rows, request), see `PolicyNetwork.forward`; of the reward
+                model (tokens, mask), see `RewardModel.forward`.
+        """
+
+
+class FrozenEngine(InferenceEngine, Protocol):
+    """A frozen copy of the policy: the rolling one, or the initial one."""
 
     def refresh(self, policy: Any) -> None:
         """Take over the weights of `policy`, an engine of the same backend."""

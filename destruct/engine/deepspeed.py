@@ -9,6 +9,11 @@ import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    prevent_arange_dtype_change,
+    unset_hf_deepspeed_config,
+)
 
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
@@ -16,6 +21,29 @@ from destruct.errors import DestructError
 # A shared-memory all-reduce for CPU inference, which DeepSpeed would compile for 30 s at the first start on a machine;
 # nothing here calls it (gloo and NCCL do the work).
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@contextmanager
+def loading_in_shards(config: dict) -> Iterator[None]:
+    """While it lasts, transformers' `from_pretrained` puts each parameter into the ranks' ZeRO-3 shards as it is read.
+
+    So no rank ever holds a whole model.  Below stage 3 nothing is changed: there every rank holds one anyway.
+    """
+    # transformers keeps a weak reference alone, and the last one made is that which counts.
+    handle = HfDeepSpeedConfig(config) if config["zero_optimization"]["stage"] == 3 else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            unset_hf_deepspeed_config()
+
+
+@contextmanager
+def made_in_shards(config: dict) -> Iterator[None]:
+    """While it lasts, modules are made as the ranks' ZeRO-3 shards, whatever weights they begin with."""
+    # The rotary frequencies are made by torch.arange, which zero.Init would round to the parameters' dtype.
+    with prevent_arange_dtype_change(), deepspeed.zero.Init(config_dict_or_path=config):
+        yield
 
 
 class DeepSpeedEngine:
@@ -112,7 +140,7 @@ class DeepSpeedEngine:
 
 
 class DeepSpeedFrozen:
-    """The frozen copy: ZeRO-3 without an optimizer, its shards on the CPU."""
+    """Inference alone: ZeRO-3 without an optimizer, its shards on the CPU."""
 
     def __init__(self, module: nn.Module, config: dict, topology: Topology):
         self.topology = topology

@@ -82,7 +82,7 @@ class SingleEngine:
 
 
 class SingleFrozen:
-    """The frozen copy as a plain module."""
+    """Inference alone, a plain module."""
 
     def __init__(self, module: nn.Module):
         self.module = module.requires_grad_(False).eval()

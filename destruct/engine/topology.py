@@ -92,7 +92,7 @@ class Topology:
             result = make()
         except DestructError as raised:
             error = raised
-        failed = {rank: found for rank, found in enumerate(self._from_all(error)) if found is not None}
+        failed = {rank: found for rank, found in enumerate(self.from_all(error)) if found is not None}
         if failed:
             rank, first = next(iter(failed.items()))
             everywhere = len(failed) == self.world_size and len({found.problem for found in failed.values()}) == 1
@@ -101,10 +101,11 @@ class Topology:
 
     def unlike_the_first(self, value: object) -> list[int]:
         """Ranks whose (picklable) value differs from the first rank's."""
-        first, *others = self._from_all(value)
+        first, *others = self.from_all(value)
         return [rank for rank, other in enumerate(others, 1) if other != first]
 
-    def _from_all(self, value: T) -> list[T]:
+    def from_all(self, value: T) -> list[T]:
+        """The (picklable) value of each rank, in rank order."""
         values = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value)

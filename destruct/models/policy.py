@@ -2,11 +2,19 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils import is_flash_attn_2_available
 
 from destruct.config.model import LlamaShape, PolicyShape
+from destruct.errors import DestructError
+from destruct.exits import Exit
+from destruct.models.pretrained import faults_of, read_config
 from destruct.ops.head import FusedHead
 from destruct.ops.rows import LossOutput, PolicyLoss, ScoreOutput, ScoreRows
+
+LARGEST_HEAD_GAP = 1e-3
+"""Of our logits to the model's own, relative to the largest logit; both are one product, so rounding is far below."""
 
 
 class PolicyNetwork(nn.Module):
@@ -14,12 +22,31 @@ class PolicyNetwork(nn.Module):
 
     Masks come from lengths: rows are left-aligned and causal, so padding on the right is never seen by a real token
     and the model gets positions but no attention mask.
+
+    Raises:
+        DestructError: the head has a bias.
     """
 
-    def __init__(self, lm: LlamaForCausalLM, loss: str):
+    def __init__(self, lm: PreTrainedModel, loss: str):
         super().__init__()
-        lm.lm_head = FusedHead(lm.lm_head.weight, loss)
+        head = lm.get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            raise DestructError(
+                f"the head of {type(lm).__name__} has a bias; the fused loss is of hidden states times head",
+                "name another model in model.policy.path",
+            )
+        lm.set_output_embeddings(FusedHead(head.weight, loss))
         self.lm = lm
+
+    @property
+    def body(self) -> nn.Module:
+        """The decoder below the head."""
+        return self.lm.base_model
+
+    @property
+    def head(self) -> FusedHead:
+        """The head."""
+        return self.lm.get_output_embeddings()
 
     def forward(
         self, tokens: Tensor, rows: Tensor, request: PolicyLoss | ScoreRows | None
@@ -31,8 +58,8 @@ class PolicyNetwork(nn.Module):
             rows: (N,) int64 indices into the n*T positions; the state at position t predicts token t + 1.
             request: what the head computes: loss, scores, or logits for None.
         """
-        hidden = body_states(self.lm.model, tokens)
-        return self.lm.lm_head(hidden[rows], request)
+        hidden = body_states(self.body, tokens)
+        return self.head(hidden[rows], request)
 
 
 def body_states(body: nn.Module, tokens: Tensor) -> Tensor:
@@ -54,35 +81,102 @@ def next_token_rows(n: int, t: int, device: torch.device) -> Tensor:
 
 def llama_config(shape: LlamaShape, vocab_size: int) -> LlamaConfig:
     """The transformers config of a shape; token ids beyond the vocabulary's are never special here."""
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        attn_implementation="sdpa",
-        **_renamed(shape),
-    )
-
-
-def _renamed(shape: LlamaShape) -> dict[str, object]:
-    values = shape.model_dump(exclude={"rope_theta"})
+    values = shape.model_dump(exclude={"path", "revision", "rope_theta"})
     values["num_key_value_heads"] = shape.num_key_value_heads or shape.num_attention_heads
     values["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.rope_theta}
-    return values
+    return LlamaConfig(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None, pad_token_id=None, **values)
 
 
-def build_policy(shape: PolicyShape, vocab_size: int, dtype: torch.dtype, seed: int, loss: str) -> PolicyNetwork:
-    """A policy from scratch, the same weights on every rank.
+def network_config(key: str, shape: LlamaShape, vocab_size: int, attention: str = "sdpa") -> PreTrainedConfig:
+    """What transformers builds the network of `shape` from.
 
-    `dtype` goes through `from_config`-style construction and never through `.to(dtype)`, which would round the
-    rotary frequencies too (2e-3 nats in logprobs at 24 tokens in bfloat16).
+    Args:
+        key: `model.policy` or `model.value`, for errors.
+        vocab_size: of a network from scratch; a pretrained one has its own.
+        attention: `sdpa`, `eager` or `flash_attention_2`.
+
+    Raises:
+        DestructError: as `read_config` does; or this kind of attention is not installed.
     """
-    torch.manual_seed(seed)
-    config = llama_config(shape, vocab_size)
-    lm = LlamaForCausalLM._from_config(config, dtype=dtype)
-    return PolicyNetwork(lm, loss)
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise DestructError(
+            "model.attention=flash_attention_2: the package flash-attn is not installed, or there is no GPU for it",
+            "set model.attention: sdpa",
+            Exit.ENVIRONMENT,
+        )
+    if shape.path is None:
+        config = llama_config(shape, vocab_size)
+    else:
+        config = read_config(f"{key}.path", shape.path, shape.revision)
+    config._attn_implementation = attention
+    return config
 
 
-def build_copy(shape: PolicyShape, vocab_size: int, dtype: torch.dtype, loss: str) -> PolicyNetwork:
-    """A network without gradients that the policy's weights fit: the frozen model, or the replica that generates."""
-    return build_policy(shape, vocab_size, dtype, 0, loss).requires_grad_(False).eval()
+def build_policy(
+    shape: PolicyShape,
+    vocab_size: int,
+    dtype: torch.dtype,
+    seed: int,
+    loss: str,
+    attention: str = "sdpa",
+    checkpointing: bool = False,
+) -> PolicyNetwork:
+    """A policy, the same weights on every rank: pretrained, or from scratch by `seed`.
+
+    `dtype` goes through the construction and never through `.to(dtype)`, which would round the rotary frequencies too
+    (2e-3 nats in logprobs at 24 tokens in bfloat16).
+
+    Args:
+        checkpointing: keep activations at the borders of the layers alone.
+
+    Raises:
+        DestructError: a pretrained model cannot be read, or cannot be trained here.
+    """
+    config = network_config("model.policy", shape, vocab_size, attention)
+    with faults_of("model.policy.path", str(shape.path)):
+        if shape.path is None:
+            torch.manual_seed(seed)
+            lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        else:
+            lm = AutoModelForCausalLM.from_pretrained(shape.path, revision=shape.revision, config=config, dtype=dtype)
+    return PolicyNetwork(ready_to_train(lm, checkpointing), loss)
+
+
+def ready_to_train(model: PreTrainedModel, checkpointing: bool) -> PreTrainedModel:
+    """The model in training mode (in which transformers heeds checkpointing; its dropouts are 0)."""
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def build_copy(
+    shape: PolicyShape, vocab_size: int, dtype: torch.dtype, loss: str, attention: str = "sdpa"
+) -> PolicyNetwork:
+    """A network that the policy's weights fit, without gradients and with arbitrary weights: the frozen model, or the
+    replica that generates."""
+    config = network_config("model.policy", shape, vocab_size, attention)
+    with no_init_weights():
+        lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    lm.tie_weights()
+    return PolicyNetwork(lm, loss).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def check_head(network: PolicyNetwork) -> None:
+    """Compare the model's own logits with ours, on a few tokens.
+
+    Raises:
+        DestructError: they differ, so the model does more than hidden states times head.
+    """
+    weight = network.head.weight
+    tokens = torch.arange(min(16, len(weight)), device=weight.device)[None]
+    positions = torch.arange(tokens.shape[1], device=weight.device)[None]
+    own = network.lm(input_ids=tokens, position_ids=positions, use_cache=False).logits[0].float()
+    ours = network(tokens, positions[0], None).float()
+    gap, scale = (own - ours).abs().max().item(), ours.abs().max().item()
+    if not gap <= LARGEST_HEAD_GAP * scale:
+        raise DestructError(
+            f"the logits of {type(network.lm).__name__} are not its hidden states times its head: they differ by up to "
+            f"{gap:.3g} of {scale:.3g}",
+            "name another model in model.policy.path: the fused loss would train on other logits than it speaks with",
+        )

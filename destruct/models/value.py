@@ -1,12 +1,13 @@
-"""The value network V_phi: a Llama body of its own with a scalar head."""
+"""The value network V_phi: the body of a language model with a scalar head, apart from the policy."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaModel
+from transformers import AutoModel, PreTrainedModel
 
 from destruct.config.model import LlamaShape
-from destruct.models.policy import body_states, llama_config
+from destruct.models.policy import body_states, network_config, ready_to_train
+from destruct.models.pretrained import faults_of
 
 
 class ScalarHead(nn.Module):
@@ -25,7 +26,7 @@ class ScalarHead(nn.Module):
 class ValueNetwork(nn.Module):
     """Estimates the return of each state."""
 
-    def __init__(self, body: LlamaModel, dtype: torch.dtype):
+    def __init__(self, body: PreTrainedModel, dtype: torch.dtype):
         super().__init__()
         self.body = body
         self.head = ScalarHead(body.config.hidden_size, dtype)
@@ -35,9 +36,24 @@ class ValueNetwork(nn.Module):
         return self.head(body_states(self.body, tokens)[rows])
 
 
-def build_value(shape: LlamaShape, vocab_size: int, dtype: torch.dtype, seed: int) -> ValueNetwork:
-    """A value network from scratch, the same weights on every rank."""
-    torch.manual_seed(seed)
-    config = llama_config(shape, vocab_size)
-    body = LlamaModel._from_config(config, dtype=dtype)
-    return ValueNetwork(body, dtype)
+def build_value(
+    shape: LlamaShape,
+    vocab_size: int,
+    dtype: torch.dtype,
+    seed: int,
+    attention: str = "sdpa",
+    checkpointing: bool = False,
+) -> ValueNetwork:
+    """A value network, the same weights on every rank: a pretrained body, or one from scratch by `seed`.
+
+    Raises:
+        DestructError: a pretrained model cannot be read.
+    """
+    config = network_config("model.value", shape, vocab_size, attention)
+    with faults_of("model.value.path", str(shape.path)):
+        if shape.path is None:
+            torch.manual_seed(seed)
+            body = AutoModel.from_config(config, dtype=dtype)
+        else:
+            body = AutoModel.from_pretrained(shape.path, revision=shape.revision, config=config, dtype=dtype)
+    return ValueNetwork(ready_to_train(body, checkpointing), dtype)

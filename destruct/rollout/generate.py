@@ -1,19 +1,48 @@
 """`rollout.mode: generate`: sample responses with a KV cache on a hook-free replica of the policy."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StopStringCriteria
 
 from destruct.batch import PromptBatch, RolloutBatch
+from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
 from destruct.models.policy import PolicyNetwork
+from destruct.rollout.sampling import inverse_cdf
 from destruct.seeding import uniform
+
+Ends = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a response is sampled, and where it ends."""
+
+    temperature: float  # divides the logits
+    eos_id: int  # ends a response, and is its last token
+    pad_id: int  # fills the rest of a row
+    ends: Ends | None = None  # responses so far (n, t) -> (n,) bool: the last token completed a stop string
+
+
+def sampling(tokenizer: Tokenizer, temperature: float, stop: tuple[str, ...]) -> Sampling:
+    """The settings of a run.
+
+    Args:
+        stop: texts that end a response; the token that completes one is the response's last.
+    """
+    criteria = StopStringCriteria(tokenizer.fast, list(stop)) if stop else None
+    # The scores are for other criteria; this one reads the tokens alone.
+    ends = None if criteria is None else lambda responses: criteria(responses, None)
+    return Sampling(temperature, tokenizer.eos_id, tokenizer.pad_id, ends)
 
 
 @torch.no_grad()
 def sample_responses(
-    replica: PolicyNetwork, prompts: Tensor, uniforms: Tensor, temperature: float, eos_id: int, pad_id: int
-) -> tuple[Tensor, Tensor]:
+    replica: PolicyNetwork, prompts: Tensor, uniforms: Tensor, how: Sampling
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sample up to R tokens after each prompt by the inverse CDF, without truncation (no top-k, no top-p).
 
     Args:
@@ -21,11 +50,12 @@ def sample_responses(
         uniforms: (n, R) float64 in [0, 1): the random number of each response position.
 
     Returns:
-        responses: (n, R) int64, `pad_id` after eos.
-        lengths: (n,) int64, eos included.
+        responses: (n, R) int64, `pad_id` after the end.
+        lengths: (n,) int64, the token that ended the response included.
+        stopped: (n,) bool, the response ended before R tokens were sampled, or with the last of them.
     """
     n, limit = uniforms.shape
-    responses = prompts.new_full((n, limit), pad_id)
+    responses = prompts.new_full((n, limit), how.pad_id)
     lengths = torch.full((n,), limit, device=prompts.device)
     alive = torch.ones(n, dtype=torch.bool, device=prompts.device)
     cache = DynamicCache(config=replica.lm.config)
@@ -33,34 +63,24 @@ def sample_responses(
     for t in range(limit):
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
         start += tokens.shape[1]
-        body = replica.lm.model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
-        logits = replica.lm.lm_head(body.last_hidden_state[:, -1], None)
-        chosen = _inverse_cdf(logits, temperature, uniforms[:, t])
+        body = replica.body(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
+        logits = replica.head(body.last_hidden_state[:, -1], None)
+        chosen = inverse_cdf(logits, how.temperature, uniforms[:, t])
         responses[alive, t] = chosen[alive]
-        ended = alive & (chosen == eos_id)
+        ended = chosen == how.eos_id
+        if how.ends is not None:
+            ended = ended | how.ends(responses[:, : t + 1])
+        ended = alive & ended
         lengths[ended] = t + 1
         alive &= ~ended
         if not alive.any():
             break
         tokens = chosen[:, None]
-    return responses, lengths
-
-
-def _inverse_cdf(logits: Tensor, temperature: float, u: Tensor) -> Tensor:
-    """The token whose share of [0, 1) holds u; float64, so that only u and the logits decide. (n, V), (n,) -> (n,)."""
-    cdf = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
-    chosen = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).squeeze(-1)
-    return chosen.clamp(max=logits.shape[-1] - 1)
+    return responses, lengths, ~alive
 
 
 def generate(
-    replica: PolicyNetwork,
-    prompts: PromptBatch,
-    topology: Topology,
-    seed: int,
-    temperature: float,
-    eos_id: int,
-    pad_id: int,
+    replica: PolicyNetwork, prompts: PromptBatch, topology: Topology, seed: int, how: Sampling
 ) -> RolloutBatch:
     """Sample a response to every prompt, the ranks sharing the work.
 
@@ -70,9 +90,6 @@ def generate(
     Args:
         prompts: all B prompts, equal on every rank.
         seed: of the run.
-        temperature: divides the logits.
-        eos_id: ends a response, and is its last token.
-        pad_id: fills the rest of a row.
 
     Returns:
         All B rollouts, on every rank.
@@ -82,8 +99,7 @@ def generate(
     limit = prompts.windows.shape[1] - p
     u = uniform(seed, prompts.draw, prompts.sample[mine].cpu().numpy(), torch.arange(limit).numpy())
     uniforms = torch.from_numpy(u).to(topology.device)
-    responses, lengths = sample_responses(replica, prompts.windows[mine, :p], uniforms, temperature, eos_id, pad_id)
-    responses, lengths = topology.interleave(responses), topology.interleave(lengths)
+    sampled = sample_responses(replica, prompts.windows[mine, :p], uniforms, how)
+    responses, lengths, stopped = (topology.interleave(part) for part in sampled)
     mask = torch.arange(limit, device=lengths.device) < lengths[:, None]
-    last = responses.gather(1, lengths[:, None] - 1).squeeze(1)
-    return RolloutBatch(prompts, torch.cat([prompts.windows[:, :p], responses], 1), mask, last == eos_id)
+    return RolloutBatch(prompts, responses, mask, stopped, teacher_forced=False)

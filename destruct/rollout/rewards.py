@@ -1,7 +1,8 @@
-"""Reward terms, each a number per rollout, and their weighted sum."""
+"""Reward terms, a number per rollout or per token, and their weighted sum.
 
-import importlib
-import traceback
+A term of the text reads the rollouts alone; a term of a model runs a forward, which all ranks make together.
+"""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,12 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from destruct.batch import RewardedBatch, RolloutBatch
-from destruct.errors import DestructError
+from destruct.batch import Minibatch, RewardedBatch, RolloutBatch
+from destruct.engine.base import FrozenEngine
+from destruct.engine.topology import Topology
+from destruct.rollout.score import response_logprobs
 
 
 class Decoder(Protocol):
-    """The part of a tokenizer that user functions need."""
+    """The part of a tokenizer that the terms need."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of the token ids."""
@@ -22,15 +25,18 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RewardContext:
-    """What the terms need besides the rollouts."""
+    """What the terms of the text need besides the rollouts."""
 
     ngram: int
     tokenizer: Decoder
 
 
-Term = Callable[[RolloutBatch, RewardContext], Tensor]
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One reward term."""
 
-LARGEST = torch.finfo(torch.float32).max
+    measure: Callable[[RolloutBatch, RewardContext], Tensor]  # (B,) float32, or (B, R) when per token
+    per_token: bool = False
 
 
 def repetition(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
@@ -65,13 +71,12 @@ def _f1(response: list[int], truth: list[int]) -> float:
 
 
 def _per_rollout(rollouts: RolloutBatch, measure: Callable[[list[int], list[int]], float]) -> Tensor:
-    p = rollouts.prompts.prompt_tokens
-    truths = rollouts.prompts.windows[:, p:].tolist()
+    truths = rollouts.continuations.tolist()
     values = [
         measure(response[:length], truth)
         for response, length, truth in zip(rollouts.responses.tolist(), rollouts.lengths.tolist(), truths, strict=True)
     ]
-    return torch.tensor(values, dtype=torch.float32, device=rollouts.tokens.device)
+    return torch.tensor(values, dtype=torch.float32, device=rollouts.responses.device)
 
 
 def length(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
@@ -84,88 +89,75 @@ def eos(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
     return rollouts.stopped.float()
 
 
-def user_term(path: str) -> Term:
-    """The user's `module:function`, called as f(prompts, responses, continuations), three lists of B texts.
-
-    It returns B finite numbers.
-
-    Raises:
-        DestructError: the module or the function cannot be imported (here); the function raises, or returns another
-            number of values, or one that is not finite (when called).
-    """
-    module_name, _, function_name = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # the module is the user's: anything may go wrong in it
-        raise DestructError(
-            f"reward term {path!r}: {type(error).__name__}: {error}",
-            "put the module on PYTHONPATH and check the function's name",
-        ) from None
-    if not callable(function):
-        raise DestructError(f"reward term {path!r} is {function!r}, not a function", "name a function of that module")
-
-    def term(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
-        if not len(rollouts.tokens):
-            return torch.zeros(0, device=rollouts.tokens.device)
-        values = _call_user(path, function, _texts(rollouts, context.tokenizer))
-        return torch.tensor(values, dtype=torch.float32, device=rollouts.tokens.device)
-
-    return term
-
-
-def _texts(rollouts: RolloutBatch, tokenizer: Decoder) -> tuple[list[str], list[str], list[str]]:
-    p = rollouts.prompts.prompt_tokens
-    windows = rollouts.prompts.windows.tolist()
-    responses = zip(rollouts.responses.tolist(), rollouts.lengths.tolist(), strict=True)
-    return (
-        [tokenizer.decode(window[:p]) for window in windows],
-        [tokenizer.decode(response[:n]) for response, n in responses],
-        [tokenizer.decode(window[p:]) for window in windows],
-    )
-
-
-def _call_user(path: str, function: Callable, texts: tuple[list[str], list[str], list[str]]) -> list[float]:
-    remedy = f"fix {path}: it gets (prompts, responses, continuations) and returns one finite number per response"
-    try:
-        values = [float(value) for value in function(*texts)]
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
-        raise DestructError(f"reward term {path!r} raised {where}", remedy) from error
-    if len(values) != len(texts[1]):
-        raise DestructError(f"reward term {path!r} gave {len(values)} values for {len(texts[1])} responses", remedy)
-    for value, response in zip(values, texts[1], strict=True):
-        if not abs(value) <= LARGEST:
-            raise DestructError(f"reward term {path!r} gave {value} for the response {response[:60]!r}", remedy)
-    return values
+def match(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
+    """1 where the drawn token is the text's own, 0 elsewhere: (B, R)."""
+    return (rollouts.responses == rollouts.continuations).float()
 
 
 REWARDS: dict[str, Term] = {
-    "repetition": repetition,
-    "continuation_overlap": continuation_overlap,
-    "length": length,
-    "eos": eos,
+    "repetition": Term(repetition),
+    "continuation_overlap": Term(continuation_overlap),
+    "length": Term(length),
+    "eos": Term(eos),
+    "match": Term(match, per_token=True),
 }
+"""The terms that read the text alone."""
+
+
+def frozen_likelihood(frozen: FrozenEngine) -> Term:
+    """log p of each sampled token under the frozen model, at temperature 1: (B, R), nats.  All ranks call it."""
+    return Term(lambda rollouts, _: response_logprobs(frozen, rollouts, 1.0, ptx=False), per_token=True)
 
 
 class Reward:
     """The weighted sum of the config's terms.
 
     Args:
-        weights: term name (or module:function) -> weight.
+        weights: term -> weight, in the config's order.
+        texts: the terms among them that read the text alone.
+        models: the terms among them that run a model.
     """
 
-    def __init__(self, weights: dict[str, float], context: RewardContext):
+    def __init__(
+        self, weights: dict[str, float], texts: dict[str, Term], models: dict[str, Term], context: RewardContext
+    ):
         self.context = context
         self.names = list(weights)
         self.weights = torch.tensor(list(weights.values()), dtype=torch.float32)
-        self.functions = [REWARDS.get(name) or user_term(name) for name in weights]
+        self.texts, self.models = texts, models
 
-    def __call__(self, rollouts: RolloutBatch) -> RewardedBatch:
+    def __call__(
+        self, minibatches: list[Minibatch[RolloutBatch]], topology: Topology
+    ) -> list[Minibatch[RewardedBatch]]:
         """Score each rollout.
 
         Raises:
-            DestructError: a user's function raised, or returned what it should not.
+            DestructError: a user's function raised on some rank, or returned what it should not.
         """
-        terms = torch.stack([function(rollouts, self.context) for function in self.functions], 1)
-        return RewardedBatch(rollouts, terms @ self.weights.to(terms.device), terms)
+        # The texts of all first: a user's function may raise on one rank alone, while the others wait in a gather.
+        read = topology.together(lambda: [minibatch.map(self.of_texts) for minibatch in minibatches])
+        return [minibatch.map(self._with_models) for minibatch in read]
+
+    def of_texts(self, rollouts: RolloutBatch) -> tuple[RolloutBatch, dict[str, Tensor]]:
+        """The rollouts with each term of the text as (B, R)."""
+        return rollouts, {name: self._placed(term, rollouts) for name, term in self.texts.items()}
+
+    def _with_models(self, read: tuple[RolloutBatch, dict[str, Tensor]]) -> RewardedBatch:
+        rollouts, grids = read
+        grids = grids | {name: self._placed(term, rollouts) for name, term in self.models.items()}
+        every = torch.stack([grids[name] for name in self.names], -1)  # (B, R, K)
+        rewards = every @ self.weights.to(every.device)
+        tokens = rollouts.lengths.clamp(min=1)
+        terms = [
+            grids[name].sum(1) / (tokens if (self.texts | self.models)[name].per_token else 1) for name in self.names
+        ]
+        score = rewards.sum(1) / (tokens if rollouts.teacher_forced else 1)
+        return RewardedBatch(rollouts, rewards, score, torch.stack(terms, 1))
+
+    def _placed(self, term: Term, rollouts: RolloutBatch) -> Tensor:
+        """A term on its tokens: (B, R), a number per rollout on the last real one, 0 elsewhere."""
+        values, mask = term.measure(rollouts, self.context), rollouts.mask
+        if term.per_token:
+            return torch.where(mask, values, 0.0)
+        last = torch.arange(mask.shape[1], device=mask.device) == rollouts.lengths[:, None] - 1
+        return torch.where(mask & last, values[:, None], 0.0)

@@ -15,7 +15,10 @@ from destruct.ppo.kl import k1
 
 @dataclass(frozen=True, slots=True)
 class PolicyInputs:
-    """One micro-batch as the policy reads it: n rollouts and, with PTX, their n windows of the data after them."""
+    """One micro-batch as the policy reads it: n rollouts and, with PTX, their n windows of the data after them.
+
+    Teacher-forced rollouts are those windows already: their PTX rows are the same hidden states with other targets.
+    """
 
     tokens: Tensor  # (n or 2n, T) int64
     rows: Tensor  # (N,) int64     hidden states that predict: N_response response rows, then PTX rows
@@ -26,17 +29,19 @@ class PolicyInputs:
 
 def policy_inputs(rollouts: RolloutBatch, temperature: float, ptx: bool) -> PolicyInputs:
     """Lay a micro-batch out for the policy; scoring and training use the same layout, so their products agree."""
-    mask, tokens = rollouts.mask, rollouts.tokens
+    tokens, mask, targets = rollouts.tokens, rollouts.mask, rollouts.responses
+    (n, t), p = tokens.shape, rollouts.prompts.prompt_tokens
     if ptx:
         mask = torch.cat([mask, torch.ones_like(mask)])
-        tokens = torch.cat([tokens, rollouts.prompts.windows])
+        targets = torch.cat([targets, rollouts.continuations])
+        tokens = tokens if rollouts.teacher_forced else torch.cat([tokens, rollouts.prompts.windows])
     row, step = mask.nonzero(as_tuple=True)
-    p, t = rollouts.prompts.prompt_tokens, tokens.shape[1]
-    is_response = row < len(rollouts.tokens)
+    is_response = row < n
+    sequence = row % max(1, n) if rollouts.teacher_forced else row
     return PolicyInputs(
         tokens,
-        rows=row * t + p - 1 + step,
-        targets=tokens[row, p + step],
+        rows=sequence * t + p - 1 + step,
+        targets=targets[row, step],
         temperature=torch.where(is_response, temperature, 1.0),
         is_response=is_response,
     )
@@ -52,22 +57,20 @@ class ScoreSettings:
 
 
 def score(
-    rewarded: RewardedBatch, policy: TrainEngine, frozen: FrozenEngine, value: TrainEngine, settings: ScoreSettings
+    rewarded: RewardedBatch, policy: TrainEngine, reference: FrozenEngine, value: TrainEngine, settings: ScoreSettings
 ) -> ScoredBatch:
-    """Score one micro-batch; r_t = [t is the last token] * score - kl_coef * k1_t.
+    """Score one micro-batch; r_t = the terms' reward of t - kl_coef * k1_t.
 
     Source: arXiv:1909.08593 eq. 2, with the penalty per token.
     """
     rollouts, mask = rewarded.rollouts, rewarded.rollouts.mask
     old = response_logprobs(policy, rollouts, settings.temperature, settings.ptx)
-    reference = response_logprobs(frozen, rollouts, settings.temperature, ptx=False)
+    anchor = response_logprobs(reference, rollouts, settings.temperature, ptx=False)
     inputs = policy_inputs(rollouts, settings.temperature, ptx=False)
     with torch.no_grad():
         values = spread(value(inputs.tokens, inputs.rows), mask)
-    rewards = -settings.kl_coef * k1(reference - old) * mask
-    last = mask & (torch.arange(mask.shape[1], device=mask.device) == rollouts.lengths[:, None] - 1)
-    rewards = rewards + last * rewarded.score[:, None]
-    return ScoredBatch(rewarded, old, reference, values, rewards)
+    rewards = rewarded.rewards - settings.kl_coef * k1(anchor - old) * mask
+    return ScoredBatch(rewarded, old, anchor, values, rewards)
 
 
 @torch.no_grad()

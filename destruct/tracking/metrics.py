@@ -35,6 +35,9 @@ METRICS: dict[str, Metric] = {
     "ppo/skipped": Metric("count", "steps neither network took because a loss was not finite"),
     "kl/to_reference": Metric("nats/token", "k3(policy after the update || reference) on the update's tokens"),
     "kl/sampled": Metric("nats/token", "k1(policy that sampled || reference), the penalty's estimate"),
+    "kl/from_initial": Metric(
+        "nats/token", "k3(model that PPO began from || policy) on a fixed set that the former sampled"
+    ),
     "kl/coef": Metric("reward units/nat", "beta of the update"),
     "kl/breaches": Metric("count", "updates after which kl/to_reference passed kl.bound, so far"),
     "rollout/reward": Metric("reward units", "score without KL penalty, mean over rollouts"),

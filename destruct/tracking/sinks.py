@@ -52,6 +52,18 @@ class Sinks:
         self._board.add_text(f"samples/{fields['source']}", text, update)
         self._samples.flush()
 
+    def prompt(self, phase: str, step: int, topic: str, prompt: str, response: str) -> None:
+        """Log the continuation of one of the user's prompts.
+
+        Args:
+            phase, step: as in `scalars`.
+        """
+        fields = {"phase": phase, "update": step, "topic": topic, "prompt": prompt, "response": response}
+        self._samples.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        self._samples.flush()
+        board = self._warmup_board if phase in WARMUP_PHASES else self._board
+        board.add_text(f"prompts/{topic}/{prompt[:40]}", f"{prompt} **→** {response}", step)
+
     def close(self) -> None:
         """Flush and close everything."""
         self._metrics.close()

@@ -20,6 +20,7 @@ class Summary:
     reward_after: float  # and in the last
     kl_max: float  # largest k3(policy || reference) after an update, nats per token
     kl_bound: float  # the constraint on it
+    kl_from_initial: float  # k3(model that PPO began from || policy) at the end, nats per token
     kl_breaches: int  # updates that ended beyond it
     updates: int
     rounds: int

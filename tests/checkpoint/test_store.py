@@ -235,7 +235,7 @@ def engine(module: nn.Module) -> SingleEngine:
 
 def networks(seed: int) -> contents.Networks:
     torch.manual_seed(seed)
-    return contents.Networks(engine(nn.Linear(3, 2)), engine(nn.Linear(3, 1)), SingleFrozen(nn.Linear(3, 2)))
+    return contents.Networks(engine(nn.Linear(3, 2)), engine(nn.Linear(3, 1)), SingleFrozen(nn.Linear(3, 2)), None)
 
 
 def tensors(held: contents.Networks) -> list[torch.Tensor]:

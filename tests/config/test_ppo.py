@@ -6,7 +6,7 @@ import pytest
 
 from destruct.config.curriculum import CurriculumConfig
 from destruct.config.engine import EngineConfig
-from destruct.config.rollout import REWARD_TERMS
+from destruct.config.rollout import REWARD_TERMS, TOKEN_TERMS
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,10 @@ from destruct.config.rollout import REWARD_TERMS
 def test_a_reward_term_that_is_neither_known_nor_a_function_is_refused(files, refusal, name):
     problem, remedy = refusal(files.load, f"reward.terms={{'{name}': 1.0}}")
     assert problem == f"command line: reward.terms: no reward term {name!r}"
-    assert remedy == "take one of repetition, continuation_overlap, length, eos or module:function"
+    assert remedy == (
+        "take one of repetition, continuation_overlap, length, eos, reward_model, match, frozen_likelihood "
+        "or module:function"
+    )
 
 
 @pytest.mark.parametrize("name", ["module:score", "my.rewards.v2:score_1", "_a:_b"])
@@ -32,11 +35,13 @@ def choices(section, field) -> set[str]:
 
 
 def test_the_names_in_the_config_are_the_keys_of_the_tables():
+    from destruct.build import MODEL_TERMS
     from destruct.curriculum.dynamics import PROJECTIONS
     from destruct.curriculum.strategies import SIGNALS, STRATEGIES
     from destruct.rollout.rewards import REWARDS
 
-    assert set(REWARD_TERMS) == set(REWARDS)
+    assert set(REWARD_TERMS) == {*REWARDS, *MODEL_TERMS}
+    assert {name for name, term in REWARDS.items() if term.per_token} == set(TOKEN_TERMS) - {*MODEL_TERMS}
     assert choices(CurriculumConfig, "strategy") == set(STRATEGIES)
     assert choices(CurriculumConfig, "projection") == set(PROJECTIONS)
     assert choices(CurriculumConfig, "signal") == set(SIGNALS) - {"target"}, "second_order alone steers by the target"

@@ -14,7 +14,7 @@ from destruct.config.settings import Config, load, micro_batch_size
 ROOT = Path(__file__).resolve().parents[2]
 
 # Every key is something to learn, to test and to keep.  Raising this figure is a decision, taken in review.
-MOST_KEYS = 82
+MOST_KEYS = 95
 
 
 def test_the_number_of_keys_stays_under_its_ceiling():
@@ -158,7 +158,7 @@ def test_a_json_is_found_from_the_working_folder_then_beside_the_yaml_then_above
 def test_a_json_that_is_nowhere_is_refused_with_its_key(files, refusal):
     problem, remedy = refusal(files.load, "engine.frozen=absent.json")
     assert problem.startswith("engine.frozen: absent.json exists neither in ")
-    assert remedy == "give engine.frozen the path of a DeepSpeed JSON"
+    assert remedy == "give engine.frozen the path of a file"
 
 
 @pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "../up", "-x", "", "a b", "a\n"])

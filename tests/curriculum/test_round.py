@@ -18,7 +18,7 @@ from destruct.curriculum.strategies import DynamicsSettings, make_strategy
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
-from destruct.models.policy import build_copy, build_policy, llama_config
+from destruct.models.policy import build_policy, llama_config
 from destruct.warmup import cross_entropy_step
 
 V, T, PANEL = 24, 8, 10
@@ -41,7 +41,7 @@ HELD_OUT = [source(0, 30), source(1, 14), source(2, 6)]
 
 def engines() -> tuple[SingleEngine, SingleFrozen]:
     policy = SingleEngine(build_policy(SHAPE, V, torch.float32, 1, "chunked"), Optimizer(), 1, 1.0)
-    return policy, SingleFrozen(build_copy(SHAPE, V, torch.float32, "chunked"))
+    return policy, SingleFrozen(build_policy(SHAPE, V, torch.float32, 0, "chunked"))
 
 
 def curriculum(strategy: str = "second_order", sources: int = 3) -> Curriculum:

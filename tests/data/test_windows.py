@@ -47,7 +47,7 @@ def test_windows_refuse_other_shapes_and_types():
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_tokenizer(["a small text"], 258))
+    return Tokenizer.trained(train_tokenizer(["a small text"], 258))
 
 
 def test_sources_are_built_in_order_with_their_priors_and_flags(tokenizer):

@@ -23,7 +23,7 @@ from destruct.models.policy import build_copy, build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients
 from destruct.ppo.update import UpdateSettings, accumulate, ppo_update
-from destruct.rollout.generate import generate
+from destruct.rollout.generate import Sampling, generate
 from destruct.rollout.packing import pack
 from destruct.rollout.score import response_logprobs
 
@@ -70,9 +70,10 @@ def rollouts(count: int = len(LENGTHS)) -> RolloutBatch:
     responses = torch.randint(2, V, (count, R), generator=g)
     lengths = torch.tensor([LENGTHS[i % len(LENGTHS)] for i in range(count)])
     mask = torch.arange(R) < lengths[:, None]
-    tokens = torch.cat([windows[:, :P], torch.where(mask, responses, 1)], 1)
     prompts = PromptBatch(0, P, windows, torch.zeros(count, dtype=torch.int64), torch.arange(count))
-    return RolloutBatch(prompts, tokens, mask, torch.zeros(count, dtype=torch.bool))
+    return RolloutBatch(
+        prompts, torch.where(mask, responses, 1), mask, torch.zeros(count, dtype=torch.bool), teacher_forced=False
+    )
 
 
 def trained_on(batch: RolloutBatch) -> TrainBatch:
@@ -81,7 +82,7 @@ def trained_on(batch: RolloutBatch) -> TrainBatch:
     table = torch.randn(5, 64, R, generator=g)
     grid = table[:, batch.prompts.sample] * batch.mask
     old, reference = grid[0] * 0.3 - 4.2, grid[1] * 0.3 - 4.2
-    rewarded = RewardedBatch(batch, grid[3].sum(1), grid[3].sum(1, keepdim=True))
+    rewarded = RewardedBatch(batch, grid[3], grid[3].sum(1), grid[3].sum(1, keepdim=True))
     scored = ScoredBatch(rewarded, old * batch.mask, reference * batch.mask, grid[2], grid[3])
     return TrainBatch(scored, grid[4], grid[3] * 2)
 
@@ -259,7 +260,7 @@ def replica_case(topology: Topology) -> dict[str, Any]:
     policy.fill(replica)
     plain = LlamaForCausalLM._from_config(llama_config(shape(True), V), dtype=torch.float32)
     plain.load_state_dict({n.removeprefix("lm."): t for n, t in policy.tensors_in_full()}, strict=False)
-    batch = generate(replica, rollouts(24).prompts, topology, seed=3, temperature=0.8, eos_id=0, pad_id=1)
+    batch = generate(replica, rollouts(24).prompts, topology, 3, Sampling(0.8, eos_id=0, pad_id=1))
     recorded = response_logprobs(policy, batch, 0.8, ptx=False)
     with torch.no_grad():
         logprobs = torch.log_softmax(plain(batch.tokens).logits / 0.8, -1)[:, P - 1 : -1]

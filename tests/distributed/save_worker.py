@@ -42,7 +42,7 @@ def case(folder: Path, stage: int, bad_rank: int, topology: Topology) -> list[in
         return DeepSpeedEngine(nn.Linear(64, 64), config, topology)
 
     store = CheckpointStore(folder / f"{stage}-{bad_rank}", topology, keep=3)
-    networks = contents.Networks(engine(), engine(), SingleFrozen(nn.Linear(64, 64)))
+    networks = contents.Networks(engine(), engine(), SingleFrozen(nn.Linear(64, 64)), None)
     published = []
     for update, full in ((1, False), (2, True), (3, False)):
         with full_disk(full and topology.rank == bad_rank):

@@ -49,14 +49,13 @@ def batch() -> TrainBatch:
     g = torch.Generator().manual_seed(0)
     windows = torch.randint(0, V, (B, P + R), generator=g)
     mask = torch.arange(R) < LENGTHS[:, None]
-    tokens = torch.cat([windows[:, :P], torch.randint(0, V, (B, R), generator=g)], 1)
+    responses = torch.randint(0, V, (B, R), generator=g)
     prompts = PromptBatch(0, P, windows, torch.arange(B) % 2, torch.arange(B))
-    rollouts = RolloutBatch(prompts, tokens, mask, torch.zeros(B, dtype=torch.bool))
+    rollouts = RolloutBatch(prompts, responses, mask, torch.zeros(B, dtype=torch.bool), teacher_forced=False)
     noise = torch.randn(6, B, R, generator=g) * mask
     old, reference = (math.log(1 / V) + 0.4 * noise[0]) * mask, (math.log(1 / V) + 0.4 * noise[1]) * mask
-    scored = ScoredBatch(
-        RewardedBatch(rollouts, noise[3].sum(1), noise[3].sum(1, keepdim=True)), old, reference, noise[2], noise[3]
-    )
+    rewarded = RewardedBatch(rollouts, noise[3], noise[3].sum(1), noise[3].sum(1, keepdim=True))
+    scored = ScoredBatch(rewarded, old, reference, noise[2], noise[3])
     return TrainBatch(scored, noise[4], noise[5])
 
 
@@ -72,7 +71,7 @@ def packed(batch: TrainBatch, minibatches: int = 1) -> list[Minibatch[TrainBatch
         i = rollouts.prompts.sample
         s = batch.scored
         scored = ScoredBatch(
-            RewardedBatch(rollouts, s.rewarded.score[i], s.rewarded.terms[i]),
+            RewardedBatch(rollouts, s.rewarded.rewards[i], s.rewarded.score[i], s.rewarded.terms[i]),
             s.old_logprobs[i],
             s.reference_logprobs[i],
             s.old_values[i],

@@ -8,8 +8,9 @@ from transformers import LlamaForCausalLM
 from destruct.batch import PromptBatch
 from destruct.config.model import PolicyShape
 from destruct.engine.topology import Topology
-from destruct.models.policy import build_copy, llama_config
-from destruct.rollout.generate import _inverse_cdf, generate, sample_responses
+from destruct.models.policy import build_policy, llama_config
+from destruct.rollout.generate import Sampling, generate, sample_responses
+from destruct.rollout.sampling import inverse_cdf
 
 V = 40
 SHAPE = PolicyShape(
@@ -19,24 +20,24 @@ SHAPE = PolicyShape(
 
 @pytest.fixture(scope="module")
 def replica():
-    return build_copy(SHAPE, V, torch.float32, "chunked")
+    return build_policy(SHAPE, V, torch.float32, 0, "chunked")
 
 
 def sample(replica, prompts, uniforms, temperature=0.7, eos=3):
-    return sample_responses(replica, prompts, uniforms, temperature, eos_id=eos, pad_id=1)
+    return sample_responses(replica, prompts, uniforms, Sampling(temperature, eos_id=eos, pad_id=1))[:2]
 
 
-def test_the_inverse_cdf_picks_the_token_whose_share_holds_the_number():
+def test_theinverse_cdf_picks_the_token_whose_share_holds_the_number():
     logits = torch.log(torch.tensor([[0.5, 0.0, 0.3, 0.2]])).expand(5, 4)
     u = torch.tensor([0.0, 0.49, 0.51, 0.79, 0.999999], dtype=torch.float64)
-    assert _inverse_cdf(logits, 1.0, u).tolist() == [0, 0, 2, 2, 3], "token 1 has no share"
+    assert inverse_cdf(logits, 1.0, u).tolist() == [0, 0, 2, 2, 3], "token 1 has no share"
 
 
-def test_the_inverse_cdf_divides_the_logits_by_the_temperature():
+def test_theinverse_cdf_divides_the_logits_by_the_temperature():
     """At temperature 1/2 the odds 2:1 become 4:1."""
     logits = torch.log(torch.tensor([[2.0, 1.0]])).expand(2, 2)
     u = torch.tensor([0.79, 0.81], dtype=torch.float64)
-    assert _inverse_cdf(logits, 0.5, u).tolist() == [0, 1]
+    assert inverse_cdf(logits, 0.5, u).tolist() == [0, 1]
 
 
 def test_the_frequencies_of_sampled_tokens_are_the_models_probabilities(replica):
@@ -86,7 +87,7 @@ def test_the_cache_changes_nothing(replica):
         logits = replica.lm.lm_head(hidden)[:, 4:-1]
     for row in range(4):
         for t in range(int(lengths[row])):
-            assert _inverse_cdf(logits[row, t][None], 0.7, uniforms[row, t][None]).item() == tokens[row, t]
+            assert inverse_cdf(logits[row, t][None], 0.7, uniforms[row, t][None]).item() == tokens[row, t]
 
 
 def prompts_of(samples: list[int], draw: int = 0) -> PromptBatch:
@@ -97,7 +98,7 @@ def prompts_of(samples: list[int], draw: int = 0) -> PromptBatch:
 
 def rolled_out(replica, samples: list[int], draw: int = 0, seed: int = 0):
     alone = Topology(0, 1, torch.device("cpu"))
-    return generate(replica, prompts_of(samples, draw), alone, seed=seed, temperature=0.7, eos_id=3, pad_id=1)
+    return generate(replica, prompts_of(samples, draw), alone, seed, Sampling(0.7, eos_id=3, pad_id=1))
 
 
 def test_the_mask_holds_the_sampled_tokens_with_eos_and_stopped_says_whether_there_is_one(replica):

@@ -17,7 +17,7 @@ def rollouts(lengths: list[int]) -> RolloutBatch:
     windows = torch.arange(b * (P + R)).view(b, P + R)
     prompts = PromptBatch(0, P, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
     mask = torch.arange(R) < torch.tensor(lengths)[:, None]
-    return RolloutBatch(prompts, windows, mask, torch.zeros(b, dtype=torch.bool))
+    return RolloutBatch(prompts, windows[:, P:], mask, torch.zeros(b, dtype=torch.bool), teacher_forced=False)
 
 
 def test_longest_first_to_the_lightest_slot_worked_by_hand():

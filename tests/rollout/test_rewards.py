@@ -1,17 +1,14 @@
-"""Reward terms worked by hand, and what a user's own function may not do."""
-
-import sys
-import types
+"""Reward terms worked by hand, and their weighted sum."""
 
 import pytest
 import torch
 
-from destruct.batch import PromptBatch, RolloutBatch
-from destruct.config.rollout import REWARD_TERMS
-from destruct.errors import DestructError
-from destruct.rollout.rewards import REWARDS, Reward, RewardContext
+from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch
+from destruct.engine.topology import Topology
+from destruct.rollout.rewards import REWARDS, Reward, RewardContext, Term
 
 P = 2
+ALONE = Topology(0, 1, torch.device("cpu"))
 
 
 class Letters:
@@ -21,14 +18,22 @@ class Letters:
         return "".join(chr(97 + token) for token in ids)
 
 
-def batch(responses: list[list[int]], continuations: list[list[int]], stopped: list[bool]) -> RolloutBatch:
+def batch(
+    responses: list[list[int]], continuations: list[list[int]], stopped: list[bool], teacher_forced: bool = False
+) -> RolloutBatch:
     r = len(continuations[0])
     windows = torch.tensor([[20, 21, *row] for row in continuations])
     lengths = torch.tensor([len(row) for row in responses])
-    tokens = torch.tensor([[20, 21, *row, *[25] * (r - len(row))] for row in responses])
+    padded = torch.tensor([[*row, *[25] * (r - len(row))] for row in responses])
     n = len(responses)
-    prompts = PromptBatch(0, P, windows, torch.zeros(n, dtype=torch.int64), torch.arange(n))
-    return RolloutBatch(prompts, tokens, torch.arange(r) < lengths[:, None], torch.tensor(stopped))
+    prompts = PromptBatch(0, P, windows, torch.zeros(n, dtype=torch.int64), torch.arange(n) + 100)
+    mask = torch.arange(r) < lengths[:, None]
+    return RolloutBatch(prompts, padded, mask, torch.tensor(stopped), teacher_forced)
+
+
+def rewarded(weights: dict[str, float], terms: dict[str, Term], rollouts: RolloutBatch, models=None) -> RewardedBatch:
+    reward = Reward(weights, terms, models or {}, RewardContext(2, Letters()))
+    return reward([Minibatch((rollouts,), 0, 0)], ALONE)[0].micro_batches[0]
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def three() -> RolloutBatch:
 
 
 def term(name: str, rollouts: RolloutBatch, ngram: int = 2) -> list[float]:
-    return pytest.approx(REWARDS[name](rollouts, RewardContext(ngram, Letters())).tolist())
+    return pytest.approx(REWARDS[name].measure(rollouts, RewardContext(ngram, Letters())).tolist())
 
 
 def test_repetition_is_minus_the_share_of_ngrams_seen_before(three):
@@ -63,60 +68,32 @@ def test_length_and_eos(three):
     assert term("eos", three) == [0.0, 1.0, 0.0]
 
 
-def test_the_score_is_the_weighted_sum(three):
-    reward = Reward({"length": 2.0, "eos": -3.0}, RewardContext(2, Letters()))
-    rewarded = reward(three)
-    assert rewarded.score.tolist() == pytest.approx([2.0, -2.2, 2.0])
-    assert rewarded.terms.tolist() == [[1.0, 0.0], [pytest.approx(0.4), 1.0], [1.0, 0.0]]
+def test_match_is_one_where_the_token_is_the_texts_own(three):
+    """12121 against 11299: the first; 34... against 43300: none (padding is masked out later); 55555: none."""
+    assert REWARDS["match"].measure(three, RewardContext(2, Letters()))[:, :2].tolist() == [[1, 0], [0, 0], [0, 0]]
 
 
-def test_the_configs_names_are_the_tables(three):
-    assert set(REWARD_TERMS) == set(REWARDS)
+def test_the_score_of_a_whole_response_is_the_weighted_sum_and_paid_with_its_last_token(three):
+    got = rewarded({"length": 2.0, "eos": -3.0}, REWARDS, three)
+    assert got.score.tolist() == pytest.approx([2.0, -2.2, 2.0])
+    assert got.terms.tolist() == [[1.0, 0.0], [pytest.approx(0.4), 1.0], [1.0, 0.0]]
+    paid = torch.tensor([[0, 0, 0, 0, 2.0], [0, -2.2, 0, 0, 0], [0, 0, 0, 0, 2.0]])
+    torch.testing.assert_close(got.rewards, paid)
 
 
-@pytest.fixture
-def user_module(monkeypatch):
-    module = types.ModuleType("my_rewards")
-    monkeypatch.setitem(sys.modules, "my_rewards", module)
-    return module
+def test_a_term_per_token_is_paid_with_each_and_averaged_where_every_token_is_an_episode():
+    """Rows of 3 tokens, 2 and 1 of them right: rewards of weight 1/2; the score is their mean, the term the share."""
+    rollouts = batch([[1, 2, 3], [4, 5, 6]], [[1, 9, 3], [4, 9, 9]], [False, False], teacher_forced=True)
+    got = rewarded({"match": 0.5}, REWARDS, rollouts)
+    assert got.rewards.tolist() == [[0.5, 0, 0.5], [0.5, 0, 0]]
+    assert got.score.tolist() == pytest.approx([1 / 3, 1 / 6])
+    assert got.terms[:, 0].tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
-def test_a_users_function_gets_texts_and_its_numbers_count(three, user_module):
-    seen = []
-
-    def shout(prompts, responses, continuations):
-        seen.append((prompts, responses, continuations))
-        return [len(text) for text in responses]
-
-    user_module.shout = shout
-    rewarded = Reward({"my_rewards:shout": 0.5}, RewardContext(2, Letters()))(three)
-    assert rewarded.score.tolist() == [2.5, 1.0, 2.5]
-    assert seen == [(["uv"] * 3, ["bcbcb", "de", "fffff"], ["bbcjj", "eddaa", "abcde"])]
-
-
-@pytest.mark.parametrize(
-    ("returned", "said"),
-    [
-        ([1.0, 2.0], "2 values for 3"),
-        ([0.0, float("nan"), 1.0], "nan.*'de'"),
-        ([0.0, 1e39, 1.0], "1e\\+39.*'de'"),  # finite here, and infinite as a float32
-        (ValueError("boom\n  and more"), r"ValueError: boom and more \(.*test_rewards.py:\d+\)"),
-    ],
-)
-def test_a_users_function_that_misbehaves_is_named(three, user_module, returned, said):
-    def wrong(prompts, responses, continuations):
-        if isinstance(returned, Exception):
-            raise returned
-        return returned
-
-    user_module.wrong = wrong
-    reward = Reward({"my_rewards:wrong": 1.0}, RewardContext(2, Letters()))
-    with pytest.raises(DestructError, match=said) as error:
-        reward(three)
-    assert "my_rewards:wrong" in error.value.problem
-
-
-def test_a_function_that_is_not_there_is_found_out_at_build(user_module):
-    for path in ("my_rewards:absent", "no_such_module:f"):
-        with pytest.raises(DestructError, match=path):
-            Reward({path: 1.0}, RewardContext(2, Letters()))
+def test_a_term_of_a_model_keeps_its_place_and_padding_is_not_paid(three):
+    """Order of the weights, not of the tables; -1 per token, of 5, 2 and 5 tokens, sums up in generated text."""
+    nats = Term(lambda rollouts, _: torch.full(rollouts.mask.shape, -1.0), per_token=True)
+    got = rewarded({"nats": 2.0, "eos": 1.0}, {"eos": REWARDS["eos"]}, three, models={"nats": nats})
+    assert got.terms.tolist() == [[-1, 0], [-1, 1], [-1, 0]]
+    assert got.score.tolist() == [-10.0, -3.0, -10.0]
+    assert got.rewards[1].tolist() == [-2.0, -1.0, 0, 0, 0]

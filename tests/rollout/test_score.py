@@ -9,9 +9,9 @@ from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
-from destruct.models.policy import build_copy, build_policy, llama_config
+from destruct.models.policy import build_policy, llama_config
 from destruct.models.value import build_value
-from destruct.rollout.rewards import Reward, RewardContext
+from destruct.rollout.rewards import REWARDS, Reward, RewardContext
 from destruct.rollout.score import ScoreSettings, policy_inputs, response_logprobs, score, with_advantages
 
 V, P, R = 40, 4, 5
@@ -21,20 +21,25 @@ SHAPE = PolicyShape(
 ALONE = Topology(0, 1, torch.device("cpu"))
 
 
-def rollouts(lengths: list[int]) -> RolloutBatch:
+def rollouts(lengths: list[int], teacher_forced: bool = False) -> RolloutBatch:
     b = len(lengths)
     g = torch.Generator().manual_seed(b)
     windows = torch.randint(0, V, (b, P + R), generator=g)
     mask = torch.arange(R) < torch.tensor(lengths)[:, None]
-    tokens = torch.cat([windows[:, :P], torch.where(mask, torch.randint(2, V, (b, R), generator=g), 1)], 1)
+    responses = torch.where(mask, torch.randint(2, V, (b, R), generator=g), 1)
     prompts = PromptBatch(0, P, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
-    return RolloutBatch(prompts, tokens, mask, torch.zeros(b, dtype=torch.bool))
+    return RolloutBatch(prompts, responses, mask, torch.zeros(b, dtype=torch.bool), teacher_forced)
+
+
+def judged(batch: RolloutBatch, term: str, weight: float = 1.0) -> RewardedBatch:
+    reward = Reward({term: weight}, {term: REWARDS[term]}, {}, RewardContext(2, None))
+    return reward([Minibatch((batch,), 0, 0)], ALONE)[0].micro_batches[0]
 
 
 @pytest.fixture(scope="module")
 def networks():
     policy = SingleEngine(build_policy(SHAPE, V, torch.float32, 1, "chunked"), Optimizer(), 1, 1.0)
-    frozen = SingleFrozen(build_copy(SHAPE, V, torch.float32, "chunked"))
+    frozen = SingleFrozen(build_policy(SHAPE, V, torch.float32, 0, "chunked"))
     value = SingleEngine(build_value(SHAPE, V, torch.float32, 3), Optimizer(), 1, 1.0)
     torch.nn.init.normal_(value.module.head.weight, std=0.5, generator=torch.Generator().manual_seed(4))
     return policy, frozen, value
@@ -53,12 +58,12 @@ def test_rows_point_at_the_state_before_each_token():
 def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(networks):
     """Reward = weight * length / R; the k1 penalty is old logprob less reference logprob, at every sampled token."""
     batch = rollouts([5, 2, 3])
-    reward = Reward({"length": 10.0}, RewardContext(2, None))
-    free = score(reward(batch), *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.0))
+    rewarded = judged(batch, "length", 10.0)
+    free = score(rewarded, *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.0))
     expected = torch.zeros(3, R)
     expected[0, 4], expected[1, 1], expected[2, 2] = 10.0, 4.0, 6.0
     torch.testing.assert_close(free.rewards, expected)
-    taxed = score(reward(batch), *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.3))
+    taxed = score(rewarded, *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.3))
     kl = free.old_logprobs - free.reference_logprobs
     assert kl.abs().max() > 0.1, "the two networks differ"
     torch.testing.assert_close(taxed.rewards, expected - 0.3 * kl)
@@ -69,7 +74,7 @@ def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(net
 def test_both_logprobs_are_plain_transformers_at_the_sampling_temperature_and_values_those_before_each_token(networks):
     """The KL penalty compares two distributions that were divided by the same temperature."""
     batch = rollouts([5, 2, 3])
-    scored = score(Reward({"eos": 1.0}, RewardContext(2, None))(batch), *networks, ScoreSettings(0.6, True, 0.1))
+    scored = score(judged(batch, "eos"), *networks, ScoreSettings(0.6, True, 0.1))
     for engine, got in ((networks[0], scored.old_logprobs), (networks[1], scored.reference_logprobs)):
         plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V), dtype=torch.float32)
         plain.load_state_dict({n.removeprefix("lm."): p for n, p in engine.module.named_parameters()}, strict=False)
@@ -84,8 +89,7 @@ def test_an_empty_micro_batch_scores_nothing_and_still_calls_every_network(netwo
     batch = rollouts([5, 2]).select(torch.zeros(0, dtype=torch.int64))
     called = []
     hooks = [e.module.register_forward_hook(lambda module, *_: called.append(module)) for e in networks]
-    reward = Reward({"eos": 1.0}, RewardContext(2, None))
-    scored = score(reward(batch), *networks, ScoreSettings(1.0, True, 0.1))
+    scored = score(judged(batch, "eos"), *networks, ScoreSettings(1.0, True, 0.1))
     for hook in hooks:
         hook.remove()
     assert scored.rewards.shape == (0, R)
@@ -107,7 +111,7 @@ def test_advantages_are_white_over_all_micro_batches_and_returns_are_not():
         batch = rollouts(lengths)
         x = torch.randn(4, len(lengths), R, generator=g) * batch.mask
         return ScoredBatch(
-            RewardedBatch(batch, x[3].sum(1), x[3].sum(1)[:, None]), x[0], x[1], x[2], (x[3] + shift) * batch.mask
+            RewardedBatch(batch, x[3], x[3].sum(1), x[3].sum(1)[:, None]), x[0], x[1], x[2], (x[3] + shift) * batch.mask
         )
 
     minibatches = [Minibatch((scored([5, 2], 4.0), scored([1], -3.0)), 8, 15), Minibatch((scored([4, 4], 0.0),), 8, 10)]
@@ -126,7 +130,7 @@ def scored_by_hand() -> ScoredBatch:
     batch = rollouts([3, 2])
     rewards = torch.tensor([[0.0, 0, 8, 0, 0], [2, 4, 0, 0, 0]])
     values = torch.tensor([[2.0, 4, 6, 0, 0], [1, 3, 0, 0, 0]])
-    return ScoredBatch(RewardedBatch(batch, rewards[:, 0], rewards[:, :1]), rewards, rewards, values, rewards)
+    return ScoredBatch(RewardedBatch(batch, rewards, rewards[:, 0], rewards[:, :1]), rewards, rewards, values, rewards)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ SUMMARY = Summary(
     reward_after=0.6,
     kl_max=0.0421,
     kl_bound=0.1,
+    kl_from_initial=0.0123,
     kl_breaches=0,
     updates=36,
     rounds=9,

@@ -1,0 +1,69 @@
+"""The reward model: a sequence classifier of transformers with one label, whose logit is the score of a text."""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from destruct.errors import DestructError
+from destruct.models.pretrained import faults_of
+
+KEY = "reward.model.path"
+
+
+class RewardModel(nn.Module):
+    """Scores texts."""
+
+    def __init__(self, classifier: PreTrainedModel):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The logit of each text.
+
+        Args:
+            tokens: (n, L) int64, each text from the left on; what lies behind it is not read.
+            mask: (n, L) bool, True on the text's tokens, at least one in each row.
+
+        Returns:
+            (n,) float32.
+        """
+        # transformers scores the last token that is not the pad token, which is often eos and then ends the text too:
+        # so the pad token is one that no text here holds.
+        candidates = torch.arange(int(mask.sum()) + 1, device=tokens.device)
+        pad = int(candidates[~torch.isin(candidates, tokens[mask])][0])
+        self.classifier.config.get_text_config().pad_token_id = pad
+        padded = torch.where(mask, tokens, min(pad, self.classifier.config.vocab_size - 1))
+        return self.classifier(input_ids=padded, attention_mask=mask.long()).logits.squeeze(-1).float()
+
+
+def reward_model_config(path: str, revision: str | None) -> PreTrainedConfig:
+    """Its config.
+
+    Raises:
+        DestructError: it cannot be had, is no classifier of sequences, or has another number of labels than one.
+    """
+    with faults_of(KEY, path):
+        config = AutoConfig.from_pretrained(path, revision=revision)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise DestructError(f"{KEY}: {path} is a {config.model_type}, no sequence classifier", "name another model")
+    if config.num_labels != 1:
+        raise DestructError(
+            f"{KEY}: {path} has {config.num_labels} labels; a reward model has one, whose logit is the score",
+            "name a model with num_labels 1 (a language model without such a head counts as 2)",
+        )
+    return config
+
+
+def build_reward_model(path: str, revision: str | None, dtype: torch.dtype) -> RewardModel:
+    """The network with its weights, for inference.
+
+    Raises:
+        DestructError: as `reward_model_config` does.
+    """
+    config = reward_model_config(path, revision)
+    with faults_of(KEY, path):
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            path, revision=revision, config=config, dtype=dtype
+        )
+    return RewardModel(classifier).requires_grad_(False).eval()

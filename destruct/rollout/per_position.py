@@ -1,0 +1,64 @@
+"""`rollout.mode: per_position`: one token drawn from the policy at every position of the data's own text.
+
+The state of each action is the true text before it, so one forward serves all of them and no action sees another: each
+is an episode of one step (gamma = 0).
+"""
+
+import torch
+from torch import Tensor
+
+from destruct.batch import PromptBatch, RolloutBatch
+from destruct.engine.topology import Topology
+from destruct.models.policy import PolicyNetwork, body_states
+from destruct.rollout.sampling import inverse_cdf
+from destruct.seeding import uniform
+
+LOGITS_AT_ONCE = 2**23
+"""Logits whose distributions are held in float64 at a time: 64 MiB."""
+
+
+@torch.no_grad()
+def draw_tokens(replica: PolicyNetwork, windows: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    """Draw a token for each of the last R positions of every window.
+
+    Args:
+        windows: (n, T) int64.
+        uniforms: (n, R) float64 in [0, 1): the random number of each position.
+        temperature: divides the logits.
+
+    Returns:
+        (n, R) int64; column t is drawn given the window's first T - R + t tokens.
+    """
+    n, limit = uniforms.shape
+    hidden = body_states(replica.body, windows).view(*windows.shape, -1)
+    states, numbers = hidden[:, -limit - 1 : -1].flatten(0, 1), uniforms.flatten()
+    chunk = max(1, LOGITS_AT_ONCE // len(replica.head.weight))
+    drawn = [
+        inverse_cdf(replica.head(part, None), temperature, u)
+        for part, u in zip(states.split(chunk), numbers.split(chunk), strict=True)
+    ]
+    return torch.cat(drawn).view(n, limit)
+
+
+def draw_everywhere(
+    replica: PolicyNetwork, prompts: PromptBatch, topology: Topology, seed: int, temperature: float
+) -> RolloutBatch:
+    """Draw a token at every position after the prompt of each window, the ranks sharing the work.
+
+    A token's random number is uniform(seed, draw, sample, position), as in generation.
+
+    Args:
+        prompts: all B windows, equal on every rank; with prompt_tokens = 1 every token but the first is acted on.
+        seed: of the run.
+        temperature: divides the logits.
+
+    Returns:
+        All B rollouts, on every rank; none of them stops early.
+    """
+    mine = topology.share(len(prompts.windows))
+    limit = prompts.windows.shape[1] - prompts.prompt_tokens
+    u = uniform(seed, prompts.draw, prompts.sample[mine].cpu().numpy(), torch.arange(limit).numpy())
+    uniforms = torch.from_numpy(u).to(topology.device)
+    drawn = topology.interleave(draw_tokens(replica, prompts.windows[mine], uniforms, temperature))
+    nothing = torch.zeros(len(drawn), dtype=torch.bool, device=drawn.device)
+    return RolloutBatch(prompts, drawn, torch.ones_like(drawn, dtype=torch.bool), nothing, teacher_forced=True)

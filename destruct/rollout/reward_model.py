@@ -1,0 +1,33 @@
+"""The reward term `reward_model`: what a sequence classifier says of prompt and response, read as text."""
+
+import torch
+from torch import Tensor
+
+from destruct.batch import RolloutBatch
+from destruct.data.tokenizing import Tokenizer
+from destruct.engine.base import InferenceEngine
+from destruct.rollout.rewards import RewardContext, Term
+
+
+def reward_model(engine: InferenceEngine, tokenizer: Tokenizer, context: int) -> Term:
+    """The classifier's logit for each rollout's text: (B,).  All ranks call it.
+
+    Args:
+        engine: around a `RewardModel`.
+        tokenizer: its own; the text of prompt and response goes through it.
+        context: most tokens that it reads; of longer texts the end.
+    """
+
+    def measure(rollouts: RolloutBatch, terms: RewardContext) -> Tensor:
+        p, lengths = rollouts.prompts.prompt_tokens, rollouts.lengths.tolist()
+        rows = zip(rollouts.tokens.tolist(), lengths, strict=True)
+        texts = [terms.tokenizer.decode(row[: p + length]) for row, length in rows]
+        # Without rollouts one token stands in: every rank makes every forward.
+        encoded = [ids[-context:].tolist() or [0] for ids in tokenizer.encode(texts)] or [[0]]
+        longest = max(map(len, encoded))
+        device = rollouts.responses.device
+        tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in encoded], device=device)
+        mask = torch.tensor([[t < len(ids) for t in range(longest)] for ids in encoded], device=device)
+        return engine(tokens, mask)[: len(texts)]
+
+    return Term(measure)
