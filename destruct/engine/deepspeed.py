@@ -29,6 +29,7 @@ def loading_in_shards(config: dict) -> Iterator[None]:
 
     So no rank ever holds a whole model.  Below stage 3 nothing is changed: there every rank holds one anyway.
     """
+    deepspeed.init_distributed()  # or the shards are those of one rank
     # transformers keeps a weak reference alone, and the last one made is that which counts.
     handle = HfDeepSpeedConfig(config) if config["zero_optimization"]["stage"] == 3 else None
     try:
@@ -41,6 +42,7 @@ def loading_in_shards(config: dict) -> Iterator[None]:
 @contextmanager
 def made_in_shards(config: dict) -> Iterator[None]:
     """While it lasts, modules are made as the ranks' ZeRO-3 shards, whatever weights they begin with."""
+    deepspeed.init_distributed()
     # The rotary frequencies are made by torch.arange, which zero.Init would round to the parameters' dtype.
     with prevent_arange_dtype_change(), deepspeed.zero.Init(config_dict_or_path=config):
         yield

@@ -84,7 +84,7 @@ def test_a_function_that_raises_is_named_with_its_line_and_the_sample_it_fails_o
         return [0.0] * len(responses)
 
     module.wrong = wrong
-    with pytest.raises(DestructError, match=r"raised ValueError: boom and more \(.*:\d+\) on sample 101$"):
+    with pytest.raises(DestructError, match=r"raised ValueError: boom and more \(.*:\d+\) on sample 101\n"):
         judged("wrong", three)
 
 
