@@ -41,6 +41,22 @@ def test_the_numbers_of_the_update_and_of_scoring_are_the_configs(tmp_path):
     assert scoring.ptx, "the rows of training"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "bounds"),
+    [
+        (["ppo.clip_range=0.1"], (0.1, 0.1, None)),
+        (["ppo.clip_range=0.1", "ppo.clip_range_high=0.28", "ppo.dual_clip=3"], (0.1, 0.28, 3.0)),
+        (["ppo.clip_range_high=0.15"], (0.2, 0.15, None)),
+    ],
+)
+def test_the_bounds_of_the_ratio_are_the_configs_and_the_upper_one_is_the_lower_one_unless_given(
+    tmp_path, overrides, bounds
+):
+    with tiny_run(tmp_path, *overrides) as run:
+        loss = run.coefficients()
+    assert (loss.clip_low, loss.clip_high, loss.dual_clip) == bounds
+
+
 def test_the_scheduler_of_the_json_shapes_the_rates_of_the_config(tmp_path):
     """Two linear steps of warm-up: 0, half, then all of it."""
     block = {"type": "WarmupLR", "params": {"warmup_num_steps": 2, "warmup_type": "linear"}}

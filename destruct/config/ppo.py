@@ -46,6 +46,12 @@ class PPOConfig(Section):
     """GAE's dial between bias (0) and variance (1)."""
     clip_range: float = Field(0.2, gt=0, lt=1)
     """epsilon of eq. 7: the ratio pi/pi_old is held inside [1 - epsilon, 1 + epsilon]."""
+    clip_range_high: float | None = Field(None, gt=0)
+    """Another epsilon above 1, clip_range then being the one below; a larger one lets unlikely tokens rise further in
+    one update (arXiv:2503.14476 sec. 3.1).  null: clip_range on both sides."""
+    dual_clip: float | None = Field(None, gt=1)
+    """c of arXiv:1912.09729 eq. 5: a token of negative advantage costs no more beyond a ratio of c, and has no gradient
+    there; without it that loss has no bound.  null: off."""
     value_clip_range: float = Field(0.2, gt=0)
     """New values are held within this of the old ones."""
     entropy_coef: float = Field(0.0, ge=0)
@@ -61,6 +67,22 @@ class PPOConfig(Section):
     """Learning rate of the value network."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients of each network are clipped to this norm, each network by itself."""
+
+    @model_validator(mode="after")
+    def _the_dual_clip_lies_outside_the_clip(self) -> Self:
+        above = 1 + self.upper_clip_range
+        if self.dual_clip is not None and self.dual_clip <= above:
+            key = "clip_range" if self.clip_range_high is None else "clip_range_high"
+            raise ValueError(
+                f"dual_clip={self.dual_clip} does not lie above 1 + {key} = {above:g}; raise it (the paper has 3), or "
+                f"set it to null to turn it off"
+            )
+        return self
+
+    @property
+    def upper_clip_range(self) -> float:
+        """The distance above 1 at which the ratio stops paying."""
+        return self.clip_range if self.clip_range_high is None else self.clip_range_high
 
 
 class WarmupConfig(Section):

@@ -30,6 +30,25 @@ def test_policy_loss_worked_by_hand(ratio, advantage, loss, slope):
     assert got.item() == pytest.approx(loss) and log_ratio.grad.item() == pytest.approx(slope)
 
 
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, slope",
+    [
+        (2.9, -2.0, 5.8, 5.8),  # bad and likelier: pays in full up to 3
+        (3.1, -2.0, 6.0, 0.0),  # and no more beyond
+        (0.5, -2.0, 1.6, 0.0),  # the lower bound is where it was
+        (3.1, 2.0, -2.6, 0.0),  # a good token meets the upper bound alone
+        (0.5, 2.0, -1.0, -1.0),
+        (3.1, 0.0, 0.0, 0.0),
+    ],
+)
+def test_the_dual_clip_bounds_the_loss_of_bad_tokens_alone(ratio, advantage, loss, slope):
+    """min(max(-A rho, -A clip(rho, 0.8, 1.3)), -3 A) for A < 0 by eq. 5."""
+    log_ratio = torch.tensor(math.log(ratio), dtype=torch.float64, requires_grad=True)
+    got = clipped_policy_loss(log_ratio, torch.tensor(advantage, dtype=torch.float64), 0.2, 0.3, dual_clip=3.0)
+    got.backward()
+    assert got.item() == pytest.approx(loss) and log_ratio.grad.item() == pytest.approx(slope)
+
+
 def test_policy_loss_stays_finite_and_flat_beyond_the_clamp():
     log_ratio = torch.tensor([200.0, -200.0], requires_grad=True)
     loss = clipped_policy_loss(log_ratio, torch.tensor([-1.0, 1.0]), 0.2, 0.2)
