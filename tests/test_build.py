@@ -126,9 +126,11 @@ def test_the_floor_is_a_share_of_the_equal_weight_and_kappa_weighs_the_spread(tm
 
 def test_a_resumed_run_stands_where_its_checkpoint_was_taken(tmp_path):
     """After one update; the seconds of the first life are told with those of the second."""
-    with tiny_run(tmp_path, "run.checkpoint_every=1") as first:
+    target = ["kl.target=0.5", "kl.horizon=80"]
+    with tiny_run(tmp_path, "run.checkpoint_every=1", *target) as first:
         one_update(first)
-    with tiny_run(tmp_path, "run.resume=auto") as again:
+    with tiny_run(tmp_path, "run.resume=auto", *target) as again:
+        assert again.score_settings().kl_coef == first.state.kl_coef != 0.05, "beta where the target had led it"
         assert dataclasses.asdict(again.state) == dataclasses.asdict(first.state)
         assert again.seconds_before == first.state.seconds > 0
         assert again.mixture.state_dict() == first.mixture.state_dict()

@@ -25,11 +25,30 @@ class KLConfig(Section):
     """The constraint in nats per token: k3(policy after the update || reference) on the update's own tokens."""
     breach_factor: float = Field(1.5, ge=1)
     """A breach of the bound multiplies beta by this, once per breach."""
+    target: float | None = Field(None, gt=0)
+    """Nats per token, at most the bound: after each update beta is multiplied by 1 + e B / horizon, e being KL / target
+    - 1 held inside [-0.2, 0.2] and KL the figure that the bound holds (arXiv:1909.08593 sec. 2.2, where the KL is that
+    of a whole sequence); what a breach does comes on top.  null: only breaches move beta."""
+    horizon: int = Field(10_000, gt=0)
+    """Rollouts over which the target moves beta by a fifth at most."""
 
     @model_validator(mode="after")
     def _something_steers(self) -> Self:
         if self.coef > 0 and not self.in_reward and self.in_loss == "none":
             raise ValueError(f"coef={self.coef} acts nowhere; set in_reward, or in_loss to k2 or k3, or coef to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _a_target_can_be_followed(self) -> Self:
+        if self.target is None:
+            # Not `model_fields_set`: resolved.yaml states every default, and loads back.
+            if self.horizon != type(self).model_fields["horizon"].default:
+                raise ValueError(f"horizon={self.horizon} is read only with a target; set target, or leave horizon out")
+            return self
+        if self.coef == 0:
+            raise ValueError(f"target={self.target} cannot move coef=0.0, which only multiplies; set coef above 0")
+        if self.target > self.bound:
+            raise ValueError(f"target={self.target} lies above bound={self.bound}; set it to at most the bound")
         return self
 
 

@@ -42,9 +42,10 @@ def objective(ratio: torch.Tensor, a: torch.Tensor, low: float, high: float, dua
 
 
 @pytest.mark.parametrize("implementation", [reference, chunked])
-@pytest.mark.parametrize("dual", [DUAL, 1.7, 1e30])
+@pytest.mark.parametrize("dual", [DUAL, 1.7, 1.35, 1e30])
 def test_loss_and_gradients_are_those_of_the_papers_on_either_side_of_every_corner(implementation, dual):
-    """Beyond a log ratio of 20 the clamp holds the ratio still, so the formula is given the clamped one."""
+    """Eq. 5 holds for every c > 1, below the upper bound too.  Beyond a log ratio of 20 the clamp
+    holds the ratio still, so the formula is given the clamped one."""
     hidden, weight, logprobs, _, rows = surroundings()
     ratio = (logprobs - rows.old_logprobs).clamp(-20, 20).exp()
     want = -(rows.policy_weight * objective(ratio, rows.advantages, LOW, HIGH, dual)).sum()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from destruct.ppo.kl import LOG_RATIO_CLAMP, k1, k2, k3, next_coef
+from destruct.ppo.kl import LOG_RATIO_CLAMP, controlled_coef, k1, k2, k3, next_coef
 from destruct.ppo.loss import clipped_policy_loss, clipped_value_loss
 
 
@@ -134,3 +134,22 @@ def test_expected_gradients_are_what_the_table_says(categoricals):
 @pytest.mark.parametrize(("kl", "expected"), [(0.0, 0.4), (0.1, 0.4), (0.1001, 0.6), (float("nan"), 0.6)])
 def test_the_coefficient_grows_by_the_factor_only_beyond_the_bound(kl, expected):
     assert next_coef(0.4, kl, bound=0.1, breach_factor=1.5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (0.05, 0.4),  # on the target
+        (0.055, 0.404),  # a tenth above: 0.1 * 64 / 640 = 1%
+        (0.045, 0.396),
+        (0.06, 0.408),  # a fifth above: 2%, and no more
+        (5.0, 0.408),
+        (math.inf, 0.408),
+        (math.nan, 0.408),
+        (0.04, 0.392),
+        (0.0, 0.392),
+    ],
+)
+def test_the_controller_moves_beta_by_a_fifth_of_its_gain_at_most(kl, expected):
+    """Target 0.05, 64 rollouts of a horizon of 640, beta 0.4."""
+    assert controlled_coef(0.4, kl, target=0.05, rollouts=64, horizon=640) == pytest.approx(expected, rel=1e-12)
