@@ -107,6 +107,7 @@ def test_a_kl_target_may_lie_on_the_bound_and_a_horizon_needs_no_more_than_its_d
     assert files.load("kl.target=0.1").config.kl.horizon == 10_000
     assert files.load("kl.target=0.1", "kl.horizon=7").config.kl.target == 0.1
     assert files.load("kl.horizon=10000").config.kl.target is None, "as resolved.yaml has it"
+    assert files.load("rollout.batch_size=60000").config.kl.target is None, "no target, so no horizon to be too short"
 
 
 @pytest.mark.parametrize(("batch_size", "shortest"), [(24, 5), (30, 7), (48, 10)])
