@@ -170,6 +170,7 @@ class UpdateStats:
     ratio_mean: float
     ratio_max: float
     clip_fraction: float
+    dual_clip_fraction: float  # the part of clip_fraction that the dual clip cut; 0 without one
     policy_grad_norm: float
     value_grad_norm: float
     steps: int  # optimizer steps taken by each network

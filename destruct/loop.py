@@ -12,7 +12,7 @@ from destruct.config.ppo import KLConfig
 from destruct.drift import Probe, kl_from_initial, measure, probe_prompts, probe_windows
 from destruct.engine.schedule import cosine_to_tenth
 from destruct.evaluation import Validation, validate
-from destruct.ppo.kl import next_coef
+from destruct.ppo.kl import controlled_coef, next_coef
 from destruct.ppo.update import kl_to_reference, ppo_update
 from destruct.prompting import continue_prompts
 from destruct.recording import record_prompts, record_round, record_update, record_validation, reward_per_source
@@ -55,7 +55,7 @@ def one_update(run: Run) -> str:
     rewards = reward_per_source(micro_batches(scored), len(run.names), run.topology)
     state.rewards.append(rewards.tolist())
     beta = state.kl_coef
-    constrain(state, kl, config.kl, run.screen.say)
+    constrain(state, kl, config.kl, config.rollout.batch_size, run.screen.say)
     line = record_update(run, batches, stats, rewards, kl, beta)
     if run.is_due(config.run.evaluate_every):
         evaluate(run, "ppo")
@@ -124,13 +124,17 @@ def optimize(run: Run, batches: list[Minibatch[TrainBatch]]) -> UpdateStats:
     return stats
 
 
-def constrain(state: TrainState, kl: float, constraint: KLConfig, say: Callable[[str], None]) -> None:
-    """Hold the KL constraint: a breach is counted, said, and raises the next update's coefficient; nan is a breach.
+def constrain(state: TrainState, kl: float, constraint: KLConfig, rollouts: int, say: Callable[[str], None]) -> None:
+    """Set the next update's coefficient: led by the KL's target if there is one, then raised by a breach of the bound,
+    which is counted and said; nan is a breach.
 
     Args:
         kl: k3(policy after the update || reference), nats per token.
+        rollouts: B of the update.
     """
     state.kl_max = max(state.kl_max, kl if math.isfinite(kl) else math.inf)
+    if constraint.target is not None:
+        state.kl_coef = controlled_coef(state.kl_coef, kl, constraint.target, rollouts, constraint.horizon)
     if not kl <= constraint.bound:
         state.breaches += 1
         state.kl_coef = next_coef(state.kl_coef, kl, constraint.bound, constraint.breach_factor)

@@ -76,6 +76,8 @@ def record_update(
     count = rewards[:, 1].sum().item()
     reward = rewards[:, 0].sum().item() / count
     facts = {name: getattr(stats, name) for name in _STATS}
+    if run.config.ppo.dual_clip is None:
+        del facts["dual_clip_fraction"]
     values = {f"ppo/{name}": float(x) for name, x in facts.items()}
     values |= _rollout_figures(run, scored, count)
     values |= {

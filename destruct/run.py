@@ -102,10 +102,11 @@ class Run:
         in_loss = c.kl.in_loss != "none"
         return LossCoefficients(
             clip_low=c.ppo.clip_range,
-            clip_high=c.ppo.clip_range,
+            clip_high=c.ppo.upper_clip_range,
             kl_coef=self.state.kl_coef if in_loss else 0.0,
             kl_estimator=c.kl.in_loss,
             entropy_coef=c.ppo.entropy_coef,
+            dual_clip=c.ppo.dual_clip,
         )
 
     def score_settings(self) -> ScoreSettings:

@@ -41,6 +41,22 @@ def test_the_numbers_of_the_update_and_of_scoring_are_the_configs(tmp_path):
     assert scoring.ptx, "the rows of training"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "bounds"),
+    [
+        (["ppo.clip_range=0.1"], (0.1, 0.1, None)),
+        (["ppo.clip_range=0.1", "ppo.clip_range_high=0.28", "ppo.dual_clip=3"], (0.1, 0.28, 3.0)),
+        (["ppo.clip_range_high=0.15"], (0.2, 0.15, None)),
+    ],
+)
+def test_the_bounds_of_the_ratio_are_the_configs_and_the_upper_one_is_the_lower_one_unless_given(
+    tmp_path, overrides, bounds
+):
+    with tiny_run(tmp_path, *overrides) as run:
+        loss = run.coefficients()
+    assert (loss.clip_low, loss.clip_high, loss.dual_clip) == bounds
+
+
 def test_the_scheduler_of_the_json_shapes_the_rates_of_the_config(tmp_path):
     """Two linear steps of warm-up: 0, half, then all of it."""
     block = {"type": "WarmupLR", "params": {"warmup_num_steps": 2, "warmup_type": "linear"}}
@@ -110,9 +126,11 @@ def test_the_floor_is_a_share_of_the_equal_weight_and_kappa_weighs_the_spread(tm
 
 def test_a_resumed_run_stands_where_its_checkpoint_was_taken(tmp_path):
     """After one update; the seconds of the first life are told with those of the second."""
-    with tiny_run(tmp_path, "run.checkpoint_every=1") as first:
+    target = ["kl.target=0.5", "kl.horizon=80"]
+    with tiny_run(tmp_path, "run.checkpoint_every=1", *target) as first:
         one_update(first)
-    with tiny_run(tmp_path, "run.resume=auto") as again:
+    with tiny_run(tmp_path, "run.resume=auto", *target) as again:
+        assert again.score_settings().kl_coef == first.state.kl_coef != 0.05, "beta where the target had led it"
         assert dataclasses.asdict(again.state) == dataclasses.asdict(first.state)
         assert again.seconds_before == first.state.seconds > 0
         assert again.mixture.state_dict() == first.mixture.state_dict()

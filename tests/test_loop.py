@@ -1,6 +1,7 @@
 """What the loop itself decides: the KL constraint, and on tiny runs which numbers reach which part, and when."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -29,7 +30,7 @@ def test_a_breach_counts_raises_beta_once_and_is_said():
     constraint = KLConfig(bound=0.2, breach_factor=1.5)
     betas = []
     for kl in (0.1, 0.2, 0.3, 0.05):
-        constrain(state, kl, constraint, said.append)
+        constrain(state, kl, constraint, 64, said.append)
         betas.append(state.kl_coef)
     assert betas == pytest.approx([0.1, 0.1, 0.15, 0.15])
     assert (state.breaches, state.kl_max) == (1, 0.3)
@@ -40,9 +41,22 @@ def test_a_breach_counts_raises_beta_once_and_is_said():
 def test_a_kl_that_is_not_a_number_is_a_breach(kl):
     state = TrainState(kl_coef=0.1)
     for value in (kl, 0.1):
-        constrain(state, value, KLConfig(bound=0.2, breach_factor=2.0), lambda line: None)
+        constrain(state, value, KLConfig(bound=0.2, breach_factor=2.0), 64, lambda line: None)
     assert state.breaches == 1
     assert state.kl_max == math.inf, "and stays the largest"
+
+
+def test_a_target_leads_beta_and_a_breach_comes_on_top():
+    """64 rollouts of 640, so a tenth of the error: KL halfway to 0 takes 2% (held at a fifth), 5% above the target adds
+    0.5%, and a breach adds 2% and then a half."""
+    state, said = TrainState(kl_coef=0.1), []
+    constraint = KLConfig(target=0.1, horizon=640, bound=0.2, breach_factor=1.5)
+    betas = []
+    for kl in (0.05, 0.105, 0.3, math.nan):
+        constrain(state, kl, constraint, 64, said.append)
+        betas.append(state.kl_coef)
+    assert betas == pytest.approx([0.098, 0.09849, 0.1506897, 0.230555241], rel=1e-12)
+    assert state.breaches == len(said) == 2 and "beta is now 0.1507" in said[0]
 
 
 def lines(run: Run, figure: str) -> list[dict]:
@@ -190,6 +204,18 @@ def test_the_constraint_is_measured_after_the_update_whose_line_tells_the_beta_i
         assert run.state.kl_max == line["kl/to_reference"] > 1e-6
         assert (line["kl/breaches"], line["kl/coef"]) == (1, 0.05)
         assert run.state.kl_coef == pytest.approx(0.075)
+
+
+def test_beta_follows_the_logged_kl_towards_its_target(tmp_path):
+    """16 rollouts of 80: an error counts a fifth.  The target lies among the KLs of this run, so both signs occur."""
+    with tiny_run(tmp_path, "kl.target=0.008", "kl.horizon=80", "frozen.refresh_every=3") as run:
+        for _ in range(6):
+            one_update(run)
+        logged = [(line["kl/coef"], line["kl/to_reference"]) for line in lines(run, "ppo/steps")]
+        betas = [*(beta for beta, _ in logged), run.state.kl_coef]
+    factors = [float(1 + np.clip((kl - 0.008) / 0.008, -0.2, 0.2) / 5) for _, kl in logged]
+    assert betas[0] == 0.05 and min(factors) < 1 < max(factors)
+    assert [after / before for before, after in itertools.pairwise(betas)] == pytest.approx(factors, rel=1e-12)
 
 
 def test_the_three_validations_are_of_the_policy_at_their_time(tmp_path):

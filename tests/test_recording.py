@@ -75,6 +75,17 @@ def test_the_figures_of_rollouts_worked_by_hand(tmp_path):
         )
 
 
+def test_the_share_of_the_dual_clip_is_written_where_there_is_one(tmp_path):
+    """Rates and epochs that take ratios beyond 1.3; it is part of the clip fraction."""
+    for overrides, count in [([], 0), (["ppo.dual_clip=1.3", "ppo.policy_lr=1e-2", "ppo.epochs=4"], 1)]:
+        with tiny_run(tmp_path, *overrides) as run:
+            one_update(run)
+            logged = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        found = [line for line in logged if "ppo/dual_clip_fraction" in line]
+        assert len(found) == count
+        assert all(0 < line["ppo/dual_clip_fraction"] <= line["ppo/clip_fraction"] for line in found)
+
+
 def test_an_update_writes_as_many_samples_as_the_config_asks_for_and_their_rewards_are_its_own(tmp_path):
     """16 rollouts in four micro-batches of four: 6 are one and a half micro-batches; 16 are all."""
     with tiny_run(tmp_path, "run.samples_per_update=6") as run:

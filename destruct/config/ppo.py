@@ -25,11 +25,30 @@ class KLConfig(Section):
     """The constraint in nats per token: k3(policy after the update || reference) on the update's own tokens."""
     breach_factor: float = Field(1.5, ge=1)
     """A breach of the bound multiplies beta by this, once per breach."""
+    target: float | None = Field(None, gt=0)
+    """Nats per token, at most the bound: after each update beta is multiplied by 1 + e B / horizon, e being KL / target
+    - 1 held inside [-0.2, 0.2] and KL the figure that the bound holds (arXiv:1909.08593 sec. 2.2, where the KL is that
+    of a whole sequence); what a breach does comes on top.  null: only breaches move beta."""
+    horizon: int = Field(10_000, gt=0)
+    """Rollouts over which the target moves beta by a fifth at most."""
 
     @model_validator(mode="after")
     def _something_steers(self) -> Self:
         if self.coef > 0 and not self.in_reward and self.in_loss == "none":
             raise ValueError(f"coef={self.coef} acts nowhere; set in_reward, or in_loss to k2 or k3, or coef to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _a_target_can_be_followed(self) -> Self:
+        if self.target is None:
+            # Not `model_fields_set`: resolved.yaml states every default, and loads back.
+            if self.horizon != type(self).model_fields["horizon"].default:
+                raise ValueError(f"horizon={self.horizon} is read only with a target; set target, or leave horizon out")
+            return self
+        if self.coef == 0:
+            raise ValueError(f"target={self.target} cannot move coef=0.0, which only multiplies; set coef above 0")
+        if self.target > self.bound:
+            raise ValueError(f"target={self.target} lies above bound={self.bound}; set it to at most the bound")
         return self
 
 
@@ -46,6 +65,12 @@ class PPOConfig(Section):
     """GAE's dial between bias (0) and variance (1)."""
     clip_range: float = Field(0.2, gt=0, lt=1)
     """epsilon of eq. 7: the ratio pi/pi_old is held inside [1 - epsilon, 1 + epsilon]."""
+    clip_range_high: float | None = Field(None, gt=0)
+    """Another epsilon above 1, clip_range then being the one below; a larger one lets unlikely tokens rise further in
+    one update (arXiv:2503.14476 sec. 3.1).  null: clip_range on both sides."""
+    dual_clip: float | None = Field(None, gt=1)
+    """c of arXiv:1912.09729 eq. 5: a token of negative advantage costs no more beyond a ratio of c, and has no gradient
+    there; without it that loss has no bound.  null: off."""
     value_clip_range: float = Field(0.2, gt=0)
     """New values are held within this of the old ones."""
     entropy_coef: float = Field(0.0, ge=0)
@@ -61,6 +86,22 @@ class PPOConfig(Section):
     """Learning rate of the value network."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients of each network are clipped to this norm, each network by itself."""
+
+    @model_validator(mode="after")
+    def _the_dual_clip_lies_outside_the_clip(self) -> Self:
+        above = 1 + self.upper_clip_range
+        if self.dual_clip is not None and self.dual_clip <= above:
+            key = "clip_range" if self.clip_range_high is None else "clip_range_high"
+            raise ValueError(
+                f"dual_clip={self.dual_clip} does not lie above 1 + {key} = {above:g}; raise it (the paper has 3), or "
+                f"set it to null to turn it off"
+            )
+        return self
+
+    @property
+    def upper_clip_range(self) -> float:
+        """The distance above 1 at which the ratio stops paying."""
+        return self.clip_range if self.clip_range_high is None else self.clip_range_high
 
 
 class WarmupConfig(Section):

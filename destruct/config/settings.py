@@ -83,6 +83,17 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_kl_target_leaves_beta_positive(self) -> Self:
+        rollouts, horizon = self.rollout.batch_size, self.kl.horizon
+        # A fifth is the most that a horizon's rollouts take away.
+        if self.kl.target is not None and rollouts >= 5 * horizon:
+            raise ValueError(
+                f"kl.horizon={horizon} lets one update of rollout.batch_size={rollouts} rollouts take all of beta away"
+                f"; set kl.horizon to {rollouts // 5 + 1} or more"
+            )
+        return self
+
     @property
     def gamma(self) -> float:
         """Discount per token; 0 where no token follows from another."""

@@ -212,6 +212,8 @@ def _logprob_derivative(logprobs: Tensor, rows: LossRows, coefficients: LossCoef
     above = (response.advantages > 0) & (ratio > 1 + coefficients.clip_high)
     below = (response.advantages < 0) & (ratio < 1 - coefficients.clip_low)
     held = above | below | (response.log_ratio.abs() > LOG_RATIO_CLAMP)
+    if coefficients.dual_clip is not None:
+        held = held | ((response.advantages < 0) & (ratio > coefficients.dual_clip))
     u = torch.where(held, 0.0, -response.advantages * ratio)
     if coefficients.kl_estimator != "none":
         r = clamp_log_ratio(response.reference_log_ratio)

@@ -4,6 +4,7 @@ Every other implementation is tested against this file in float64.  It is meant 
 Legend: N rows, H hidden width, V vocabulary, K = len(SUM_NAMES).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,7 @@ def policy_loss(hidden: Tensor, weight: Tensor, rows: LossRows, coefficients: Lo
     Raises:
         ValueError: hidden, weight and rows do not fit together, or a target is outside [0, V) (on the CPU).
 
-    Source: arXiv:1707.06347, eq. 7; PTX: arXiv:2203.02155, eq. 2.
+    Source: arXiv:1707.06347, eq. 7; dual clip: arXiv:1912.09729, eq. 5; PTX: arXiv:2203.02155, eq. 2.
     """
     check_inputs(hidden, weight, rows.targets)
     # Harmless contents, not only a zero weight: 0 * NaN in a backward product would be NaN.
@@ -100,7 +101,11 @@ def combine(
     dtype = logprobs.dtype
     response = response_terms(logprobs, rows)
     clipped = clipped_policy_loss(
-        response.log_ratio, response.advantages, coefficients.clip_low, coefficients.clip_high
+        response.log_ratio,
+        response.advantages,
+        coefficients.clip_low,
+        coefficients.clip_high,
+        coefficients.dual_clip,
     )
     penalty = _penalty(response.reference_log_ratio, coefficients)
     bonus = torch.where(rows.response, entropy, 0.0)
@@ -139,6 +144,7 @@ def _sums(
 ) -> Tensor:
     """(K,) float64, in the order of SUM_NAMES."""
     ratio = clamp_log_ratio(response.log_ratio).exp()
+    dual_clip = math.inf if coefficients.dual_clip is None else coefficients.dual_clip
     per_row = torch.stack(
         [
             clipped,
@@ -148,6 +154,7 @@ def _sums(
             k3(response.reference_log_ratio),
             (response.advantages < 0) & (ratio < 1 - coefficients.clip_low),
             (response.advantages > 0) & (ratio > 1 + coefficients.clip_high),
+            (response.advantages < 0) & (ratio > dual_clip),
             ratio,
             bonus,
         ]

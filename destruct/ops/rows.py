@@ -24,6 +24,7 @@ SUM_NAMES = (
     "kl_reference_k3",
     "clip_low",  # rows whose gradient the lower bound cut: A < 0 and ratio < 1 - clip_low
     "clip_high",  # rows whose gradient the upper bound cut: A > 0 and ratio > 1 + clip_high
+    "clip_dual",  # rows whose gradient the dual clip cut: A < 0 and ratio > dual_clip
     "ratio",
     "entropy",  # nats
     "ptx_nll",  # nats, over the PTX rows
@@ -100,6 +101,7 @@ class LossCoefficients:
     kl_coef: float  # reward units per nat of KL(policy || reference), paid in the loss
     kl_estimator: str  # one of KL_ESTIMATOR_NAMES; "none" leaves the KL to the rewards
     entropy_coef: float  # reward units per nat of entropy
+    dual_clip: float | None = None  # > 1; where A < 0 the loss grows no further beyond this ratio; None: it grows on
 
     def __post_init__(self):
         for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef"):
@@ -108,6 +110,8 @@ class LossCoefficients:
                 raise ValueError(
                     f"LossCoefficients.{name} is {value}; expected a finite number, >= 0 unless entropy_coef"
                 )
+        if self.dual_clip is not None and not 1 < self.dual_clip < math.inf:
+            raise ValueError(f"LossCoefficients.dual_clip is {self.dual_clip}; expected None or a finite number > 1")
         if self.kl_estimator not in KL_ESTIMATOR_NAMES:
             raise ValueError(
                 f"LossCoefficients.kl_estimator is {self.kl_estimator!r}; expected one of {KL_ESTIMATOR_NAMES}"

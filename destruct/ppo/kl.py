@@ -14,6 +14,8 @@ penalty; the old policy is `p` and the new one `q` for the early stop.
 Source: http://joschu.net/blog/kl-approx.html (values); arXiv:2510.01555 (gradients).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,29 @@ def k3(log_ratio: Tensor) -> Tensor:
 def next_coef(coef: float, kl: float, bound: float, breach_factor: float) -> float:
     """beta of the next update: times `breach_factor` when `kl` (nats per token) is above `bound`; nan is above."""
     return coef if kl <= bound else coef * breach_factor
+
+
+def controlled_coef(coef: float, kl: float, target: float, rollouts: int, horizon: int) -> float:
+    """beta of the next update by a proportional controller: up where the KL lies above its target, down below it.
+
+        e     = clip(KL / target - 1, -0.2, 0.2),    0.2 where KL is nan
+        beta' = beta (1 + e rollouts / horizon)
+
+    Args:
+        coef: beta, reward units per nat, > 0.
+        kl: nats per token, measured after the update.
+        target: nats per token, > 0.
+        rollouts: B of the update.
+        horizon: rollouts, > 0.2 B, so that beta stays positive.
+
+    Returns:
+        Reward units per nat.
+
+    Source: arXiv:1909.08593, section 2.2; its K_beta is rollouts / horizon.  KL and target are those of whole sequences
+    there, and per token here.
+    """
+    relative = 1.0 if math.isnan(kl) else kl / target - 1
+    return coef * (1 + max(-0.2, min(0.2, relative)) * rollouts / horizon)
 
 
 ESTIMATORS = {"k2": k2, "k3": k3}

@@ -6,24 +6,34 @@ from torch import Tensor
 from destruct.ppo.kl import clamp_log_ratio
 
 
-def clipped_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clipped_policy_loss(
+    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
+) -> Tensor:
     """Clipped surrogate loss of each token, to be minimised.
 
         rho = exp(log_ratio),  log_ratio held inside [-20, 20]
         L   = max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))
+        L   = min(L, -A dual_clip)    where A < 0, if dual_clip is given
 
     Args:
         log_ratio: (...) nats, log pi(a|s) - log pi_old(a|s).
         advantages: (...) same shape and dtype, whitened.
         clip_low, clip_high: distances below and above 1 at which the ratio stops paying; >= 0.
+        dual_clip: ratio, > 1, from which on a token with A < 0 costs no more and has no gradient.  Without it that loss
+            has no bound: a token that was improbable when it was sampled can outweigh all others.
 
     Returns:
         (...) same dtype.
 
-    Source: arXiv:1707.06347, eq. 7 (negated); two distances instead of one: arXiv:2503.14476, section 3.1.
+    Source: arXiv:1707.06347, eq. 7 (negated); two distances instead of one: arXiv:2503.14476, section 3.1; the dual
+    clip: arXiv:1912.09729, eq. 5 (negated).
     """
     ratio = clamp_log_ratio(log_ratio).exp()
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip is None:
+        return loss
+    # For A < 0 and dual_clip > 1 the smaller one is the bound exactly where rho > dual_clip, wherever clip_high lies.
+    return torch.where((advantages < 0) & (ratio > dual_clip), -advantages * dual_clip, loss)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:

@@ -24,6 +24,7 @@ METRICS: dict[str, Metric] = {
     "ppo/ratio_mean": Metric("ratio", "mean pi/pi_old of the update's minibatch passes; near 1"),
     "ppo/ratio_max": Metric("ratio", "largest pi/pi_old of the update"),
     "ppo/clip_fraction": Metric("share", "response tokens whose gradient was clipped away"),
+    "ppo/dual_clip_fraction": Metric("share", "the part of that which ppo.dual_clip cut; logged where it is set"),
     "ppo/policy_grad_norm": Metric("norm", "policy's gradient before clipping, mean over steps"),
     "ppo/value_grad_norm": Metric("norm", "value network's gradient before clipping, mean over steps"),
     "ppo/explained_variance": Metric("share", "1 - var(returns - old values) / var(returns)"),

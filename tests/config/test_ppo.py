@@ -1,4 +1,4 @@
-"""Reward terms by name, and names that agree with the tables they stand for."""
+"""Bounds of PPO that contradict each other, reward terms by name, and names that agree with the tables."""
 
 import typing
 
@@ -28,6 +28,28 @@ def test_a_function_by_its_module_is_accepted(files, name):
 
 def test_a_reward_needs_a_term(files, refusal):
     assert refusal(files.load, "reward.terms={}")[0] == "command line: reward.terms: no reward term is given"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["ppo.dual_clip=1.2"], "ppo: dual_clip=1.2 does not lie above 1 + clip_range = 1.2"),
+        (
+            ["ppo.clip_range_high=1.5", "ppo.dual_clip=2.5"],
+            "ppo: dual_clip=2.5 does not lie above 1 + clip_range_high = 2.5",
+        ),
+    ],
+)
+def test_a_dual_clip_inside_the_clip_is_refused(files, refusal, overrides, problem):
+    found, remedy = refusal(files.load, *overrides)
+    assert found == f"{files.yaml}: {problem}"
+    assert remedy.startswith("raise it") and remedy.endswith("set it to null to turn it off")
+    assert files.load(*overrides[:-1], "ppo.dual_clip=2.51").config.ppo.dual_clip == 2.51
+
+
+def test_a_dual_clip_of_one_and_an_upper_range_of_zero_are_out_of_bounds(files, refusal):
+    assert "ppo.dual_clip = 1 should be greater than 1" in refusal(files.load, "ppo.dual_clip=1")[0]
+    assert "ppo.clip_range_high = 0 should be greater than 0" in refusal(files.load, "ppo.clip_range_high=0")[0]
 
 
 def choices(section, field) -> set[str]:

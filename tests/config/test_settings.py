@@ -14,7 +14,7 @@ from destruct.config.settings import Config, load, micro_batch_size
 ROOT = Path(__file__).resolve().parents[2]
 
 # Every key is something to learn, to test and to keep.  Raising this figure is a decision, taken in review.
-MOST_KEYS = 95
+MOST_KEYS = 99
 
 
 def test_the_number_of_keys_stays_under_its_ceiling():
@@ -86,6 +86,38 @@ def test_a_coefficient_that_acts_nowhere_is_refused(files, refusal):
     problem, _ = refusal(files.load, "kl.in_reward=false", "kl.in_loss=none")
     assert "acts nowhere" in problem
     assert files.load("kl.in_reward=false", "kl.in_loss=none", "kl.coef=0.0").config.kl.coef == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem", "remedy"),
+    [
+        (["kl.horizon=500"], "horizon=500 is read only with a target", "set target, or leave horizon out"),
+        (["kl.target=0.05", "kl.coef=0.0"], "target=0.05 cannot move coef=0.0", "set coef above 0"),
+        (["kl.target=0.11"], "target=0.11 lies above bound=0.1", "set it to at most the bound"),
+    ],
+)
+def test_a_kl_target_that_cannot_be_followed_and_a_horizon_without_one_are_refused(
+    files, refusal, overrides, problem, remedy
+):
+    found = refusal(files.load, *overrides)
+    assert f"kl: {problem}" in found[0] and found[1] == remedy
+
+
+def test_a_kl_target_may_lie_on_the_bound_and_a_horizon_needs_no_more_than_its_default(files):
+    assert files.load("kl.target=0.1").config.kl.horizon == 10_000
+    assert files.load("kl.target=0.1", "kl.horizon=7").config.kl.target == 0.1
+    assert files.load("kl.horizon=10000").config.kl.target is None, "as resolved.yaml has it"
+    assert files.load("rollout.batch_size=60000").config.kl.target is None, "no target, so no horizon to be too short"
+
+
+@pytest.mark.parametrize(("batch_size", "shortest"), [(24, 5), (30, 7), (48, 10)])
+def test_a_horizon_in_which_one_update_would_take_all_of_beta_is_refused(files, refusal, batch_size, shortest):
+    """One update takes 0.2 B / horizon at most: 24/25, 30/35 and 48/50 of beta, and with one rollout less all of it."""
+    target = ["kl.target=0.05", f"rollout.batch_size={batch_size}"]
+    assert files.load(*target, f"kl.horizon={shortest}").config.kl.horizon == shortest
+    problem, remedy = refusal(files.load, *target, f"kl.horizon={shortest - 1}")
+    assert f"kl.horizon={shortest - 1} lets one update of rollout.batch_size={batch_size} rollouts" in problem
+    assert remedy == f"set kl.horizon to {shortest} or more"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from destruct.ops.rows import SUM_NAMES, LossCoefficients, LossRows, ScoreRows
 f64, f32, bf16 = torch.float64, torch.float32, torch.bfloat16
 PLAIN = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl_estimator="none", entropy_coef=0.0)
 FULL = {
-    "none": dataclasses.replace(PLAIN, clip_high=0.28),
+    "none": dataclasses.replace(PLAIN, clip_high=0.28, dual_clip=1.4),
     "k2": dataclasses.replace(PLAIN, kl_coef=0.1, kl_estimator="k2", entropy_coef=0.02),
-    "k3": dataclasses.replace(PLAIN, kl_coef=0.1, kl_estimator="k3", entropy_coef=-0.02),
+    "k3": dataclasses.replace(PLAIN, kl_coef=0.1, kl_estimator="k3", entropy_coef=-0.02, dual_clip=1.4),
 }
 
 

@@ -45,6 +45,7 @@ def test_figures_of_five_rows_worked_by_hand():
             "kl_reference_k3": 4 * (0.5 - 1 + two),
             "clip_low": 1.0,
             "clip_high": 1.0,
+            "clip_dual": 0.0,
             "ratio": 5.0,
             "entropy": 2.5,
             "ptx_nll": 2.0,

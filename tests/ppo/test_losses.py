@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from destruct.ppo.kl import LOG_RATIO_CLAMP, k1, k2, k3, next_coef
+from destruct.ppo.kl import LOG_RATIO_CLAMP, controlled_coef, k1, k2, k3, next_coef
 from destruct.ppo.loss import clipped_policy_loss, clipped_value_loss
 
 
@@ -26,6 +26,25 @@ def test_policy_loss_worked_by_hand(ratio, advantage, loss, slope):
     """clip(rho, 0.8, 1.3) by eq. 7, on either side of either bound and for both signs of A."""
     log_ratio = torch.tensor(math.log(ratio), dtype=torch.float64, requires_grad=True)
     got = clipped_policy_loss(log_ratio, torch.tensor(advantage, dtype=torch.float64), clip_low=0.2, clip_high=0.3)
+    got.backward()
+    assert got.item() == pytest.approx(loss) and log_ratio.grad.item() == pytest.approx(slope)
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, slope",
+    [
+        (2.9, -2.0, 5.8, 5.8),  # bad and likelier: pays in full up to 3
+        (3.1, -2.0, 6.0, 0.0),  # and no more beyond
+        (0.5, -2.0, 1.6, 0.0),  # the lower bound is where it was
+        (3.1, 2.0, -2.6, 0.0),  # a good token meets the upper bound alone
+        (0.5, 2.0, -1.0, -1.0),
+        (3.1, 0.0, 0.0, 0.0),
+    ],
+)
+def test_the_dual_clip_bounds_the_loss_of_bad_tokens_alone(ratio, advantage, loss, slope):
+    """min(max(-A rho, -A clip(rho, 0.8, 1.3)), -3 A) for A < 0 by eq. 5."""
+    log_ratio = torch.tensor(math.log(ratio), dtype=torch.float64, requires_grad=True)
+    got = clipped_policy_loss(log_ratio, torch.tensor(advantage, dtype=torch.float64), 0.2, 0.3, dual_clip=3.0)
     got.backward()
     assert got.item() == pytest.approx(loss) and log_ratio.grad.item() == pytest.approx(slope)
 
@@ -115,3 +134,22 @@ def test_expected_gradients_are_what_the_table_says(categoricals):
 @pytest.mark.parametrize(("kl", "expected"), [(0.0, 0.4), (0.1, 0.4), (0.1001, 0.6), (float("nan"), 0.6)])
 def test_the_coefficient_grows_by_the_factor_only_beyond_the_bound(kl, expected):
     assert next_coef(0.4, kl, bound=0.1, breach_factor=1.5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (0.05, 0.4),  # on the target
+        (0.055, 0.404),  # a tenth above: 0.1 * 64 / 640 = 1%
+        (0.045, 0.396),
+        (0.06, 0.408),  # a fifth above: 2%, and no more
+        (5.0, 0.408),
+        (math.inf, 0.408),
+        (math.nan, 0.408),
+        (0.04, 0.392),
+        (0.0, 0.392),
+    ],
+)
+def test_the_controller_moves_beta_by_a_fifth_of_its_gain_at_most(kl, expected):
+    """Target 0.05, 64 rollouts of a horizon of 640, beta 0.4."""
+    assert controlled_coef(0.4, kl, target=0.05, rollouts=64, horizon=640) == pytest.approx(expected, rel=1e-12)

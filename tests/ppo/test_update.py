@@ -1,5 +1,6 @@
 """The update as a whole, against the formulas written out on a plain transformers model in float64."""
 
+import dataclasses
 import math
 
 import pytest
@@ -177,7 +178,8 @@ def test_each_network_steps_by_its_own_schedule_and_the_minibatches_of_each_epoc
     assert {tuple(epochs[i : i + 2]) for i in range(0, 12, 2)} == {(0, 1), (1, 0)}
 
 
-def test_what_is_logged_of_an_update_is_worked_out_from_its_rows_in_float64(batch):
+@pytest.mark.parametrize("dual_clip", [None, 1.5])
+def test_what_is_logged_of_an_update_is_worked_out_from_its_rows_in_float64(batch, dual_clip):
     """One step on one minibatch, so every figure is of the policy that stands here before it."""
     policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
     now = response_logprobs(policy, batch.scored.rollouts, TAU, ptx=True)
@@ -193,9 +195,13 @@ def test_what_is_logged_of_an_update_is_worked_out_from_its_rows_in_float64(batc
     ptx = -truth.gather(2, s.rollouts.prompts.windows[:, P:, None]).mean()
     entropy = -(sampled.exp() * sampled).sum(-1)[mask].mean()
     clipped = ((a > 0) & (ratio > 1.2)) | ((a < 0) & (ratio < 0.8))
-    stats = ppo_update(policy, value, packed(batch), COEFFICIENTS, settings(), 0, torch.Generator(), ALONE)
+    dual, losses = torch.zeros_like(clipped), torch.maximum(-a * ratio, -a * ratio.clamp(0.8, 1.2))
+    if dual_clip is not None:
+        dual, losses = (a < 0) & (ratio > 1.5), torch.where(a < 0, torch.minimum(losses, -1.5 * a), losses)
+    coefficients = dataclasses.replace(COEFFICIENTS, dual_clip=dual_clip)
+    stats = ppo_update(policy, value, packed(batch), coefficients, settings(), 0, torch.Generator(), ALONE)
     expected = {
-        "policy_loss": torch.maximum(-a * ratio, -a * ratio.clamp(0.8, 1.2)).mean(),
+        "policy_loss": losses.mean(),
         "ptx_loss": ptx,
         "entropy": entropy,
         "approx_kl": (ratio - 1 - log_ratio).mean(),
@@ -204,11 +210,13 @@ def test_what_is_logged_of_an_update_is_worked_out_from_its_rows_in_float64(batc
         "reference_kl_k1": -reference.mean(),
         "ratio_mean": ratio.mean(),
         "ratio_max": ratio.max(),
-        "clip_fraction": clipped.double().mean(),
+        "clip_fraction": (clipped | dual).double().mean(),
+        "dual_clip_fraction": dual.double().mean(),
         "first_ratio_error": log_ratio.abs().max(),
     }
     for name, want in expected.items():
         assert getattr(stats, name) == pytest.approx(want.item(), rel=1e-4), name
+    assert (stats.dual_clip_fraction > 0) == (dual_clip is not None)
     assert 0 < stats.clip_fraction < 1 and stats.ptx_loss != pytest.approx(stats.entropy, rel=0.1)
 
 

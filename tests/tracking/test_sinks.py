@@ -79,6 +79,9 @@ def earlier_life(folder: Path) -> None:
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (folder / name).open("ab") as file:
             file.write('{"step": 4, "prompt": "naï'.encode()[:-1])
+    # An earlier second, as of another process: TensorBoard reads files by name, within a second "100" before "99".
+    for events in [*(folder / "logs").rglob("events.*")]:
+        events.rename(events.with_name("events.out.tfevents.0000000001.earlier"))
 
 
 def test_a_resumed_run_keeps_the_warm_up_and_the_updates_before_its_checkpoint(tmp_path):
