@@ -31,6 +31,14 @@ class Section(BaseModel):
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    def changed(self, *names: str) -> list[str]:
+        """Those of the keys whose value is not the default.
+
+        Validators ask for these and not for `model_fields_set`: resolved.yaml states every default, and loads back.
+        """
+        fields = type(self).model_fields
+        return [n for n in names if getattr(self, n) != fields[n].get_default(call_default_factory=True)]
+
 
 def walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Dotted path and field of every key, a section before what it holds; `<name>` is a key that the user chooses."""

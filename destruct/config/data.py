@@ -58,7 +58,7 @@ class TokenizerConfig(Section):
 
     @model_validator(mode="after")
     def _trained_or_pretrained(self) -> Self:
-        if self.path is not None and "vocab_size" in self.model_fields_set:
+        if self.path is not None and self.changed("vocab_size"):
             raise ValueError(f"path={self.path} has a vocabulary of its own; leave vocab_size or path out")
         return self
 

@@ -34,7 +34,7 @@ class LlamaShape(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        shape = sorted(self.model_fields_set - {"path", "revision"})
+        shape = self.changed(*sorted(type(self).model_fields.keys() - {"path", "revision"}))
         if self.path is not None and shape:
             raise ValueError(f"path={self.path} has a shape of its own, and {shape[0]} is given; leave one of them out")
         if self.path is None and self.revision is not None:

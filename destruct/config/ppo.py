@@ -41,8 +41,7 @@ class KLConfig(Section):
     @model_validator(mode="after")
     def _a_target_can_be_followed(self) -> Self:
         if self.target is None:
-            # Not `model_fields_set`: resolved.yaml states every default, and loads back.
-            if self.horizon != type(self).model_fields["horizon"].default:
+            if self.changed("horizon"):
                 raise ValueError(f"horizon={self.horizon} is read only with a target; set target, or leave horizon out")
             return self
         if self.coef == 0:
@@ -60,7 +59,7 @@ class PPOConfig(Section):
     minibatches: int = Field(2, ge=1)
     """Optimizer steps of one epoch."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Discount per token."""
+    """Discount per token; always 0 in `rollout.mode: per_position`."""
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's dial between bias (0) and variance (1)."""
     clip_range: float = Field(0.2, gt=0, lt=1)

@@ -63,7 +63,7 @@ class Config(Section):
                 f"the reward term {whole[0]} judges a whole response, and rollout.mode=per_position samples single "
                 f"tokens; take {', '.join(TOKEN_TERMS)} or a module:function that is per token"
             )
-        if "gamma" in self.ppo.model_fields_set and self.ppo.gamma:
+        if self.ppo.changed("gamma") and self.ppo.gamma:
             raise ValueError(
                 f"ppo.gamma={self.ppo.gamma} in rollout.mode=per_position, where no action follows another; "
                 "set ppo.gamma to 0, or leave it out"

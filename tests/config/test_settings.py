@@ -30,10 +30,19 @@ def test_the_local_run_loads_on_one_two_and_four_ranks(world_size, micro_batch):
     assert settings.training.gradient_accumulation_steps == 2
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_run_states_its_kl_bound_and_trains_what_the_curriculum_measures(path):
-    settings = load(path, [], 1)
-    assert settings.provenance["kl.bound"].startswith(f"{path.name}:")
+RANKS = {"local": 2, "per_position": 2, "five_sources": 2, "base": 8, "llama3_8b_multinode": 16, "finetune": 1}
+"""Shipped run -> the ranks it is meant for."""
+
+
+def test_every_shipped_run_is_tried():
+    assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == {*RANKS, "prompts"}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_a_shipped_run_states_its_kl_bound_and_trains_what_the_curriculum_measures(name):
+    """As it is, at its own number of ranks, without a GPU, a download or torch."""
+    settings = load(ROOT / "configs" / f"{name}.yaml", [], RANKS[name])
+    assert settings.provenance["kl.bound"].startswith(f"{name}.yaml:")
     assert settings.config.ppo.ptx_coef > 0
 
 
