@@ -7,10 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from destruct.data.embedded import EMBEDDED
 from destruct.data.tokenizing import EOS, PAD, Tokenizer, train_tokenizer
 from destruct.errors import DestructError
+from tests.pretrained import BOS, write_tokenizer
 
 AWKWARD = [
     "",
@@ -123,3 +126,60 @@ def test_little_text_fills_fewer_entries_than_asked():
 def test_a_trained_tokenizer_without_its_special_tokens_is_refused(tokenizer):
     with pytest.raises(DestructError, match=re.escape(f"lacks {EOS}")):
         Tokenizer.trained(tokenizer.text.replace(EOS, "<|end|>"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Tokenizer:
+    """As Llama 3 has it: a bos before each text, eos but no pad token, a chat template."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(
+        folder, template="{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}<|eos|>{% endfor %}"
+    )
+    return Tokenizer.pretrained("data.tokenizer.path", str(folder))
+
+
+def test_a_pretrained_tokenizer_begins_each_text_as_its_author_wished_and_pads_with_eos(llama):
+    bos = llama.fast.bos_token_id
+    (ids,) = llama.encode(["12+34=46"])
+    assert ids[0] == bos and bos not in ids[1:] and llama.decode(ids) == "12+34=46"
+    assert llama.pad_id == llama.fast.pad_token_id or llama.pad_id == llama.eos_id
+    assert llama.token_bytes[bos] == 0 and llama.token_bytes[ids].sum() == 8
+    assert len(llama.token_bytes) == llama.vocab_size == len(llama.fast)
+
+
+def test_a_chat_keeps_its_special_tokens_but_for_the_eos_at_its_end(llama):
+    """Packing puts an eos after each document."""
+    text = llama.render_chat([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}])
+    assert llama.has_chat_template and text == f"{BOS}<user>1+1?<|eos|><assistant>2<|eos|>"
+    (ids,) = llama.encode([text], marked_up=True)
+    assert ids.tolist().count(llama.fast.bos_token_id) == 1 and ids[0] == llama.fast.bos_token_id
+    assert ids.tolist().count(llama.eos_id) == 1 and ids[-1] != llama.eos_id
+    (plain,) = llama.encode([text])
+    assert llama.eos_id not in plain and llama.decode(plain) == text, "in a plain text they are seven characters"
+
+
+def test_the_bytes_of_a_sentencepiece_vocabulary_are_those_of_the_text():
+    """A space is spelt U+2581 and what no piece spells falls back to bytes, as in Llama 2."""
+    pieces = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "\u2581ab", "é"]
+    vocabulary = [(piece, -float(len(pieces) - number)) for number, piece in enumerate(pieces)]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never")
+    replace = tokenizers.decoders.Replace("\u2581", " ")
+    decoders = [replace, tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    backend.decoder = tokenizers.decoders.Sequence(decoders)
+    backend.add_special_tokens(["</s>"])
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"), backend.to_str())
+    for text in ("ab ab", "é漢 a", "zzz"):
+        (ids,) = tokenizer.encode([text])
+        assert tokenizer.token_bytes[ids].sum() == len(text.encode()) and tokenizer.decode(ids) == text
+
+
+def test_a_tokenizer_without_eos_is_refused():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    with pytest.raises(DestructError, match="names no eos token"):
+        Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), backend.to_str())
+
+
+def test_a_folder_without_a_tokenizer_is_named_with_its_key(tmp_path):
+    with pytest.raises(DestructError, match=f"data.tokenizer.path: {tmp_path} cannot be read: "):
+        Tokenizer.pretrained("data.tokenizer.path", str(tmp_path))

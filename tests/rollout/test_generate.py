@@ -1,5 +1,7 @@
 """Sampling on the replica: the inverse CDF, stopping, and independence of how rows are grouped."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from transformers import LlamaForCausalLM
 
 from destruct.batch import PromptBatch
 from destruct.config.model import PolicyShape
+from destruct.data.embedded import EMBEDDED
+from destruct.data.tokenizing import Tokenizer, train_tokenizer
 from destruct.engine.topology import Topology
 from destruct.models.policy import build_policy, llama_config
-from destruct.rollout.generate import Sampling, generate, sample_responses
+from destruct.rollout.generate import Sampling, generate, sample_responses, sampling
 from destruct.rollout.sampling import inverse_cdf
 
 V = 40
@@ -118,3 +122,35 @@ def test_a_rollout_is_addressed_by_seed_draw_and_sample_and_by_nothing_else(repl
     assert len({tuple(row) for row in here.tolist()}) == 3
     for other in (rolled_out(replica, [10, 11, 12], draw=1), rolled_out(replica, [10, 11, 12], seed=1)):
         assert not torch.equal(other.tokens, here)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.trained(train_tokenizer(EMBEDDED["prose"](20_000, 0), 300))
+
+
+def first_end(tokenizer, tokens: list[int], stop: list[str]) -> int:
+    """Tokens until a stop string is complete in the decoded text, all of them where none is."""
+    lengths = range(1, len(tokens) + 1)
+    return next((n for n in lengths if any(s in tokenizer.decode(tokens[:n]) for s in stop)), len(tokens))
+
+
+def test_a_response_ends_with_the_token_that_completes_a_stop_string(tokenizer):
+    """Against a search in the decoded text of the same responses sampled without an end."""
+    stop = ("t", "in")  # no special token is spelt with these: the name of one counts as text
+    replica = build_policy(SHAPE, tokenizer.vocab_size, torch.float32, 0, "chunked")
+    g = np.random.default_rng(4)
+    prompts, u = torch.from_numpy(g.integers(2, 300, (40, 6))), torch.from_numpy(g.random((40, 10)))
+    how = sampling(tokenizer, 1.0, stop)
+    free, _, _ = sample_responses(replica, prompts, u, Sampling(1.0, eos_id=-1, pad_id=1))
+    responses, lengths, stopped = sample_responses(replica, prompts, u, dataclasses.replace(how, eos_id=-1))
+    ends = [first_end(tokenizer, row, list(stop)) for row in free.tolist()]
+    assert lengths.tolist() == ends and len(set(ends)) > 1
+    for row, whole, end in zip(responses.tolist(), free.tolist(), ends, strict=True):
+        assert row == whole[:end] + [tokenizer.pad_id] * (10 - end)
+    said = [any(s in tokenizer.decode(row[:end]) for s in stop) for row, end in zip(free.tolist(), ends, strict=True)]
+    assert stopped.tolist() == said and not all(said) and any(said)
+
+
+def test_without_stop_strings_eos_alone_ends_a_response(tokenizer):
+    assert sampling(tokenizer, 0.5, ()) == Sampling(0.5, tokenizer.eos_id, tokenizer.pad_id, None)
