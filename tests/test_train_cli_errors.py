@@ -80,7 +80,7 @@ def refused(folder: Path, capsys, *arguments: str, config: Path = LOCAL) -> tupl
         ("PPO.epochs=1", "command line: unknown key 'PPO'", "did you mean 'ppo'?"),
         (
             "data.sources.prosee.learnable=false",
-            "command line: data.sources.prosee: a source takes exactly one of `embedded` and `path`",
+            "command line: data.sources.prosee: a source takes exactly one of `embedded`, `path` and `hub`",
             "give one of them, or correct the source's name",
         ),
         ("data.sources.mean.embedded=prose", "command line: data.sources.mean", "rename"),
@@ -207,10 +207,10 @@ def data(alone, monkeypatch, tmp_path_factory):
     [
         ("{path: absent.txt}", (), "source 'notes': absent.txt does not exist", "set data.sources.notes.path to"),
         (
-            "{path: good.jsonl, text_field: body}",
+            "{path: good.jsonl, column: body}",
             (),
             "source 'notes': good.jsonl has no column 'body'; it has 'text'",
-            "set data.sources.notes.text_field: text",
+            "set data.sources.notes.column: text",
         ),
         ("{path: empty.txt}", (), "source 'notes': empty.txt holds no non-empty document", "give data.sources.notes"),
         ("{path: one.txt}", (), "source 'notes' has 1 different document(s)", "give it more documents"),

@@ -53,7 +53,10 @@ def check_data(checkpoint: Path, digest: str) -> None:
 def identity(settings: Settings) -> dict[str, Any]:
     """Dotted key -> value, as JSON; resuming with another value of one of these would be another run."""
     config, training = settings.config, settings.training
-    whole = config.model_dump(mode="json", include={"model", "data"})
+    # Where the texts lie does not matter: their digest is compared.
+    whole = config.model_dump(
+        mode="json", include={"model": True, "data": {"sources", "tokenizer", "validation_fraction"}}
+    )
     return {
         "ranks": settings.world_size,
         "engine.backend": config.engine.backend,

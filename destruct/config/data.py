@@ -1,10 +1,17 @@
 """Which texts are trained on, and how they are tokenized and split."""
 
+import re
+import string
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from destruct.config.base import Section
+from destruct.config.rollout import USER_TERM
+
+COLUMNS = {"text": "text", "dialog": "dialog", "translation": "translation", "chat": "messages"}
+"""Format that reads one column -> the column's name where none is given."""
+FORMATS = (*COLUMNS, "fields")
 
 
 def _not_the_mean(name: str) -> str:
@@ -18,32 +25,126 @@ def _not_the_mean(name: str) -> str:
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$"), AfterValidator(_not_the_mean)]
 
 
+def _has_an_owner(hub: str) -> str:
+    # The hub's libraries no longer load the old ids of one word.
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
+        raise ValueError(f"{hub!r} is not owner/name; take the id from the data set's page, as in Salesforce/wikitext")
+    return hub
+
+
+def template_columns(template: str) -> list[str]:
+    """Columns that a template of `format: fields` names, in their order, each once.
+
+    Raises:
+        ValueError: "problem; remedy", where it is not a text with plain {column} in it.
+    """
+    remedy = "write columns as in 'Question: {question}', and {{ }} for braces themselves"
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"it is no template: {error}; {remedy}") from None
+    columns: list[str] = []
+    for _, column, spec, conversion in parts:
+        if column is None:  # text after the last column
+            continue
+        if spec or conversion or not column or column.isdecimal() or set(".[]") & set(column):
+            written = "".join(["{", column, f"!{conversion}" if conversion else "", f":{spec}" if spec else "", "}"])
+            raise ValueError(f"{written} is not the name of a column alone; {remedy}")
+        columns.append(column)
+    if not columns:
+        raise ValueError(f"it names no column; {remedy}")
+    return list(dict.fromkeys(columns))
+
+
 class SourceConfig(Section):
-    """One data set of the mixture: an embedded text or local files."""
+    """One data set of the mixture: an embedded text, local files, or a data set of the Hugging Face hub."""
 
     embedded: Literal["prose", "code", "dialogue", "arithmetic", "markov", "noise"] | None = None
-    """A text that needs no download (destruct/data/embedded.py); give this or `path`."""
+    """A text that needs no download (destruct/data/embedded.py); give this, `path` or `hub`."""
     path: str | None = Field(None, min_length=1)
     """A .parquet, .jsonl or .txt file (.txt: one document a line), or a folder with train.* and, if it has its own
-    held-out split, validation.*; give this or `embedded`."""
-    text_field: str = Field("text", min_length=1)
-    """Column of `path` that holds each document's text."""
+    held-out split, validation.*; give this, `embedded` or `hub`."""
+    hub: Annotated[str, AfterValidator(_has_an_owner)] | None = None
+    """Id of a data set of the Hugging Face hub, owner/name, which is downloaded into the cache below HF_HOME; give
+    this, `embedded` or `path`.  `data.root` replaces the download by local files."""
+    config: str | None = Field(None, min_length=1)
+    """Configuration of the `hub` data set, where it has several, such as en-fr or "3.0.0"."""
+    revision: str | None = Field(None, min_length=1)
+    """Branch, tag or commit of the `hub` data set, by default main; refs/convert/parquet is the hub's own conversion
+    of a data set that is still a loading script."""
+    split: str = Field("train", min_length=1)
+    """Split of the `hub` data set to train on; slices such as train[:50%] work too."""
+    validation_split: str | None = Field(None, min_length=1)
+    """Split of the `hub` data set to hold out; by default `data.validation_fraction` of `split` is held out."""
+    format: str = "text"
+    """How a row becomes a text: `text`; `dialog`, a list of turns joined by line breaks; `translation`, the text in
+    `language`; `chat`, messages in the tokenizer's chat template; `fields`, by `template`; or the user's own
+    `module:function`, called with the row as a dictionary: it returns the text, or None to leave the row out."""
+    column: str | None = Field(None, min_length=1)
+    """Column that the format reads, by default the format's name, and `messages` for `chat`; not for `fields` and
+    `module:function`, which read whole rows."""
+    language: str = Field("en", min_length=1)
+    """The language that `format: translation` takes."""
+    template: str | None = None
+    """The text of a row under `format: fields`, which needs it: columns stand in braces, as in
+    "Question: {question}\\nAnswer: {answer}"; rows in which one of them is null are left out."""
     learnable: bool = True
     """False leaves the source out of the mean validation loss (noise, for one, can never be learnt)."""
     prior: float | None = Field(None, gt=0)
     """Share of the source in the initial mixture relative to the other sources; a source without one counts 1."""
     max_documents: int | None = Field(None, ge=2)
-    """Read at most this many documents of each file, in file order; by default all of them."""
+    """Take at most this many documents of each file or split, in its order; by default all of them."""
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, format: str) -> str:
+        if format not in FORMATS and not USER_TERM.fullmatch(format):
+            raise ValueError(f"no format {format!r}; take one of {', '.join(FORMATS)} or module:function")
+        return format
+
+    @field_validator("template")
+    @classmethod
+    def _readable_template(cls, template: str | None) -> str | None:
+        if template is not None:
+            template_columns(template)
+        return template
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.embedded is None) == (self.path is None):
-            given = "neither is" if self.embedded is None else "both are"
+        given = [key for key in ("embedded", "path", "hub") if getattr(self, key) is not None]
+        if len(given) != 1:
             raise ValueError(
-                f"a source takes exactly one of `embedded` and `path`, and {given} given; "
-                "give one of them, or correct the source's name"
+                "a source takes exactly one of `embedded`, `path` and `hub`, and it has "
+                f"{' and '.join(given) or 'none'}; give one of them, or correct the source's name"
             )
         return self
+
+    @model_validator(mode="after")
+    def _every_key_is_read(self) -> Self:
+        if self.format == "fields" and self.template is None:
+            raise ValueError("format: fields needs a template; give one, such as 'Question: {question}'")
+        readers: dict[str, str] = {}  # of the keys that this source does not read
+        if self.format != "fields":
+            readers["template"] = "format: fields"
+        if self.format != "translation":
+            readers["language"] = "format: translation"
+        if self.format not in COLUMNS:
+            readers["column"] = f"format: {', '.join(COLUMNS)}"
+        if self.hub is None:
+            readers |= dict.fromkeys(("config", "revision", "split", "validation_split"), "a hub source")
+        if self.embedded is not None:
+            readers |= dict.fromkeys(("format", "column", "language", "template"), "a source of rows (path or hub)")
+        for key, reader in readers.items():
+            if self.changed(key):
+                raise ValueError(f"{key} is read by {reader} alone; remove {key}")
+        return self
+
+    @property
+    def columns(self) -> list[str] | None:
+        """Columns that the format reads; None where it reads whole rows."""
+        if self.format in COLUMNS:
+            return [self.column or COLUMNS[self.format]]
+        return None if self.template is None else template_columns(self.template)
 
 
 class TokenizerConfig(Section):
@@ -70,8 +171,13 @@ class DataConfig(Section):
     """Source name -> where its text comes from; the order here is the order of every weight vector."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """The one tokenizer that all sources share."""
+    root: str | None = Field(None, min_length=1)
+    """A folder that stands in for the hub, so that nothing is downloaded: a `hub` source is read from the folder of
+    the source's name in it, with train.* and, if there, validation.* in the columns of that data set (its `config`,
+    `revision` and splits are not looked at), and a relative `path` is looked up from here.  By default hub sources are
+    downloaded and paths start at the working folder."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the documents held out from training, for sources without a validation file of their own."""
+    """Share of the documents held out from training, for sources without a held-out file or split of their own."""
     embedded_bytes: int = Field(400_000, ge=10_000)
     """Size in bytes of the text of each embedded source."""
 

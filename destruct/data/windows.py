@@ -83,7 +83,9 @@ def pack_sources(
     packed = []
     for source in documents:
         train, validation = (
-            pack(f"{source.name!r} ({split})", tokenizer.encode(texts), window_tokens, tokenizer.eos_id)
+            pack(
+                f"{source.name!r} ({split})", tokenizer.encode(texts, source.marked_up), window_tokens, tokenizer.eos_id
+            )
             for split, texts in (("training", source.train), ("held out", source.validation))
         )
         learnable = config.sources[source.name].learnable

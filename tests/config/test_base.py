@@ -171,7 +171,7 @@ def test_resolved_yaml_loads_back_to_the_equal_config_whatever_the_texts():
     for text in AWKWARD + [random_text(generator) for _ in range(60)]:
         config = Config.model_validate(
             {
-                "data": {"sources": {"null": {"path": text, "text_field": text}, "1": {"embedded": "noise"}}},
+                "data": {"sources": {"null": {"path": text, "column": text}, "1": {"embedded": "noise"}}},
                 "run": {"folder": text, "seed": generator.randrange(2**63)},
                 "ppo": {"policy_lr": generator.uniform(1e-9, 1e-3), "early_stop_kl": generator.uniform(0.01, 1)},
                 "reward": {"terms": {"length": generator.gauss(0, 1e-8), "my.own:score": 1e16}},

@@ -1,7 +1,9 @@
 """Sources: what is read, what is held out, and what each fault says."""
 
+import importlib
 import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,6 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
 
 from destruct.config.data import DataConfig
 from destruct.data.sources import load_source, load_sources
@@ -108,7 +109,7 @@ def test_a_folder_brings_its_own_validation_file(tmp_path):
 
 
 def test_another_column_and_a_cap_on_the_documents(tmp_path):
-    got = load(write(tmp_path / "a.parquet", ["", *TEXTS], column="body"), text_field="body", max_documents=7)
+    got = load(write(tmp_path / "a.parquet", ["", *TEXTS], column="body"), column="body", max_documents=7)
     assert sorted(got.train + got.validation) == sorted(TEXTS[:7])
 
 
@@ -122,32 +123,6 @@ def test_embedded_sources_differ_by_name_and_by_seed():
     assert set(load_sources(config, 1)[0].train).isdisjoint(a.train)
 
 
-def test_a_missing_column_names_those_there_are_nearest_first(tmp_path):
-    table = pa.table({"id": [1], "title": ["b"], "articles": ["a"]})
-    pq.write_table(table, tmp_path / "a.parquet")
-    error = fault(tmp_path / "a.parquet", text_field="article")
-    assert "has no column 'article'; it has 'articles', 'title', 'id'" in error.problem
-    assert error.remedy.endswith("text_field: articles")
-
-
-@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [{"en": "a"}, {"en": "b"}]])
-def test_a_column_of_another_type_is_named_with_the_columns_of_text(tmp_path, values):
-    pq.write_table(pa.table({"text": values, "other": ["x", "y"]}), tmp_path / "a.parquet")
-    error = fault(tmp_path / "a.parquet")
-    assert "column 'text'" in error.problem and "not text" in error.problem
-    assert error.remedy == "set data.sources.mine.text_field: other"
-
-
-def test_the_column_proposed_for_a_missing_one_is_text_or_there_is_none(tmp_path):
-    """`texts` is nearer to `text` than `body` is, but it holds lists."""
-    columns = {"texts": pa.array([["a"], ["b"]]), "body": ["x", "y"]}
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    assert fault(tmp_path / "a.parquet").remedy == "set data.sources.mine.text_field: body"
-    del columns["body"]
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    assert fault(tmp_path / "a.parquet").remedy == "no column of the file is text; write one with the text of each row"
-
-
 def test_a_cache_that_cannot_be_written_is_not_a_fault_of_the_file(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way of a folder")
     (tmp_path / "a.txt").write_text("one\ntwo\n")
@@ -155,11 +130,6 @@ def test_a_cache_that_cannot_be_written_is_not_a_fault_of_the_file(tmp_path, mon
     error = fault(tmp_path / "a.txt")
     assert error.exit_code == Exit.ENVIRONMENT
     assert "HF_HOME" in error.remedy and str(tmp_path / "file") in error.problem
-
-
-def test_a_jsonl_column_of_mixed_types_is_refused(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
-    assert "not text" in fault(tmp_path / "a.jsonl").problem
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".txt"])
@@ -236,15 +206,48 @@ def test_local_files_are_read_without_the_network(tmp_path, monkeypatch):
     assert not asked
 
 
-@pytest.mark.parametrize("source", [{}, {"embedded": "prose", "path": "a.txt"}])
-def test_a_source_takes_exactly_one_origin(source):
-    with pytest.raises(ValidationError, match="exactly one of `embedded` and `path`"):
-        DataConfig.model_validate({"sources": {"mine": source}})
+def test_a_chat_is_marked_up_and_nothing_else_is(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {"chat": {"path": str(tmp_path / "a.jsonl"), "format": "chat"}, "noise": {"embedded": "noise"}}
+    config = DataConfig.model_validate({"sources": sources, "embedded_bytes": 10_000})
+    got, noise = load_sources(config, 0, lambda messages: f"<|user|>{messages[0]['content']}")
+    assert got.marked_up and not noise.marked_up and not load(write(tmp_path / "b.jsonl", TEXTS)).marked_up
+    assert sorted(got.train + got.validation) == sorted(f"<|user|>{text}" for text in TEXTS)
+    with pytest.raises(DestructError, match="source 'chat': format: chat needs a chat template"):
+        load_sources(config, 0)
 
 
-@pytest.mark.parametrize(
-    "change", [{"sources": {}}, {"sources": {"a.b": {"embedded": "prose"}}}, {"validation_fraction": 1}]
-)
-def test_the_config_refuses_what_cannot_work(change):
-    with pytest.raises(ValidationError):
-        DataConfig.model_validate({"sources": {"a": {"embedded": "prose"}}, **change})
+FORMATS_MODULE = """\
+calls = []
+
+def counted(row):
+    calls.append(sorted(row))
+    return None if row["id"] % 2 else f"{row['title']}: {row['text']}"
+
+def strict(row):
+    assert row["id"] < 5, "too many"
+    return row["text"]
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "row_formats.py").write_text(FORMATS_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("row_formats", None)
+
+
+def test_a_cap_ends_the_reading_and_rows_that_a_function_leaves_out_do_not_count(tmp_path, module):
+    table = pa.table({"id": range(1000), "title": ["t"] * 1000, "text": [f"text {n}" for n in range(1000)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    got = load(tmp_path / "a.parquet", format="row_formats:counted", max_documents=3)
+    assert sorted(got.train + got.validation) == ["t: text 0", "t: text 2", "t: text 4"]
+    assert importlib.import_module("row_formats").calls == [["id", "text", "title"]] * 5
+
+
+def test_a_row_that_cannot_be_made_a_text_is_named_by_its_number_and_its_file(tmp_path, module):
+    file = write(tmp_path / "a.jsonl", TEXTS)
+    error = fault(file, format="row_formats:strict")
+    assert error.problem.startswith(f"source 'mine', row 5 of {file}: format 'row_formats:strict' raised Assertion")

@@ -1,0 +1,155 @@
+"""Formats: hand-written rows and the texts they become, and what each bad row says."""
+
+import sys
+
+import pytest
+
+from destruct.config.data import FORMATS, SourceConfig
+from destruct.data.columns import KINDS
+from destruct.data.formatters import FORMATTERS, RowFormat
+from destruct.errors import DestructError
+
+MODULE = """\
+def joined(row):
+    return " / ".join(row["parts"]) if row["parts"] else None
+
+def number(row):
+    return 3
+
+def careless(row):
+    return row["title"].upper()
+
+LIST = [1]
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "own_formats.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "own_formats.py"
+    sys.modules.pop("own_formats", None)
+
+
+def marked(messages: list[dict[str, str]]) -> str:
+    """A chat template of our own, which knows two roles."""
+    if {message["role"] for message in messages} - {"user", "assistant"}:
+        raise ValueError("only user and assistant speak")
+    return "".join(f"<|{message['role']}|>{message['content']}" for message in messages)
+
+
+def formatted(row, render_chat=None, **options):
+    return RowFormat(SourceConfig.model_validate({"path": "a.parquet", **options}), render_chat)(row)
+
+
+def fault(row, render_chat=None, **options) -> DestructError:
+    with pytest.raises(DestructError) as caught:
+        formatted(row, render_chat, **options)
+    return caught.value
+
+
+def test_the_table_the_config_and_the_columns_know_the_same_formats():
+    assert tuple(FORMATTERS) == FORMATS == tuple(KINDS)
+
+
+def test_a_text_is_taken_as_it_is():
+    assert formatted({"text": " = A title = \n", "id": 3}) == " = A title = \n"
+    assert formatted({"article": "news", "text": "other"}, column="article") == "news"
+    assert formatted({"text": None}) is None
+
+
+def test_the_turns_of_a_dialog_stand_one_below_the_other_without_the_space_around_them():
+    row = {"dialog": ["The kitchen stinks . ", " I'll throw out the garbage .", "", "  "]}
+    assert formatted(row, format="dialog") == "The kitchen stinks .\nI'll throw out the garbage ."
+    assert formatted({"turns": ["Hi."]}, format="dialog", column="turns") == "Hi."
+    assert formatted({"dialog": None}, format="dialog") is None
+    assert not formatted({"dialog": []}, format="dialog")
+
+
+@pytest.mark.parametrize(
+    ("turns", "shown"),
+    [
+        ("Hi.", "'Hi.'"),
+        (["Hi.", None], "['Hi.', None]"),
+        ([{"text": "Hi."}], "[{'text': 'Hi.'}]"),
+        ([["x" * 80]], f"[['{'x' * 54}..."),
+    ],
+)
+def test_a_dialog_that_is_no_list_of_texts_is_shown(turns, shown):
+    assert fault({"dialog": turns}, format="dialog").problem == f"column 'dialog' holds {shown}, not a list of texts"
+
+
+def test_a_translation_gives_the_text_of_one_language():
+    row = {"translation": {"en": "Resumption of the session", "fr": "Reprise de la session"}}
+    assert formatted(row, format="translation") == "Resumption of the session"
+    assert formatted(row, format="translation", language="fr") == "Reprise de la session"
+    assert formatted({"translation": {"en": None, "fr": "x"}}, format="translation") is None
+    assert formatted({"translation": None}, format="translation") is None
+
+
+def test_a_language_that_is_not_there_is_told_with_those_that_are():
+    error = fault({"translation": {"de": "a", "fr": "b"}}, format="translation")
+    assert error.problem == "column 'translation' has no language 'en'; it has 'de', 'fr'"
+    assert "language" in error.remedy
+    assert "holds 'a', not a text in each language" in fault({"translation": "a"}, format="translation").problem
+
+
+def test_a_chat_is_rendered_by_the_tokenizers_template_from_role_and_content_alone():
+    row = {"messages": [{"role": "user", "content": "2+2?", "name": "x"}, {"role": "assistant", "content": "4"}]}
+    assert formatted(row, marked, format="chat") == "<|user|>2+2?<|assistant|>4"
+    assert formatted({"messages": []}, marked, format="chat") is None
+    assert formatted({"messages": None}, marked, format="chat") is None
+
+
+def test_a_chat_without_a_template_is_refused_before_a_row_is_there():
+    source = SourceConfig.model_validate({"path": "a.parquet", "format": "chat"})
+    with pytest.raises(DestructError, match="needs a chat template, and the tokenizer has none") as caught:
+        RowFormat(source, None)
+    assert "data.tokenizer.path" in caught.value.remedy and "format: fields" in caught.value.remedy
+
+
+def test_a_message_without_text_and_a_role_that_the_template_refuses_are_told():
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
+    problem = fault({"messages": messages}, marked, format="chat").problem
+    assert "column 'messages' holds {'role': 'assistant', 'content': None}, not a message" in problem
+    assert "holds 'abc', not a message" in fault({"messages": "abc"}, marked, format="chat").problem
+    problem = fault({"messages": [{"role": "system", "content": "Be brief."}]}, marked, format="chat").problem
+    assert problem.endswith("column 'messages': ValueError: only user and assistant speak")
+
+
+def test_fields_fill_the_template_and_a_null_leaves_the_row_out():
+    options = {"format": "fields", "template": "Question: {question}\nAnswer: {answer} {{{question}}}"}
+    row = {"question": "How many?", "answer": 4}
+    assert formatted(row, **options) == "Question: How many?\nAnswer: 4 {How many?}"
+    assert formatted({"question": "How many?", "answer": None}, **options) is None
+
+
+def test_a_value_with_braces_in_it_is_not_a_template():
+    assert formatted({"a": "{b} {"}, format="fields", template="{a}") == "{b} {"
+
+
+def test_a_users_function_gets_the_row_and_returns_its_text_or_none(module):
+    assert formatted({"parts": ["a", "b"], "id": 1}, format="own_formats:joined") == "a / b"
+    assert formatted({"parts": [], "id": 1}, format="own_formats:joined") is None
+
+
+def test_a_users_function_that_fails_is_told_with_its_line_and_its_type(module):
+    problem = fault({"title": None}, format="own_formats:careless").problem
+    assert problem.startswith("format 'own_formats:careless' raised AttributeError: ")
+    assert problem.endswith(f"({module}:8)")
+    error = fault({}, format="own_formats:number")
+    assert "returned a value of type int, not a text" in error.problem and "own_formats:number" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("absent_formats:f", "ModuleNotFoundError"),
+        ("own_formats:absent", "AttributeError"),
+        ("own_formats:LIST", "is [1], not a function"),
+    ],
+)
+def test_a_users_function_that_is_not_there_is_found_before_any_row(module, path, problem):
+    with pytest.raises(DestructError) as caught:
+        RowFormat(SourceConfig.model_validate({"path": "a.parquet", "format": path}), None)
+    assert path in caught.value.problem and problem in caught.value.problem
