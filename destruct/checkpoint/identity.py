@@ -54,9 +54,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     """Dotted key -> value, as JSON; resuming with another value of one of these would be another run."""
     config, training = settings.config, settings.training
     # Where the texts lie does not matter: their digest is compared.
-    whole = config.model_dump(
-        mode="json", include={"model": True, "data": {"sources", "tokenizer", "validation_fraction"}}
-    )
+    whole = config.model_dump(mode="json", include={"model", "data"}, exclude={"data": {"root"}})
     return {
         "ranks": settings.world_size,
         "engine.backend": config.engine.backend,

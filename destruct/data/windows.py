@@ -82,10 +82,9 @@ def pack_sources(
     """
     packed = []
     for source in documents:
+        marked_up, eos = source.marked_up, tokenizer.eos_id
         train, validation = (
-            pack(
-                f"{source.name!r} ({split})", tokenizer.encode(texts, source.marked_up), window_tokens, tokenizer.eos_id
-            )
+            pack(f"{source.name!r} ({split})", tokenizer.encode(texts, marked_up), window_tokens, eos)
             for split, texts in (("training", source.train), ("held out", source.validation))
         )
         learnable = config.sources[source.name].learnable
