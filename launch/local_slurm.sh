@@ -57,6 +57,8 @@ SelectTypeParameters=CR_CPU
 # A node has the CPUs that it claims below, however few are here.
 SlurmdParameters=config_overrides
 ReturnToService=2
+# A batch job may otherwise wait for three seconds although its nodes are free.
+SchedulerParameters=batch_sched_delay=0,bf_interval=1
 MpiDefault=none
 MailProg=/bin/true
 KillWait=5
