@@ -139,8 +139,9 @@ def test_a_rank_that_is_killed_ends_the_job_with_76_and_leaves_no_process(cluste
     job = cluster.run("--ntasks-per-node=1", MULTI, *arguments(tmp_path), WITNESS_DIES="1", **surroundings(tmp_path))
     assert (job.fields["JobState"], job.fields["ExitCode"]) == ("FAILED", "76:0"), job.log[-4000:]
     assert "1: rank 1 was killed by SIGKILL" in job.log
-    pids = [witness["pid"] for witness in witnesses(tmp_path)]
-    assert len(pids) == 2 and not [pid for pid in pids if psutil.pid_exists(pid)]
+    pids = {witness["pid"] for witness in witnesses(tmp_path)}
+    left = [p for p in psutil.process_iter(["status"]) if p.pid in pids and p.info["status"] != psutil.STATUS_ZOMBIE]
+    assert len(pids) == 2 and not left
     assert not (tmp_path / "tiny" / "summary.json").exists()
 
 
