@@ -56,19 +56,18 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     train = [torch.from_numpy(source.train.tokens).long() for source in sources]
     held_out = [_shuffled_held_out(source, config.run.seed) for source in sources]
     # Nothing about the input can be wrong from here on: only now is an older folder put aside.
-    folder = run_folder.prepare(settings, topology, screen, tokenizer, resuming=checkpoint is not None)
+    folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint))
     log_to_file(folder, topology.rank)
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, held_out, c.difficulty_sample_size)
     mixture = Mixture([len(windows) for windows in train], config.run.seed, names)
-    updates = _planned_updates(config, train)
+    per_epoch = _updates_per_epoch(config, train)
+    updates = config.run.num_epochs * per_epoch
     screen.say(_windows_line(sources, config.window_tokens))
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
     networks, replica = _networks(settings, tokenizer.vocab_size, topology)
     state = TrainState(kl_coef=config.kl.coef)
     if checkpoint is not None:
-        state = contents.load(checkpoint, networks)
-        mixture.load_state_dict(state.mixture)
-        curriculum.load_state_dict(state.curriculum)
+        state = _resume(checkpoint, store, networks, mixture, curriculum)
         screen.say(f"resumed after update {state.update} from {checkpoint}")
     return Run(
         settings=settings,
@@ -90,11 +89,24 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         replica=replica,
         store=store,
         updates=updates,
+        updates_per_epoch=per_epoch,
         update_settings=_update_settings(settings, updates),
         state=state,
         started=started,
         seconds_before=state.seconds,
     )
+
+
+def _resume(
+    checkpoint: Path, store: CheckpointStore, networks: contents.Networks, mixture: Mixture, curriculum: Curriculum
+) -> TrainState:
+    """Put everything that goes on to where a verified checkpoint was taken, the pointers of its folder too."""
+    state = contents.load(checkpoint, networks)
+    mixture.load_state_dict(state.mixture)
+    curriculum.load_state_dict(state.curriculum)
+    if store.holds(checkpoint):
+        store.stand_at(checkpoint, contents.best_checkpoint(store, state))
+    return state
 
 
 def _strategy(config: Config, screen: Screen) -> Strategy:
@@ -197,10 +209,9 @@ def _validation_sets(
     return sets
 
 
-def _planned_updates(config: Config, train: list[Tensor]) -> int:
+def _updates_per_epoch(config: Config, train: list[Tensor]) -> int:
     drawn = config.rollout.batch_size * config.window_tokens
-    per_epoch = config.run.updates_per_epoch or max(1, sum(windows.numel() for windows in train) // drawn)
-    return config.run.num_epochs * per_epoch
+    return config.run.updates_per_epoch or max(1, sum(windows.numel() for windows in train) // drawn)
 
 
 def _update_settings(settings: Settings, updates: int) -> UpdateSettings:

@@ -22,13 +22,14 @@ from destruct.warmup import cross_entropy_step, value_pass
 
 
 def train(run: Run) -> TrainState:
-    """Warm up, then make the planned updates; ends with a checkpoint and the last validation."""
+    """Warm up, then make the planned updates; each epoch ends with a validation and a checkpoint."""
     if run.state.update == 0:
         warm_up(run)
     with run.screen.phase("ppo", run.updates, done=run.state.update) as progress:
         while run.state.update < run.updates:
             progress.advance(one_update(run))
-    run.state.validation["after"] = evaluate(run, "after").as_summary()
+    if "after" not in run.state.validation:  # resumed before any validation, by a plan that ends here
+        evaluate_update(run)
     return run.state
 
 
@@ -54,13 +55,13 @@ def one_update(run: Run) -> str:
     beta = state.kl_coef
     constrain(state, kl, config.kl, run.screen.say)
     line = record_update(run, batches, stats, rewards, kl, beta)
-    if run.is_due(config.run.evaluate_every):
-        evaluate(run, "ppo")
-    save = run.is_due(config.run.checkpoint_every) or state.update + 1 == run.updates
+    epoch_ends = run.is_due(run.updates_per_epoch)
+    best = (epoch_ends or run.is_due(config.run.evaluate_every)) and evaluate_update(run)
+    save = best or epoch_ends or run.is_due(config.run.checkpoint_every)
     state.update += 1
     if save:
         with watch("checkpoint"):
-            run.save()
+            run.save(best)
     return line
 
 
@@ -146,6 +147,21 @@ def evaluate(run: Run, phase: str) -> Validation:
         validation = validate(run.policy, run.validation_sets, run.topology)
     record_validation(run, phase, validation)
     return validation
+
+
+def evaluate_update(run: Run) -> bool:
+    """Validate in PPO; True when this is the best policy so far."""
+    validation = evaluate(run, "ppo")
+    run.state.validation["after"] = validation.as_summary()
+    return is_lowest(run.state, validation.mean)
+
+
+def is_lowest(state: TrainState, loss: float) -> bool:
+    """Whether a mean validation loss, nats per token, is below all before it in PPO, which it then is; nan never is."""
+    if not loss < state.lowest_loss:
+        return False
+    state.lowest_loss = loss
+    return True
 
 
 def warm_up(run: Run) -> None:
