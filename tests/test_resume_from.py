@@ -131,6 +131,8 @@ def test_a_fork_whose_start_was_never_surpassed_has_no_best_of_its_own(tmp_path)
         assert pointers(run) == ["6", "-"]
         assert summarize(run).best_update == 4
         assert summarize(run).files["best checkpoint"] == "none in this folder"
+    with tiny_run(tmp_path, *EVERY, "run.name=fork", "run.resume=auto") as again:
+        assert pointers(again) == ["6", "-"], "and none to what is not here, when it is resumed itself"
 
 
 def test_a_finished_run_that_is_resumed_without_a_new_update_tells_the_same_losses_and_best(tmp_path):
