@@ -173,8 +173,11 @@ def _deepspeed(maker: _Maker) -> Made:
         frozen=frozen(),
         initial=frozen() if maker.settings.config.kl.reference == "initial" else None,
     )
+    # Made where it stays: a large model is not put into the host's memory first.
+    with topology.device:
+        replica = maker.copy()
     term = None
     if classifier is not None:
         engine = DeepSpeedFrozen(classifier, filled["frozen"], topology)
         term = maker.classifier_term(engine, classifier.classifier.config)
-    return Made(networks, maker.copy().to(topology.device), term)
+    return Made(networks, replica, term)

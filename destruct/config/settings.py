@@ -149,6 +149,11 @@ def load(path: Path, overrides: list[str], world_size: int) -> Settings:
             f"engine.backend=single runs in one process, but {world_size} ranks were started",
             "start one rank, or set engine.backend: deepspeed",
         )
+    if config.model.attention == "flash_attention_2" and not training.bf16.enabled:
+        raise DestructError(
+            f"model.attention=flash_attention_2 computes in bfloat16, and {training_path} has it off",
+            'set "bf16": {"enabled": true} there, or model.attention: sdpa',
+        )
     micro = micro_batch_size(
         config.rollout.batch_size,
         training.gradient_accumulation_steps,

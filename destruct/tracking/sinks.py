@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
+import transformers
 from torch.utils.tensorboard import SummaryWriter
 
 from destruct.tracking.metrics import check_name
@@ -94,7 +95,8 @@ def _reopen(path: Path, counter: str, resumed_update: int) -> TextIO:
 
 
 def log_to_file(folder: Path, rank: int) -> None:
-    """Send this rank's Python logging and warnings to logs/rank-N.log instead of the screen."""
+    """Send this rank's Python logging and warnings to logs/rank-N.log instead of the screen; no foreign bars there."""
+    transformers.utils.logging.disable_progress_bar()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "logs" / f"rank-{rank}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
