@@ -53,19 +53,18 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     prompts = encode_prompts(settings.prompts, tokenizer, _longest_prompt(settings, architectures))
     texts = topology.together(lambda: _tried_terms(config, context, inputs))
     # Nothing about the input can be wrong from here on: only now is an older folder put aside.
-    folder = run_folder.prepare(settings, topology, screen, tokenizer, resuming=checkpoint is not None)
+    folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint))
     log_to_file(folder, topology.rank)
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, inputs.held_out, c.difficulty_sample_size)
     mixture = Mixture([len(windows) for windows in inputs.train], config.run.seed, names)
-    updates = _planned_updates(config, inputs.train)
+    per_epoch = _updates_per_epoch(config, inputs.train)
+    updates = config.run.num_epochs * per_epoch
     screen.say(inputs.report)
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
     made = make_networks(settings, architectures.vocab_size(tokenizer.vocab_size), topology)
     state = TrainState(kl_coef=config.kl.coef)
     if checkpoint is not None:
-        state = contents.load(checkpoint, made.networks)
-        mixture.load_state_dict(state.mixture)
-        curriculum.load_state_dict(state.curriculum)
+        state = _resume(checkpoint, store, made.networks, mixture, curriculum)
         screen.say(f"resumed after update {state.update} from {checkpoint}")
     return Run(
         settings=settings,
@@ -85,11 +84,24 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         probe=probe_from(state.probe, topology.device) if state.probe else None,
         store=store,
         updates=updates,
+        updates_per_epoch=per_epoch,
         update_settings=_update_settings(settings, updates),
         state=state,
         started=started,
         seconds_before=state.seconds,
     )
+
+
+def _resume(
+    checkpoint: Path, store: CheckpointStore, networks: contents.Networks, mixture: Mixture, curriculum: Curriculum
+) -> TrainState:
+    """Put everything that goes on to where a verified checkpoint was taken, the pointers of its folder too."""
+    state = contents.load(checkpoint, networks)
+    mixture.load_state_dict(state.mixture)
+    curriculum.load_state_dict(state.curriculum)
+    if store.holds(checkpoint):
+        store.stand_at(checkpoint, contents.best_checkpoint(store, state))
+    return state
 
 
 def _strategy(config: Config, screen: Screen) -> Strategy:
@@ -136,10 +148,9 @@ def _model_terms(config: Config, made: Made) -> dict[str, Term]:
     return {name: term for name, term in terms.items() if name in config.reward.terms and term is not None}
 
 
-def _planned_updates(config: Config, train: list[Tensor]) -> int:
+def _updates_per_epoch(config: Config, train: list[Tensor]) -> int:
     drawn = config.rollout.batch_size * config.window_tokens
-    per_epoch = config.run.updates_per_epoch or max(1, sum(windows.numel() for windows in train) // drawn)
-    return config.run.num_epochs * per_epoch
+    return config.run.updates_per_epoch or max(1, sum(windows.numel() for windows in train) // drawn)
 
 
 def _update_settings(settings: Settings, updates: int) -> UpdateSettings:

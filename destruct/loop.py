@@ -25,13 +25,14 @@ from destruct.warmup import cross_entropy_step, value_pass
 
 
 def train(run: Run) -> TrainState:
-    """Warm up, then make the planned updates; ends with a checkpoint and the last validation."""
+    """Warm up, then make the planned updates; each epoch ends with a validation and a checkpoint."""
     if run.state.update == 0:
         warm_up(run)
     with run.screen.phase("ppo", run.updates, done=run.state.update) as progress:
         while run.state.update < run.updates:
             progress.advance(one_update(run))
-    run.state.validation["after"] = evaluate(run, "after").as_summary()
+    if "after" not in run.state.validation:  # resumed before any validation, by a plan that ends here
+        evaluate_update(run)
     return run.state
 
 
@@ -57,13 +58,13 @@ def one_update(run: Run) -> str:
     beta = state.kl_coef
     constrain(state, kl, config.kl, config.rollout.batch_size, run.screen.say)
     line = record_update(run, batches, stats, rewards, kl, beta)
-    if run.is_due(config.run.evaluate_every):
-        evaluate(run, "ppo")
-    save = run.is_due(config.run.checkpoint_every) or state.update + 1 == run.updates
+    epoch_ends = run.is_due(run.updates_per_epoch)
+    best = (epoch_ends or run.is_due(config.run.evaluate_every)) and evaluate_update(run)
+    save = best or epoch_ends or run.is_due(config.run.checkpoint_every)
     state.update += 1
     if save:
         with watch("checkpoint"):
-            run.save()
+            run.save(best)
     return line
 
 
@@ -82,15 +83,19 @@ def draw(run: Run, weights: np.ndarray) -> PromptBatch:
 
 
 def roll_out(run: Run, prompts: PromptBatch) -> RolloutBatch:
-    """Fill the replica from the policy's shards and let it sample; all B rollouts on every rank."""
+    """What the policy samples; all B rollouts on every rank."""
+    rollouts = sample(run, prompts)
+    run.state.tokens += int(rollouts.mask.sum())
+    return rollouts
+
+
+def sample(run: Run, prompts: PromptBatch) -> RolloutBatch:
+    """Fill the replica from the policy's shards and let it sample."""
     run.policy.fill(run.replica)
     seed, how = run.config.run.seed, run.sampling
     if run.config.rollout.mode == "per_position":
-        rollouts = draw_everywhere(run.replica, prompts, run.topology, seed, how.temperature)
-    else:
-        rollouts = generate(run.replica, prompts, run.topology, seed, how)
-    run.state.tokens += int(rollouts.mask.sum())
-    return rollouts
+        return draw_everywhere(run.replica, prompts, run.topology, seed, how.temperature)
+    return generate(run.replica, prompts, run.topology, seed, how)
 
 
 def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBatch]]:
@@ -158,6 +163,21 @@ def evaluate(run: Run, phase: str) -> Validation:
     return validation
 
 
+def evaluate_update(run: Run) -> bool:
+    """Validate in PPO; True when this is the best policy so far."""
+    validation = evaluate(run, "ppo")
+    run.state.validation["after"] = validation.as_summary()
+    return is_lowest(run.state, validation.mean)
+
+
+def is_lowest(state: TrainState, loss: float) -> bool:
+    """Whether a mean validation loss, nats per token, is below all before it in PPO, which it then is; nan never is."""
+    if not loss < state.lowest_loss:
+        return False
+    state.lowest_loss = loss
+    return True
+
+
 def warm_up(run: Run) -> None:
     """Cross-entropy for the policy, then Monte-Carlo returns for the value network; the weights stay at the prior."""
     warmup, ppo, prior = run.config.warmup, run.config.ppo, run.curriculum.weights
@@ -193,7 +213,7 @@ def begin_ppo(run: Run) -> None:
     """Keep what the initial model says after some held-out prompts, to measure the drift from it."""
     windows = probe_windows(run.inputs.held_out, run.topology.world_size)
     prompts = probe_prompts(windows, run.config.rollout.prompt_tokens, run.topology.device)
-    rollouts = roll_out(run, prompts)
+    rollouts = sample(run, prompts)
     logprobs = measure(run.policy, rollouts, run.config.rollout.temperature, run.topology)
     run.probe = Probe(rollouts, logprobs)
     run.state.probe = run.probe.state_dict()

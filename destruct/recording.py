@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from destruct.batch import Minibatch, ScoredBatch, TrainBatch, UpdateStats, micro_batches
+from destruct.checkpoint import contents
 from destruct.curriculum.estimates import Estimates
 from destruct.engine.topology import Topology
 from destruct.evaluation import Validation
@@ -40,7 +41,7 @@ def record_round(run: Run, estimates: Estimates) -> None:
 
 
 def record_validation(run: Run, phase: str, validation: Validation) -> None:
-    """Log the held-out loss of every source; `phase` is before, after_warmup, ppo or after."""
+    """Log the held-out loss of every source; `phase` is before, after_warmup or ppo."""
     values = {f"validation/nats_per_token/{name}": x for name, x in validation.nats_per_token.items()}
     values |= {f"validation/bits_per_byte/{name}": x for name, x in validation.bits_per_byte.items()}
     if run.probe is not None:
@@ -185,7 +186,7 @@ def summarize(run: Run) -> Summary:
     """The figures of the whole run.  All ranks call it."""
     state = run.state
     tenth = max(1, state.update // 10)
-    checkpoint = run.store.path(state.update)
+    checkpoint, best = run.store.path(state.update), contents.best_checkpoint(run.store, state)
     return Summary(
         validation_loss_before=state.validation["before"],
         validation_loss_after_warmup=state.validation["after_warmup"],
@@ -196,6 +197,8 @@ def summarize(run: Run) -> Summary:
         kl_bound=run.config.kl.bound,
         kl_from_initial=state.kl_from_initial,
         kl_breaches=state.breaches,
+        best_update=state.best_update,
+        best_validation_loss=state.best_loss,
         updates=state.update,
         rounds=run.curriculum.rounds,
         significant_rounds=dict(zip(run.names, run.curriculum.significant.tolist(), strict=True)),
@@ -209,6 +212,7 @@ def summarize(run: Run) -> Summary:
         seed=run.config.run.seed,
         files={
             "checkpoint": str(checkpoint) if checkpoint.exists() else "none: the last save failed",
+            "best checkpoint": str(best) if best else "none in this folder",
             "tensorboard": f"tensorboard --logdir={run.folder / 'logs'}",
             "samples": str(run.folder / "samples.jsonl"),
             "summary": str(run.folder / "summary.json"),

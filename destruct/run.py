@@ -49,6 +49,7 @@ class Run:
     probe: Probe | None  # made when PPO begins
     store: CheckpointStore
     updates: int  # PPO updates that the run plans
+    updates_per_epoch: int
     update_settings: UpdateSettings
     state: TrainState
     started: float  # time.perf_counter() at the start of this process
@@ -127,12 +128,20 @@ class Run:
         """True in the update that completes `every` of them once more; never for 0."""
         return every > 0 and (self.state.update + 1) % every == 0
 
-    def save(self) -> None:
-        """Write a checkpoint; a failed one is reported and the run goes on."""
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint; a failed one is reported and the run goes on.
+
+        Args:
+            best: its validation loss is `state.lowest_loss`.
+        """
         state = self.state
+        before = state.best_update, state.best_loss
+        if best:
+            state.best_update, state.best_loss = state.update, state.lowest_loss
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds
         facts = identity(self.settings) | {DATA: self.inputs.digest}
-        self.saved = contents.save(self.store, self.networks, state, self.tokenizer.text, facts) is not None
+        self.saved = contents.save(self.store, self.networks, state, self.tokenizer.text, facts, best) is not None
         if not self.saved:
+            state.best_update, state.best_loss = before
             self.screen.say(f"checkpoint after update {state.update} failed (is the disk full?); training goes on")

@@ -26,19 +26,32 @@ def path(settings: Settings) -> Path:
     return Path(settings.config.run.folder) / settings.config.run.name
 
 
-def prepare(settings: Settings, topology: Topology, screen: Screen, tokenizer: Tokenizer, resuming: bool) -> Path:
+LINK = Path("logs")
+"""In the working folder, so that `tensorboard --logdir=./logs` shows all runs."""
+
+
+def prepare(
+    settings: Settings,
+    topology: Topology,
+    screen: Screen,
+    tokenizer: Tokenizer,
+    checkpoint: Path | None,
+    going_on: bool,
+) -> Path:
     """Make the run's folder and write down what was asked for and what it runs on.
 
-    An older folder of that name is continued when `resuming`, else put aside.
+    Args:
+        checkpoint: where the run starts from; None for the beginning.
+        going_on: it is one of the run's own folder, which is then continued; else an older one is put aside.
 
     Raises:
         DestructError: it cannot be written.
     """
     folder = path(settings)
-    if not resuming and settings.config.run.resume == "auto":
+    if checkpoint is None and settings.config.run.resume == "auto":
         screen.say(f"no checkpoint in {folder}: this run starts from the beginning")
     try:
-        aside = None if resuming else topology.first_rank_makes(lambda: _put_aside(folder))
+        aside = None if going_on else topology.first_rank_makes(lambda: _put_aside(folder))
         topology.first_rank_makes(lambda: _write_facts(folder, settings, topology, tokenizer))
     except OSError as error:
         raise DestructError(
@@ -48,7 +61,25 @@ def prepare(settings: Settings, topology: Topology, screen: Screen, tokenizer: T
         ) from None
     if aside is not None:
         screen.say(f"{folder} was there already; it is now {aside}")
+    obstacle = topology.first_rank_makes(lambda: _link_logs(Path(settings.config.run.folder)))
+    if obstacle is not None:
+        screen.say(f"no link from ./{LINK} to {settings.config.run.folder}: {obstacle}")
     return folder
+
+
+def _link_logs(runs: Path) -> str | None:
+    """Let LINK lead to a relative `run.folder`; returns why not, where something else is there."""
+    if runs.is_absolute() or os.path.realpath(LINK) == os.path.realpath(runs):
+        return None
+    if LINK.exists() and not LINK.is_symlink():
+        return "a file or folder of that name is there"
+    aside = Path(f".{LINK}.{os.getpid()}")  # renamed, so that two runs may start at once
+    try:
+        aside.symlink_to(runs, target_is_directory=True)
+        os.replace(aside, LINK)
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def _put_aside(folder: Path) -> Path | None:

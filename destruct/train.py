@@ -5,6 +5,7 @@ The same module runs under `torchrun`, or alone as one rank.
 
 import argparse
 import io
+import json
 import os
 import signal
 import sys
@@ -44,6 +45,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run, e.g. configs/local.yaml")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment decides")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|PATH|never",
+        help="the same as run.resume=...: the run's latest checkpoint if any, the one at PATH, or none",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides, e.g. ppo.epochs=1 run.seed=2")
     return parser.parse_intermixed_args(arguments)
 
@@ -67,6 +73,21 @@ def world_size() -> int:
     return size
 
 
+def read(options: argparse.Namespace) -> Settings:
+    """The settings that the command line asks for, `--resume` being another way to write `run.resume=`.
+
+    Raises:
+        DestructError: both are given and differ, or anything that `load` refuses.
+    """
+    overrides, resume = list(options.overrides), options.resume
+    if resume is not None and not any(override.startswith("run.resume=") for override in overrides):
+        overrides.append(f"run.resume={json.dumps(resume, ensure_ascii=False)}")
+    settings = load(options.config, overrides, world_size())
+    if resume not in (None, settings.config.run.resume):
+        raise DestructError(f"--resume {resume} and run.resume={settings.config.run.resume} differ", "give one of them")
+    return settings
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one rank; returns the exit code."""
     started = time.perf_counter()
@@ -77,8 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        settings = load(options.config, options.overrides, world_size())
-        _run(settings, started)
+        _run(read(options), started)
     except DestructError as error:
         if first:
             print(f"destruct: {error}", file=sys.stderr, flush=True)

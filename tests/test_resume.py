@@ -14,7 +14,7 @@ from tests.tiny import ROOT, write_config
 
 pytestmark = pytest.mark.slow
 
-SHORT = ["engine.backend=single", "run.num_epochs=1", "run.updates_per_epoch=2", "run.evaluate_every=2"]
+SHORT = ["engine.backend=single", "run.num_epochs=1", "run.updates_per_epoch=2"]
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -94,6 +94,50 @@ def test_a_json_that_the_checkpoints_optimizer_would_not_follow_is_refused(folde
     assert said in capsys.readouterr().err
 
 
+def say_no(folder, monkeypatch, capsys, *arguments: str) -> tuple[str, str]:
+    """Problem and remedy of a run that must end with exit code 2 and leave the folder as it was."""
+    before = contents(folder)
+    capsys.readouterr()
+    assert train(monkeypatch, folder, *arguments) == 2
+    problem, remedy = capsys.readouterr().err.splitlines()
+    assert contents(folder) == before
+    return problem.removeprefix("destruct: "), remedy.removeprefix("  remedy: ")
+
+
+def test_a_path_without_a_checkpoint_is_refused_and_never_a_start_from_scratch(folder, monkeypatch, capsys):
+    for name, problem in {"absent": "does not exist", "tiny/logs": "holds no checkpoint: "}.items():
+        for run in ("run.name=tiny", "run.name=new"):
+            said, remedy = say_no(folder, monkeypatch, capsys, "--resume", str(folder / name), run)
+            assert said.startswith(f"run.resume: {folder / name} {problem}")
+            assert remedy.startswith("name a checkpoint (step-XXXXXXXX)")
+
+
+def test_a_damaged_checkpoint_is_refused_by_auto_and_by_its_path(folder, monkeypatch, capsys):
+    state = folder / "tiny" / "checkpoints" / "step-00000002" / "policy" / "state.pt"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for place in ("auto", str(state.parents[1]), str(folder / "tiny")):
+        for run in ("run.name=tiny", "run.name=new") if place != "auto" else ("run.name=tiny",):
+            problem, _ = say_no(folder, monkeypatch, capsys, "--resume", place, run)
+            assert problem == f"{state} is not the file that was saved (missing, cut short or altered)"
+    state.write_bytes(whole)
+
+
+def test_another_runs_checkpoint_is_refused_where_the_models_differ(folder, monkeypatch, capsys):
+    other = ["run.name=new", "model.policy.hidden_size=64"]
+    problem, _ = say_no(folder, monkeypatch, capsys, "--resume", str(folder / "tiny"), *other)
+    assert "step-00000002 was written with model.policy.hidden_size = 32; this is 64" in problem
+
+
+def test_auto_without_a_checkpoint_starts_from_the_beginning_and_says_so(folder, monkeypatch, capsys):
+    assert train(monkeypatch, folder, "--resume", "auto", "run.name=first") == 0
+    assert f"no checkpoint in {folder / 'first'}: this run starts from the beginning" in capsys.readouterr().out
+    (folder / "first" / "checkpoints" / "latest").unlink()
+    problem, remedy = say_no(folder, monkeypatch, capsys, "--resume", "auto", "run.name=first")
+    assert problem == f"{folder / 'first' / 'checkpoints'} holds step-00000002 but no pointer 'latest'"
+    assert remedy == f"write step-00000002 into {folder / 'first' / 'checkpoints' / 'latest'}"
+
+
 def test_the_frozen_model_is_the_policy_at_each_round_and_an_older_one_between(folder, monkeypatch):
     """Tokens sampled right after a refresh have the same logprob under both: their sampled KL is exactly 0."""
     assert train(monkeypatch, folder, "run.name=refreshed", "run.num_epochs=5", "frozen.refresh_every=3") == 0
@@ -110,9 +154,8 @@ def test_a_finished_run_is_continued_to_a_longer_plan(folder, monkeypatch):
     assert summary["seconds"] >= state["seconds"], "of both processes"
     steps = [json.loads(line) for line in (folder / "tiny" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "ppo/steps" in line] == [0, 1, 2, 3]
-    assert [line["phase"] for line in steps].count("after") == 1, "the first life's last validation is dropped"
     validated = [line["step"] for line in steps if line["phase"] == "ppo" and "validation/mean" in line]
-    assert validated == [1, 3], "run.evaluate_every=2: in the updates that complete a second one"
+    assert validated == [1, 3], "each epoch of two updates ends with one"
 
 
 def test_starting_anew_puts_the_older_folder_aside(folder, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from destruct.config.settings import load
-from destruct.train import main
+from destruct.train import main, parse, read
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL = ROOT / "configs" / "local.yaml"
@@ -175,6 +175,30 @@ def test_only_the_first_rank_speaks(alone, capsys, monkeypatch):
     assert main(["--config", str(LOCAL), "ppo.epoch=1"]) == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+@pytest.mark.parametrize("place", ["never", "auto", "runs/other", "/ü: 'a' \"b\" #{1}/best", "3", "null"])
+def test_resume_is_another_way_to_write_the_key_whatever_the_path_looks_like(alone, place):
+    key = f"run.resume={json.dumps(place)}"
+    for arguments in (["--resume", place], [f"--resume={place}"], ["--resume", place, key]):
+        settings = read(parse(["--config", str(LOCAL), *arguments, "run.seed=4"]))
+        assert (settings.config.run.resume, settings.config.run.seed) == (place, 4)
+        assert settings.provenance["run.resume"] == "command line"
+
+
+def test_resume_wins_over_the_file_and_not_over_the_command_line(alone, capsys):
+    text = LOCAL.read_text().replace("seed: 17", "seed: 17\n  resume: runs/old")
+    (alone / "mine.yaml").write_text(text.replace("ds_configs/", f"{ROOT}/ds_configs/"))
+    config = ["--config", str(alone / "mine.yaml")]
+    assert read(parse(config)).config.run.resume == "runs/old"
+    assert read(parse([*config, "--resume", "auto"])).config.run.resume == "auto"
+    got = refused(alone, capsys, "--resume", "auto", "run.resume=never")
+    assert got == ("--resume auto and run.resume=never differ", "give one of them")
+
+
+def test_resume_without_a_place_is_refused(alone, capsys):
+    assert refused(alone, capsys, "--resume")[0] == "argument --resume: expected one argument"
+    assert refused(alone, capsys, "--resume", "")[0].startswith('command line: run.resume = "" should have at least 1')
 
 
 DOCUMENTS = [f"one short document, number {number}" for number in range(400)]

@@ -37,13 +37,19 @@ class Networks:
 
 
 def save(
-    store: CheckpointStore, networks: Networks, state: TrainState, tokenizer: str, facts: dict[str, object]
+    store: CheckpointStore,
+    networks: Networks,
+    state: TrainState,
+    tokenizer: str,
+    facts: dict[str, object],
+    best: bool = False,
 ) -> Path | None:
     """Write and publish a checkpoint; all ranks call it.
 
     Args:
         tokenizer: text of the tokenizer.json.
         facts: what the checkpoint belongs to, for its manifest.
+        best: the pointer `best` is to name it, too.
 
     Returns:
         Its folder, or None when the disk failed a rank.
@@ -64,7 +70,7 @@ def save(
             state.save(stage / STATE)
             (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
 
-    return store.save(state.update, [write_policy, write_value, write_the_rest], facts)
+    return store.save(state.update, [write_policy, write_value, write_the_rest], facts, best)
 
 
 def _whole(engine: FrozenEngine, keep: bool) -> dict[str, Tensor]:
@@ -86,3 +92,15 @@ def load(checkpoint: Path, networks: Networks) -> TrainState:
     for file, engine in networks.copies.items():
         engine.load_tensors(load_file(checkpoint / file))
     return TrainState.load(checkpoint / STATE)
+
+
+def best_checkpoint(store: CheckpointStore, state: TrainState) -> Path | None:
+    """The best checkpoint that a state tells of; None when it does not lie in this store, or another took its name."""
+    if state.best_update is None:
+        return None
+    checkpoint = store.path(state.best_update)
+    try:
+        own = TrainState.load(checkpoint / STATE)
+    except (OSError, ValueError):
+        return None
+    return checkpoint if (own.best_update, own.best_loss) == (state.best_update, state.best_loss) else None

@@ -14,14 +14,15 @@ DATA = "data digest"
 
 
 def find_checkpoint(settings: Settings, store: CheckpointStore) -> Path | None:
-    """The verified newest checkpoint of the run's folder; None when not resuming or none is there.
+    """The verified checkpoint that `run.resume` asks for; None for `never`, and for `auto` where there is none yet.
 
     Raises:
-        DestructError: it is damaged, or of another `identity`.
+        DestructError: there is none where it was said to be, or it is damaged, or of another `identity`.
     """
-    if settings.config.run.resume == "never":
+    resume = settings.config.run.resume
+    if resume == "never":
         return None
-    found = store.latest()
+    found = store.latest() if resume == "auto" else store.named(Path(resume))
     if found is None:
         return None
     folder, facts = found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ class TrainState:
     breaches: int = 0  # updates that ended beyond kl.bound
     skipped: int = 0  # optimizer steps dropped because a loss was not finite
     rewards: list[list[list[float]]] = field(default_factory=list)  # per update and source [sum of scores, rollouts]
-    validation: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after_warmup" -> losses
+    # "before", "after_warmup", "after" (the newest one in PPO) -> losses, nats per token
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    lowest_loss: float = math.inf  # smallest mean of all validations in PPO, nats per token
+    best_loss: float = math.inf  # the same of those whose checkpoint was published
+    best_update: int | None = None  # of that checkpoint; None when there is none
     kl_from_initial: float = 0.0  # at the newest evaluation, nats per token
     probe: dict[str, Any] = field(default_factory=dict)  # Probe.state_dict(), made when PPO began
     mixture: dict[str, Any] = field(default_factory=dict)  # Mixture.state_dict()

@@ -1,7 +1,5 @@
 """The run's name, place, length and intervals."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from destruct.config.base import Section
@@ -19,17 +17,19 @@ class RunConfig(Section):
     num_epochs: int = Field(1, ge=1)
     """Epochs of PPO."""
     updates_per_epoch: int | None = Field(None, ge=1)
-    """Updates of one epoch; by default the tokens of all sources divided by the window tokens of an update."""
+    """Updates of one epoch, which ends with a validation and a checkpoint; by default the tokens of all sources divided
+    by the window tokens of an update."""
     checkpoint_every: int = Field(0, ge=0)
-    """Updates between checkpoints; 0: only at the end of the run."""
+    """Updates between checkpoints; 0: only at the ends of epochs, and when a validation was the best so far."""
     keep_checkpoints: int = Field(2, ge=1)
-    """How many of the newest checkpoints are kept."""
+    """How many of the newest checkpoints are kept; the best one stays besides."""
     evaluate_every: int = Field(0, ge=0)
-    """Updates between validations; 0 validates before, after warm-up and at the end."""
+    """Updates between validations; 0: only before and after the warm-up and at the ends of epochs."""
     validation_windows: int = Field(64, ge=1)
     """Held-out windows per source of a validation."""
     samples_per_update: int = Field(2, ge=0)
     """Rollouts of each update written to samples.jsonl."""
-    resume: Literal["never", "auto"] = "never"
-    """`auto` continues from the newest checkpoint of the run's folder; `never` starts anew and puts an older
-    folder of the same name aside."""
+    resume: str = Field("never", min_length=1)
+    """`never` starts anew and puts an older folder of the same name aside; `auto` continues from the latest checkpoint
+    of the run's folder, if there is one; a path continues from there: a checkpoint, a pointer `latest` or `best`, or a
+    run's folder. `--resume` says the same."""

@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO 0 to 3 behind the engine protocol.  Each oddity handled here was measured on DeepSpeed 0.19.8."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,8 @@ def loading_in_shards(config: dict) -> Iterator[None]:
     # transformers keeps a weak reference alone, and the last one made is that which counts.
     handle = HfDeepSpeedConfig(config) if config["zero_optimization"]["stage"] == 3 else None
     try:
-        yield
+        with _freed_memory_returned():
+            yield
     finally:
         if handle is not None:
             unset_hf_deepspeed_config()
@@ -44,8 +46,25 @@ def made_in_shards(config: dict) -> Iterator[None]:
     """While it lasts, modules are made as the ranks' ZeRO-3 shards, whatever weights they begin with."""
     deepspeed.init_distributed()
     # The rotary frequencies are made by torch.arange, which zero.Init would round to the parameters' dtype.
-    with prevent_arange_dtype_change(), deepspeed.zero.Init(config_dict_or_path=config):
+    with _freed_memory_returned(), prevent_arange_dtype_change(), deepspeed.zero.Init(config_dict_or_path=config):
         yield
+
+
+@contextmanager
+def _freed_memory_returned() -> Iterator[None]:
+    """While it lasts, glibc gives the memory of freed tensors back at once.
+
+    By itself it keeps ever larger ones for later, in between which the shards come to lie: a share of 516 MiB took
+    1437 MiB to load, and takes 565 so (bench/loading.py).  Afterwards large tensors are reused, as without this.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    mallopt(mmap_threshold, 2**20)
+    try:
+        yield
+    finally:
+        mallopt(mmap_threshold, 2**25)
+        mallopt(trim_threshold, 2**26)
 
 
 class DeepSpeedEngine:

@@ -53,6 +53,8 @@ class Screen:
             facts.add_row("SKIPPED STEPS", f"{summary.skipped_steps}: a loss was not finite")
         facts.add_row("tokens", f"{summary.tokens:,}")
         facts.add_row("seconds, peak memory", f"{summary.seconds:.0f} s, {summary.peak_rss_mib:.0f} MiB per rank")
+        if summary.best_update is not None:
+            facts.add_row("best", f"{summary.best_validation_loss:.4f}, after update {summary.best_update}")
         for name, path in summary.files.items():
             facts.add_row(name, path)
         self.console.print(losses)

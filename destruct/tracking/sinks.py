@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from destruct.tracking.metrics import check_name
 
 WARMUP_PHASES = ("before", "warmup", "after_warmup", "value_warmup")
-"""Their steps count warm-up steps; those of `ppo` and `after` count updates."""
+"""Their steps count warm-up steps; those of `ppo` count updates."""
 
 
 class Sinks:
@@ -34,7 +34,7 @@ class Sinks:
         """Log one line of figures; every name must stand in METRICS.
 
         Args:
-            phase: one of WARMUP_PHASES, "ppo", or "after" for the last validation.
+            phase: one of WARMUP_PHASES, or "ppo".
             step: number of the warm-up step or of the update.
         """
         board = self._warmup_board if phase in WARMUP_PHASES else self._board

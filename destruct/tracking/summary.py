@@ -14,7 +14,9 @@ class Summary:
 
     validation_loss_before: dict[str, float]  # nats per token, before the warm-up
     validation_loss_after_warmup: dict[str, float]
-    validation_loss_after: dict[str, float]  # after PPO
+    validation_loss_after: dict[str, float]  # the newest in PPO
+    best_update: int | None  # updates behind the checkpoint that `best` names; null when none was saved
+    best_validation_loss: float  # its mean, nats per token
     # Score without the KL penalty, reward units, mean per source and then over sources,
     reward_before: float  # in the first tenth of the updates
     reward_after: float  # and in the last

@@ -176,7 +176,7 @@ def test_the_remedy_for_a_damaged_checkpoint_names_the_one_before_it(store, save
     (newer / "policy" / "state.pt").write_bytes(b"")
     with pytest.raises(DestructError) as caught:
         store.latest()
-    assert caught.value.remedy.startswith(f"write {saved.name} into {store.folder / 'latest'}, or ")
+    assert caught.value.remedy.startswith(f"set run.resume to {saved}, or ")
 
 
 @pytest.mark.parametrize("name", SEALED)
@@ -265,6 +265,9 @@ def test_a_state_survives_json_bit_for_bit(tmp_path):
         tokens=2**60 + 1,
         seconds=1e-310,
         kl_max=math.pi,
+        lowest_loss=math.inf,
+        best_loss=1 / 3,
+        best_update=6,
         rewards=[[[x, 1.0] for x in awkward]],
         validation={"before": {"a source": awkward[3], "mean": 1 / 3}},
         mixture={"cursors": [3, 4]},

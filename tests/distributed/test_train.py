@@ -82,6 +82,13 @@ def test_six_updates_equal_three_and_resume_and_three_in_every_tensor_and_moment
     assert not differences(load_file(a / "frozen/model.safetensors"), load_file(b / "frozen/model.safetensors"))
 
 
+def figures(folder: Path) -> list[dict]:
+    return [
+        {name: x for name, x in line.items() if not name.startswith(("time/", "memory/"))}
+        for line in lines(folder / "metrics.jsonl")
+    ]
+
+
 def test_resume_continues_counters_curriculum_mixture_and_figures(whole, resumed):
     states = [json.loads((f / "checkpoints/step-00000006/state.json").read_text()) for f in (whole, resumed)]
     for state in states:
@@ -89,17 +96,32 @@ def test_resume_continues_counters_curriculum_mixture_and_figures(whole, resumed
     assert states[0] == states[1]
     assert states[0]["curriculum"]["estimator"]["rounds"] == 6
 
-    def figures(folder: Path) -> list[dict]:
-        return [
-            {name: x for name, x in line.items() if not name.startswith(("time/", "memory/"))}
-            for line in lines(folder / "metrics.jsonl")
-        ]
-
     assert figures(whole) == figures(resumed)
     assert lines(whole / "samples.jsonl") == lines(resumed / "samples.jsonl")
     summaries = [json.loads((f / "summary.json").read_text()) for f in (whole, resumed)]
-    for name in ("validation_loss_after", "reward_before", "reward_after", "kl_max", "tokens", "weights"):
+    for name in (
+        "validation_loss_after",
+        "best_update",
+        "reward_before",
+        "reward_after",
+        "kl_max",
+        "tokens",
+        "weights",
+    ):
         assert summaries[0][name] == summaries[1][name], name
+
+
+def test_from_another_runs_checkpoint_two_ranks_go_on_in_a_folder_of_their_own(whole, tmp_path):
+    config, checkpoints = str(write_config(tmp_path, "fork")), whole / "checkpoints"
+    done = run([*LITERAL, config, "--resume", str(checkpoints / "step-00000003")])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f"resumed after update 3 from {checkpoints / 'step-00000003'}" in done.stdout
+    fork = tmp_path / "fork"
+    assert figures(fork) == [line for line in figures(whole) if line["phase"] == "ppo" and line["step"] >= 3]
+    a, b = (load_file(f / "checkpoints/step-00000006/frozen/model.safetensors") for f in (whole, fork))
+    assert not differences(a, b)
+    kept = {path.name for path in (fork / "checkpoints").iterdir()}
+    assert kept - {"best"} == {"latest", "step-00000006"}
 
 
 def test_the_first_ratio_of_every_update_is_exactly_one(whole):
@@ -117,7 +139,12 @@ def test_the_summary_holds_what_it_promises(whole):
     assert summary["rounds"] == 6
     assert summary["world_size"] == 2
     assert summary["kl_bound"] == 1.0
-    updates = [line for line in lines(whole / "metrics.jsonl") if "ppo/steps" in line]
+    logged = [line for line in lines(whole / "metrics.jsonl") if line["phase"] == "ppo"]
+    ends = {line["step"] + 1: line["validation/mean"] for line in logged if "validation/mean" in line}
+    assert ends.keys() == {3, 6}
+    assert summary["best_validation_loss"] == min(ends.values()) == ends[summary["best_update"]]
+    assert (whole / "checkpoints/best").read_text() == f"step-0000000{summary['best_update']}\n"
+    updates = [line for line in logged if "ppo/steps" in line]
     assert summary["kl_max"] == max(line["kl/to_reference"] for line in updates)
     first = updates[0]
     mean = (first["rollout/reward/arithmetic"] + first["rollout/reward/noise"]) / 2

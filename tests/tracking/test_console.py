@@ -12,6 +12,8 @@ SUMMARY = Summary(
     validation_loss_before={"prose": 5.61234, "noise": 7.5, "mean": 5.61234},
     validation_loss_after_warmup={"prose": 4.25, "noise": 7.625, "mean": 4.25},
     validation_loss_after={"prose": 3.98766, "noise": 7.75, "mean": 3.98766},
+    best_update=24,
+    best_validation_loss=3.95004,
     reward_before=0.51234,
     reward_after=0.6,
     kl_max=0.0421,
@@ -115,7 +117,13 @@ def test_the_summary_tables_hold_the_figures(capsys):
     assert facts["updates, rounds"] == "36, 9"
     assert facts["tokens"] == "1,234,567"
     assert facts["seconds, peak memory"] == "61 s, 812 MiB per rank"
+    assert facts["best"] == "3.9500, after update 24"
     assert facts["summary"] == "/data/runs/local/summary.json"
+
+
+def test_a_run_without_a_best_checkpoint_claims_none(capsys):
+    Screen(first_rank=True).table(replace(SUMMARY, best_update=None, best_validation_loss=float("inf")))
+    assert "best" not in [row[0] for row in cells(capsys.readouterr().out)]
 
 
 @pytest.mark.parametrize(

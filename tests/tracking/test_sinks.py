@@ -74,7 +74,7 @@ def earlier_life(folder: Path) -> None:
     for update in range(5):
         sinks.scalars("ppo", update, {"kl/to_reference": update / 8})
         sinks.sample(update, SAMPLE | {"prompt": f"update {update}:\u2028\u0085 naïve"})
-    sinks.scalars("after", 5, {"validation/mean": 2.0})
+    sinks.scalars("ppo", 4, {"validation/mean": 2.0})
     sinks.close()
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (folder / name).open("ab") as file:
@@ -119,7 +119,7 @@ def test_a_last_line_that_only_lacks_its_end_is_kept_apart_from_the_next(tmp_pat
 def test_tensorboard_shows_what_was_logged_and_each_update_once_after_a_resume(tmp_path):
     earlier_life(tmp_path)
     losses = [(0, 3.0), (1, 2.0), (2, 1.0)]
-    figures = {"kl/to_reference": [(u, u / 8) for u in range(5)], "validation/mean": [(5, 2.0)]}
+    figures = {"kl/to_reference": [(u, u / 8) for u in range(5)], "validation/mean": [(4, 2.0)]}
     assert scalars(tmp_path / "logs") == figures
     warmup = {"warmup/lm_loss": losses, "warmup/value_loss": [(2, 0.25)], "validation/mean": [(0, 4.0), (3, 3.0)]}
     assert scalars(tmp_path / "logs" / "warmup") == warmup

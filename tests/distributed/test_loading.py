@@ -1,0 +1,42 @@
+"""Pretrained weights in ZeRO-3 shards: the folder's bits, at two ranks, none of which ever holds a whole model."""
+
+import json
+
+import pytest
+
+from tests.distributed.launching import ROOT, run, torchrun
+from tests.pretrained import write_llama, write_reward_model
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("loading")
+    write_llama(folder / "llama")
+    write_reward_model(folder / "reward")
+    worker = str(ROOT / "tests" / "distributed" / "loading_worker.py")
+    done = run(torchrun(2, worker, str(folder), str(folder / "results.json")))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("role", ["policy", "value", "frozen", "reward"])
+def test_every_parameter_has_the_bits_of_the_folder(loaded, role):
+    """The frozen model was made in shards, without weights, and refreshed from the policy."""
+    assert loaded[role] == []
+
+
+def test_a_rank_holds_half_before_any_engine_exists(loaded):
+    assert loaded["share"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_tied_embeddings_stay_tied_and_rotary_frequencies_are_not_rounded(loaded):
+    assert loaded["tied"] is True
+    assert loaded["rotary"] == [True, True]
+
+
+def test_the_sharded_reward_model_scores_as_transformers_does_one_text_at_a_time(loaded):
+    """bfloat16: two decimal digits."""
+    got, want = loaded["scores"]
+    assert got == pytest.approx(want, rel=2e-2, abs=2e-2)
