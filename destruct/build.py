@@ -1,5 +1,7 @@
 """The composition root: turns validated settings into a run, cheapest checks first."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor

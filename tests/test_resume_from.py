@@ -11,7 +11,7 @@ from destruct.checkpoint.state import TrainState
 from destruct.loop import train
 from destruct.recording import summarize
 from destruct.run import Run
-from tests.test_loop import DOWN_UP_DOWN, kept, with_rates
+from tests.test_epochs import DOWN_UP_DOWN, kept, with_rates
 from tests.tiny import tiny_run
 
 pytestmark = pytest.mark.slow
