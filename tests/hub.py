@@ -47,6 +47,13 @@ def oid(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
 
 
+def impatient() -> None:
+    """Let the hub's client of this process try again at once; it waits 23 s in all before it gives a request up."""
+    from huggingface_hub.utils import _http
+
+    _http.time.sleep = lambda seconds: None
+
+
 class Hub:
     """Repositories of data sets and models, served on a port of their own while the `with` block runs.
 
@@ -56,11 +63,15 @@ class Hub:
 
     def __init__(self, token: str = "hf_accepted"):
         self.token = token
+        self.expired = "hf_expired"
+        """A token that no account has any more; whatever is asked for with it is refused."""
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[str] = []
         """What was asked for, in order: `HEAD /datasets/me/tales/resolve/main/README.md`."""
         self.down = False
         """Answer everything with 503 from now on."""
+        self.broken: str | None = None
+        """Close the connection before the content of files whose paths end so."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -129,6 +140,8 @@ def answer(hub: Hub, url: str, form: dict[str, list[str]], bearer: str) -> Answe
         return _refusal(404, "NotFound")
     else:
         kind = "models"  # their files lie at the root
+    if bearer == hub.expired:
+        return Answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
     for length in (2, 1):
         repository = hub.repositories.get((kind, "/".join(parts[:length])))
         if repository is None:
@@ -188,7 +201,9 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             for name, value in {"Content-Length": str(len(got.body)), **got.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command != "HEAD":
+            if self.command == "GET" and hub.broken and self.path.endswith(hub.broken):
+                self.close_connection = True
+            elif self.command != "HEAD":
                 self.wfile.write(got.body)
 
         do_GET = do_HEAD = do_POST = _serve

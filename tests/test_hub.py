@@ -37,6 +37,7 @@ print(json.dumps({
     "no revision": said(hf.hf_hub_download, "me/tiny", "config.json", revision="v3"),
     "no repository": [said(api.model_info, "me/none", token=token) for token in (False, accepted)],
     "gated": [said(hf.hf_hub_download, "me/closed", "config.json", token=t) for t in (False, "hf_wrong")],
+    "expired": said(api.model_info, "me/tiny", token="hf_expired"),
     "opened": Path(hf.hf_hub_download("me/closed", "config.json", token=accepted)).read_text(),
 }))
 """
@@ -55,6 +56,7 @@ def test_the_hubs_own_client_finds_here_what_was_added_and_is_refused_the_rest(t
     got = json.loads(done.stdout)
     assert got["main"] == {name: content.decode() for name, content in FILES.items()}
     assert got["v2"] == {"config.json": '{"of": "v2"}'}
+    assert got["expired"] == "HfHubHTTPError"
     assert got["commits"][1] == second != got["commits"][0]
     assert got["root"] == ["README.md", "config.json", "onnx"]
     assert got["onnx"] == [["onnx/model.onnx", 8]] and got["named"] == ["onnx/model.onnx"]

@@ -112,7 +112,7 @@ class Tokenizer:
         Raises:
             DestructError: it cannot be had, or has no tokenizer.json nor what one can be made from.
         """
-        with faults_of(key, path):
+        with faults_of(key, path, revision):
             fast = AutoTokenizer.from_pretrained(path, revision=revision)
         if not fast.is_fast:
             raise DestructError(f"{key}: the tokenizer of {path} has no tokenizer.json", "name one that has")

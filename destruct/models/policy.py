@@ -133,7 +133,7 @@ def build_policy(
         DestructError: a pretrained model cannot be read, or cannot be trained here.
     """
     config = network_config("model.policy", shape, vocab_size, attention)
-    with faults_of("model.policy.path", str(shape.path)):
+    with faults_of("model.policy.path", str(shape.path), shape.revision):
         if shape.path is None:
             torch.manual_seed(seed)
             lm = AutoModelForCausalLM.from_config(config, dtype=dtype)

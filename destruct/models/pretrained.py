@@ -3,8 +3,11 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from huggingface_hub import HfApi
 from huggingface_hub import errors as hub
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -33,7 +36,7 @@ def read_config(key: str, path: str, revision: str | None) -> PreTrainedConfig:
         DestructError: it cannot be had, is no causal language model that transformers itself knows, or its head does
             arithmetic of its own.
     """
-    with faults_of(key, path):
+    with faults_of(key, path, revision):
         config = AutoConfig.from_pretrained(path, revision=revision)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise DestructError(f"{key}: {path} is a {config.model_type}, no causal language model", "name another model")
@@ -69,30 +72,36 @@ def check_fit(key: str, config: PreTrainedConfig, vocab_size: int, window_tokens
 
 
 @contextmanager
-def faults_of(key: str, path: str) -> Iterator[None]:
+def faults_of(key: str, path: str, revision: str | None = None) -> Iterator[None]:
     """Put what transformers and the hub raise about `path`, the value of the config's `key`, into words.
 
     Raises:
-        DestructError: in place of their OSError, ValueError or ImportError.
+        DestructError: in place of their OSError, ValueError, ImportError, and errors of the network and of safetensors.
     """
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
-        kinds = {type(cause) for cause in _causes(error)}
-        for kind, (problem, remedy, code) in HUB_FAULTS.items():
-            if any(issubclass(found, kind) for found in kinds):
-                raise DestructError(f"{key}: {path} {problem}", remedy.format(key=key, path=path), code) from error
-        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-            problem, remedy = (
-                "brings code of its own, which is never run",
-                "name a model that transformers itself knows",
-            )
-        else:
-            problem, remedy = (
-                f"cannot be read: {str(error).strip().splitlines()[0]}",
-                "name a model that transformers can read",
-            )
-        raise DestructError(f"{key}: {path} {problem}", remedy) from error
+    except Exception as error:
+        if isinstance(error, OSError | ValueError | ImportError | SafetensorError) or _is_of_the_network(error):
+            raise _fault(key, path, revision, error) from error
+        raise
+
+
+def _fault(key: str, path: str, revision: str | None, error: Exception) -> DestructError:
+    causes = list(_causes(error))
+    missed = isinstance(error, OSError | ValueError) and any(words in str(error) for words in _MISSED)
+    if not Path(path).is_dir() and (missed or any(isinstance(cause, hub.LocalEntryNotFoundError) for cause in causes)):
+        causes += _causes(_refusal(path, revision))
+    words = {"key": key, "path": path, "revision": revision or "main", "section": key.rpartition(".")[0]}
+    words["at"] = "" if revision is None else f" --revision {revision}"
+    for mark, problem, remedy, code in FAULTS:
+        if any(_fits(mark, cause) for cause in causes):
+            return DestructError(f"{key}: {path} {problem.format(**words)}", remedy.format(**words), code)
+    disk = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno), None)
+    if disk is not None:
+        remedy = "make room and permissions there; HF_HOME names the folder of the cache"
+        return DestructError(f"{key}: {path} cannot be read or kept: {disk}", remedy, Exit.ENVIRONMENT)
+    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return DestructError(f"{key}: {path} cannot be read: {said}", "name a model that transformers can read")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -101,22 +110,80 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-_DOWNLOAD = "fetch it where there is network (hf download {path}), or let {key} name a local folder"
+def _is_of_the_network(error: BaseException) -> bool:
+    return type(error).__module__.startswith("httpx")  # the hub's client brings the first or the second httpx
 
-HUB_FAULTS: dict[type[Exception], tuple[str, str, Exit]] = {
-    hub.GatedRepoError: (
+
+def _refusal(path: str, revision: str | None) -> Exception | None:
+    """Why the hub gives nothing of `path`, or None: transformers goes on without a file that it could not fetch, and
+    says later that the model has no such file."""
+    try:
+        HfApi().model_info(path, revision=revision, timeout=10)
+    except Exception as error:
+        if not (isinstance(error, OSError | ValueError) or _is_of_the_network(error)):
+            raise
+        return error
+    return None
+
+
+def _fits(mark: type | str, cause: BaseException) -> bool:
+    if isinstance(mark, str):
+        return mark in str(cause)
+    return isinstance(cause, mark) or (mark is hub.HfHubHTTPError and _is_of_the_network(cause))
+
+
+_NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
+_MISSED = ("does not appear to have", _NO_TOKENIZER)
+"""What transformers says of a file that it has not got, whatever the reason."""
+
+_DOWNLOAD = "fetch it where there is network (hf download {path}{at}), or let {key} name a local folder"
+_UNREACHABLE = ("is not all in the cache, and the hub cannot be reached", _DOWNLOAD, Exit.ENVIRONMENT)
+
+FAULTS: list[tuple[type | str, str, str, Exit]] = [
+    (
+        hub.GatedRepoError,
         "is gated, and this account has no access",
         "accept its terms at https://huggingface.co/{path}, then `hf auth login` or set HF_TOKEN",
         Exit.ENVIRONMENT,
     ),
-    hub.RevisionNotFoundError: ("has no such revision", "correct the revision", Exit.CONFIG),
-    hub.RepositoryNotFoundError: (
-        "is not on the hub, or is private",
-        "correct {key}, or `hf auth login` if it is private",
+    (
+        "Invalid credentials in Authorization header",
+        "is refused by the hub: the token of this machine is not valid",
+        "renew it with `hf auth login`, or correct HF_TOKEN",
+        Exit.ENVIRONMENT,
+    ),
+    (
+        hub.RevisionNotFoundError,
+        "has no revision {revision!r}",
+        "set {section}.revision to a branch, tag or commit of it, or leave it out",
         Exit.CONFIG,
     ),
-    hub.HFValidationError: ("is neither a folder nor a hub id", "correct {key}", Exit.CONFIG),
-    hub.OfflineModeIsEnabled: ("is not in the cache, and the hub is switched off", _DOWNLOAD, Exit.ENVIRONMENT),
-    hub.LocalEntryNotFoundError: ("is not in the cache, and the hub cannot be reached", _DOWNLOAD, Exit.ENVIRONMENT),
-}
-"""What the hub raises -> problem, remedy and exit code; the first that fits counts."""
+    (
+        hub.RepositoryNotFoundError,
+        "is not on the hub, or is private",
+        "correct {key}; a private one needs `hf auth login` or HF_TOKEN",
+        Exit.CONFIG,
+    ),
+    (hub.HFValidationError, "is neither a folder nor a hub id", "correct {key}", Exit.CONFIG),
+    (
+        hub.OfflineModeIsEnabled,
+        "is not all in the cache, and HF_HUB_OFFLINE switches the hub off",
+        f"unset it, or {_DOWNLOAD}",
+        Exit.ENVIRONMENT,
+    ),
+    (hub.LocalEntryNotFoundError, *_UNREACHABLE),
+    (hub.HfHubHTTPError, *_UNREACHABLE),
+    (
+        "trust_remote_code",
+        "brings code of its own, which is never run",
+        "name a model of transformers' own",
+        Exit.CONFIG,
+    ),
+    (
+        _NO_TOKENIZER,
+        "has no tokenizer that can be read",
+        "let data.tokenizer.path name a model that has one",
+        Exit.CONFIG,
+    ),
+]
+"""What an error or one of its causes is or says -> problem, remedy and exit code; the first that fits counts."""

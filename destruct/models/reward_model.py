@@ -43,7 +43,7 @@ def reward_model_config(path: str, revision: str | None) -> PreTrainedConfig:
     Raises:
         DestructError: it cannot be had, is no classifier of sequences, or has another number of labels than one.
     """
-    with faults_of(KEY, path):
+    with faults_of(KEY, path, revision):
         config = AutoConfig.from_pretrained(path, revision=revision)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise DestructError(f"{KEY}: {path} is a {config.model_type}, no sequence classifier", "name another model")
@@ -62,7 +62,7 @@ def build_reward_model(path: str, revision: str | None, dtype: torch.dtype) -> R
         DestructError: as `reward_model_config` does.
     """
     config = reward_model_config(path, revision)
-    with faults_of(KEY, path):
+    with faults_of(KEY, path, revision):
         classifier = AutoModelForSequenceClassification.from_pretrained(
             path, revision=revision, config=config, dtype=dtype
         )

@@ -50,7 +50,7 @@ def build_value(
         DestructError: a pretrained model cannot be read.
     """
     config = network_config("model.value", shape, vocab_size, attention)
-    with faults_of("model.value.path", str(shape.path)):
+    with faults_of("model.value.path", str(shape.path), shape.revision):
         if shape.path is None:
             torch.manual_seed(seed)
             body = AutoModel.from_config(config, dtype=dtype)

@@ -181,5 +181,5 @@ def test_a_tokenizer_without_eos_is_refused():
 
 
 def test_a_folder_without_a_tokenizer_is_named_with_its_key(tmp_path):
-    with pytest.raises(DestructError, match=f"data.tokenizer.path: {tmp_path} cannot be read: "):
+    with pytest.raises(DestructError, match=f"data.tokenizer.path: {tmp_path} has no tokenizer that can be read"):
         Tokenizer.pretrained("data.tokenizer.path", str(tmp_path))

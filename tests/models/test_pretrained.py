@@ -154,6 +154,16 @@ def test_a_path_without_a_model_is_named_with_its_key(path, said):
     assert error.value.exit_code == Exit.CONFIG
 
 
+def test_a_weights_file_cut_short_is_told_in_one_line(tmp_path):
+    write_llama(tmp_path, shard="5GB")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DestructError) as error:
+        policy(tmp_path)
+    assert error.value.problem.startswith(f"model.policy.path: {tmp_path} cannot be read: ")
+    assert "\n" not in error.value.problem and error.value.exit_code == Exit.CONFIG
+
+
 def test_flash_attention_without_its_package_is_a_fault_of_the_environment():
     with pytest.raises(DestructError, match="flash-attn is not installed") as error:
         network_config("model.policy", PolicyShape(), 50, attention="flash_attention_2")
