@@ -63,7 +63,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     updates = config.run.num_epochs * per_epoch
     screen.say(inputs.report)
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
-    made = make_networks(settings, architectures.vocab_size(tokenizer.vocab_size), topology)
+    made = make_networks(settings, architectures, tokenizer.vocab_size, topology)
     state = TrainState(kl_coef=config.kl.coef)
     if checkpoint is not None:
         state = _resume(checkpoint, store, made.networks, mixture, curriculum)

@@ -12,6 +12,7 @@ from torch import Tensor
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
+from destruct.evaluation import WINDOWS_PER_FORWARD
 from destruct.ppo.kl import k3
 from destruct.rollout.score import response_logprobs
 
@@ -25,6 +26,7 @@ class Probe:
 
     rollouts: RolloutBatch
     logprobs: Tensor  # (n, R) float32  nats, under the initial model
+    temperature: float  # of both
 
     def state_dict(self) -> dict[str, Any]:
         """All that resumes, in JSON's types."""
@@ -36,6 +38,7 @@ class Probe:
             "lengths": rollouts.lengths.tolist(),
             "teacher_forced": rollouts.teacher_forced,
             "logprobs": self.logprobs.tolist(),
+            "temperature": self.temperature,
         }
 
 
@@ -46,7 +49,8 @@ def probe_from(state: dict[str, Any], device: torch.device) -> Probe:
     lengths = torch.tensor(state["lengths"], device=device)
     mask = torch.arange(responses.shape[1], device=device) < lengths[:, None]
     rollouts = RolloutBatch(prompts, responses, mask, lengths < responses.shape[1], state["teacher_forced"])
-    return Probe(rollouts, torch.tensor(state["logprobs"], dtype=torch.float32, device=device))
+    logprobs = torch.tensor(state["logprobs"], dtype=torch.float32, device=device)
+    return Probe(rollouts, logprobs, state["temperature"])
 
 
 def probe_prompts(windows: Tensor, prompt_tokens: int, device: torch.device) -> PromptBatch:
@@ -68,13 +72,14 @@ def measure(
 ) -> Tensor:
     """Logprobs (n, R) float32 of the probe's tokens, the ranks sharing the work; all ranks call it."""
     mine = topology.share(len(rollouts.responses)).to(topology.device)
-    return topology.interleave(response_logprobs(engine, rollouts.select(mine), temperature, ptx=False))
+    parts = [rollouts.select(rows) for rows in mine.split(WINDOWS_PER_FORWARD)]
+    return topology.interleave(torch.cat([response_logprobs(engine, part, temperature, ptx=False) for part in parts]))
 
 
-def kl_from_initial(engine: TrainEngine, probe: Probe, temperature: float, topology: Topology) -> float:
+def kl_from_initial(engine: TrainEngine, probe: Probe, topology: Topology) -> float:
     """k3(initial || policy now) on what the initial model said, mean over its tokens, nats per token.
 
     All ranks call it.
     """
-    now = measure(engine, probe.rollouts, temperature, topology)
+    now = measure(engine, probe.rollouts, probe.temperature, topology)
     return k3(now - probe.logprobs)[probe.rollouts.mask].double().mean().item()

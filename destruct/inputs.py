@@ -26,7 +26,7 @@ class Inputs:
     """Texts as the run uses them, equal on every rank; lists are in the order of the sources."""
 
     tokenizer: Tokenizer
-    train: list[Tensor]  # per source (n_k, T) int64
+    train: list[Tensor]  # per source (n_k, T) int32
     held_out: list[Tensor]  # per source (m_k, T) int64, in a fixed random order
     validation: list[ValidationSet]
     digest: str  # SHA-256 of all windows
@@ -56,7 +56,7 @@ def read_inputs(settings: Settings, topology: Topology, checkpoint: Path | None)
     held_out = topology.together(lambda: [_shuffled_held_out(source, config.run.seed) for source in sources])
     return Inputs(
         tokenizer=tokenizer,
-        train=[torch.from_numpy(source.train.tokens).long() for source in sources],
+        train=[torch.from_numpy(source.train.tokens) for source in sources],
         held_out=held_out,
         validation=_validation_sets(sources, held_out, config.run.validation_windows, tokenizer),
         digest=digest,

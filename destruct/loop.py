@@ -71,7 +71,7 @@ def one_update(run: Run) -> str:
 def draw(run: Run, weights: np.ndarray) -> PromptBatch:
     """B windows by the sampling weights, the same on every rank."""
     drawn = run.mixture.draw(run.config.rollout.batch_size, weights)
-    windows = torch.stack([run.inputs.train[s][i] for s, i in zip(drawn.source, drawn.index, strict=True)])
+    windows = torch.stack([run.inputs.train[s][i] for s, i in zip(drawn.source, drawn.index, strict=True)]).long()
     run.state.tokens += windows.numel()
     return PromptBatch(
         draw=drawn.number,
@@ -149,11 +149,11 @@ def constrain(state: TrainState, kl: float, constraint: KLConfig, rollouts: int,
 
 def evaluate(run: Run, phase: str) -> Validation:
     """Validation loss of every source, the drift from the start, the user's prompts; logged under `phase`."""
-    temperature, config = run.config.rollout.temperature, run.config
+    config = run.config
     with run.watch("evaluate"):
         validation = validate(run.policy, run.inputs.validation, run.topology)
         if run.probe is not None:
-            run.state.kl_from_initial = kl_from_initial(run.policy, run.probe, temperature, run.topology)
+            run.state.kl_from_initial = kl_from_initial(run.policy, run.probe, run.topology)
         record_validation(run, phase, validation)
         if run.prompts:
             run.policy.fill(run.replica)
@@ -164,18 +164,10 @@ def evaluate(run: Run, phase: str) -> Validation:
 
 
 def evaluate_update(run: Run) -> bool:
-    """Validate in PPO; True when this is the best policy so far."""
+    """Validate in PPO; True when the mean is below that of every checkpoint so far (nan never is)."""
     validation = evaluate(run, "ppo")
     run.state.validation["after"] = validation.as_summary()
-    return is_lowest(run.state, validation.mean)
-
-
-def is_lowest(state: TrainState, loss: float) -> bool:
-    """Whether a mean validation loss, nats per token, is below all before it in PPO, which it then is; nan never is."""
-    if not loss < state.lowest_loss:
-        return False
-    state.lowest_loss = loss
-    return True
+    return validation.mean < run.state.best_loss
 
 
 def warm_up(run: Run) -> None:
@@ -200,6 +192,7 @@ def warm_up(run: Run) -> None:
             batches = with_advantages(scored, run.config.gamma, 1.0, run.topology)
             loss, skipped = value_pass(run.value, batches, ppo.value_clip_range, ppo.value_lr, run.topology)
             run.state.skipped += skipped
+            run.mark_first_step()
             run.log("value_warmup", step, {"warmup/value_loss": loss})
             progress.advance(f"loss {loss:.4f}")
     # Where the policy was not trained, it is what it was before.
@@ -214,6 +207,6 @@ def begin_ppo(run: Run) -> None:
     windows = probe_windows(run.inputs.held_out, run.topology.world_size)
     prompts = probe_prompts(windows, run.config.rollout.prompt_tokens, run.topology.device)
     rollouts = sample(run, prompts)
-    logprobs = measure(run.policy, rollouts, run.config.rollout.temperature, run.topology)
-    run.probe = Probe(rollouts, logprobs)
+    temperature = run.config.rollout.temperature
+    run.probe = Probe(rollouts, measure(run.policy, rollouts, temperature, run.topology), temperature)
     run.state.probe = run.probe.state_dict()

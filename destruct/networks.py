@@ -8,13 +8,12 @@ from transformers import PreTrainedConfig
 
 from destruct.checkpoint.contents import Networks
 from destruct.config.settings import Settings
-from destruct.data.tokenizing import Tokenizer
 from destruct.engine.base import InferenceEngine
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
 from destruct.models.policy import PolicyNetwork, build_copy, build_policy, check_head, network_config
 from destruct.models.pretrained import check_fit
-from destruct.models.reward_model import KEY, RewardModel, build_reward_model, reward_model_config
+from destruct.models.reward_model import Reader, RewardModel, build_reward_model, reward_model_reader
 from destruct.models.value import ValueNetwork, build_value
 from destruct.rollout.reward_model import reward_model
 from destruct.rollout.rewards import Term
@@ -27,7 +26,7 @@ class Architectures:
 
     policy: PreTrainedConfig
     value: PreTrainedConfig
-    reward: PreTrainedConfig | None
+    reader: Reader | None  # of the reward model
 
     def vocab_size(self, tokens: int) -> int:
         """Entries of every embedding: a pretrained policy may sample ids that its tokenizer does not use."""
@@ -43,7 +42,7 @@ def read_architectures(settings: Settings) -> Architectures:
     model, reward = settings.config.model, settings.config.reward.model
     policy = network_config("model.policy", model.policy, 0, model.attention)
     value = network_config("model.value", model.value, 0, model.attention)
-    return Architectures(policy, value, reward_model_config(reward.path, reward.revision) if reward.path else None)
+    return Architectures(policy, value, reward_model_reader(reward.path, reward.revision) if reward.path else None)
 
 
 def check_sizes(settings: Settings, architectures: Architectures, vocab_size: int) -> None:
@@ -68,16 +67,16 @@ class Made:
     reward_model: Term | None
 
 
-def make_networks(settings: Settings, vocab_size: int, topology: Topology) -> Made:
+def make_networks(settings: Settings, architectures: Architectures, vocab_size: int, topology: Topology) -> Made:
     """Make every network, its engine around it.
 
     Args:
-        vocab_size: entries of the embeddings of networks from scratch.
+        vocab_size: of the tokenizer.
 
     Raises:
         DestructError: pretrained weights cannot be read, or the model's logits are not hidden states times head.
     """
-    maker = _Maker(settings, vocab_size, topology)
+    maker = _Maker(settings, architectures, architectures.vocab_size(vocab_size), topology)
     made = _single(maker) if settings.config.engine.backend == "single" else _deepspeed(maker)
     if settings.config.model.policy.path is not None:
         made.networks.policy.fill(made.replica)
@@ -90,6 +89,7 @@ class _Maker:
     """The networks of a run, without engines."""
 
     settings: Settings
+    architectures: Architectures
     vocab_size: int
     topology: Topology
 
@@ -122,11 +122,9 @@ class _Maker:
         model = self.settings.config.reward.model
         return None if model.path is None else build_reward_model(model.path, model.revision, self.dtype)
 
-    def classifier_term(self, engine: InferenceEngine, config: PreTrainedConfig) -> Term:
-        model = self.settings.config.reward.model
-        tokenizer = Tokenizer.pretrained(KEY, str(model.path), model.revision)
-        context = min(tokenizer.fast.model_max_length, getattr(config, "max_position_embeddings", 2**30))
-        return reward_model(engine, tokenizer, context)
+    def term(self, engine: InferenceEngine) -> Term:
+        assert self.architectures.reader is not None
+        return reward_model(engine, self.architectures.reader)
 
 
 def _single(maker: _Maker) -> Made:
@@ -141,9 +139,7 @@ def _single(maker: _Maker) -> Made:
         initial=SingleFrozen(maker.copy().to(device)) if settings.config.kl.reference == "initial" else None,
     )
     classifier = maker.classifier()
-    term = None
-    if classifier is not None:
-        term = maker.classifier_term(SingleFrozen(classifier.to(device)), classifier.classifier.config)
+    term = None if classifier is None else maker.term(SingleFrozen(classifier.to(device)))
     return Made(networks, policy, term)
 
 
@@ -176,8 +172,5 @@ def _deepspeed(maker: _Maker) -> Made:
     # Made where it stays: a large model is not put into the host's memory first.
     with topology.device:
         replica = maker.copy()
-    term = None
-    if classifier is not None:
-        engine = DeepSpeedFrozen(classifier, filled["frozen"], topology)
-        term = maker.classifier_term(engine, classifier.classifier.config)
+    term = None if classifier is None else maker.term(DeepSpeedFrozen(classifier, filled["frozen"], topology))
     return Made(networks, replica, term)

@@ -132,12 +132,12 @@ class Run:
         """Write a checkpoint; a failed one is reported and the run goes on.
 
         Args:
-            best: its validation loss is `state.lowest_loss`.
+            best: the newest validation is of its weights, and the lowest so far.
         """
         state = self.state
         before = state.best_update, state.best_loss
         if best:
-            state.best_update, state.best_loss = state.update, state.lowest_loss
+            state.best_update, state.best_loss = state.update, state.validation["after"]["mean"]
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds
         facts = identity(self.settings) | {DATA: self.inputs.digest}

@@ -73,6 +73,8 @@ def _link_logs(runs: Path) -> str | None:
         return None
     if LINK.exists() and not LINK.is_symlink():
         return "a file or folder of that name is there"
+    if LINK.is_symlink() and os.path.isabs(os.readlink(LINK)):  # ours are relative
+        return f"a link to {os.readlink(LINK)} is there"
     aside = Path(f".{LINK}.{os.getpid()}")  # renamed, so that two runs may start at once
     try:
         aside.symlink_to(runs, target_is_directory=True)

@@ -96,15 +96,19 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
+    everywhere = True  # what is wrong with the command line is so on every rank
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        _run(read(options), started)
+        settings = read(options)
+        everywhere = False
+        _run(settings, started)
     except DestructError as error:
-        if first:
-            print(f"destruct: {error}", file=sys.stderr, flush=True)
-        else:
+        if not first:
             # A launcher ends all ranks as soon as it sees one gone; the first one has to speak before that.
-            time.sleep(2)
+            time.sleep(2 if everywhere else 5)
+        if first or not everywhere:  # still here: the first rank may be well
+            rank = "" if first else f"rank {os.environ['RANK']}: "
+            print(f"destruct: {rank}{error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         if first:

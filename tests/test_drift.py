@@ -30,10 +30,10 @@ def test_the_drift_is_0_when_ppo_begins_and_grows_with_it(tmp_path, mode):
     """Then against the estimator's formula on logprobs of the two models, tokens sampled by the first."""
     with tiny_run(tmp_path, *options(mode), "kl.reference=initial", "ppo.policy_lr=0.01") as run:
         warm_up(run)
-        assert kl_from_initial(run.policy, run.probe, 1.0, run.topology) == 0
+        assert kl_from_initial(run.policy, run.probe, run.topology) == 0
         for _ in range(2):
             one_update(run)
-        drift = kl_from_initial(run.policy, run.probe, 1.0, run.topology)
+        drift = kl_from_initial(run.policy, run.probe, run.topology)
         rollouts = run.probe.rollouts
         nats = []
         for network in (run.networks.initial.module, run.policy.module):

@@ -4,21 +4,28 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from destruct.checkpoint.state import TrainState
 from destruct.evaluation import validate
-from destruct.loop import is_lowest, one_update, train, warm_up
+from destruct.loop import evaluate_update, one_update, train, warm_up
 from destruct.recording import summarize
 from destruct.run import Run
 from tests.test_loop import lines
 from tests.tiny import tiny_run
 
 
-def test_a_loss_is_the_lowest_when_it_is_below_all_before_it_and_nan_never_is():
-    state = TrainState(kl_coef=0.1)
-    losses = [math.nan, 3.0, math.nan, 2.5, 2.5, 2.7, math.inf, 2.4]
-    assert [is_lowest(state, loss) for loss in losses] == [False, True, False, True, False, False, False, True]
-    assert state.lowest_loss == 2.4
+def test_a_validation_is_the_best_when_it_is_below_that_of_every_checkpoint_and_nan_never_is(tmp_path):
+    with tiny_run(tmp_path) as run:
+        assert evaluate_update(run), "the first"
+        loss = run.state.validation["after"]["mean"]
+        run.state.best_loss = loss
+        assert not evaluate_update(run), "as good is not better"
+        run.state.best_loss = math.nextafter(loss, math.inf)
+        assert evaluate_update(run)
+        with torch.no_grad():
+            run.policy.module.head.weight.fill_(math.nan)
+        assert not evaluate_update(run)
 
 
 def test_the_three_validations_are_of_the_policy_at_their_time(tmp_path):
@@ -82,8 +89,8 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss_in_metrics_js
 
 
 @pytest.mark.slow
-def test_a_failed_save_of_the_best_moves_no_pointer_and_a_later_worse_one_is_not_the_best(tmp_path):
-    """The second update's stage is obstructed.  The third is worse than it, though better than the first."""
+def test_a_failed_save_of_the_best_moves_no_pointer_and_the_best_of_those_that_lie_there_is_the_best(tmp_path):
+    """The second update's stage is obstructed.  The third is worse than it was, and better than the first."""
     with tiny_run(tmp_path, "run.evaluate_every=1", "run.checkpoint_every=0", "run.updates_per_epoch=6") as run:
         with_rates(run, *DOWN_UP_DOWN)
         warm_up(run)
@@ -96,7 +103,7 @@ def test_a_failed_save_of_the_best_moves_no_pointer_and_a_later_worse_one_is_not
             found.append((run.saved, best(run)[:2], kept(run)))
         losses = [line["validation/mean"] for line in lines(run, "validation/mean") if line["phase"] == "ppo"]
         assert losses[3] < losses[1] < losses[2] < losses[0]
-        assert found == [(True, (1, 1), [1]), (False, (1, 1), [1]), (False, (1, 1), [1]), (True, (4, 4), [1, 4])]
+        assert found == [(True, (1, 1), [1]), (False, (1, 1), [1]), (True, (3, 3), [1, 3]), (True, (4, 4), [3, 4])]
 
 
 def test_a_plan_that_ends_before_any_validation_gets_one_at_its_end(tmp_path):

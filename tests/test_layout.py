@@ -21,6 +21,7 @@ LAYER = {
     "exits.py": 0,
     "batch.py": 0,
     "seeding.py": 0,
+    "user_function.py": 0,
     "config/": 0,
     "ops/": 1,
     "ppo/": 1,

@@ -56,6 +56,13 @@ def say(monkeypatch, capsys, folder: str) -> str:
     return capsys.readouterr().out
 
 
+def test_an_absolute_link_to_elsewhere_is_the_users_and_left_alone(here, monkeypatch, capsys):
+    (here / "scratch").mkdir()
+    LINK.symlink_to(here / "scratch")
+    assert f"no link from ./logs to runs: a link to {here / 'scratch'} is there\n" in say(monkeypatch, capsys, "runs")
+    assert os.readlink(LINK) == str(here / "scratch")
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_file_or_folder_in_its_place_is_left_alone_and_told(here, monkeypatch, capsys, kind):
     LINK.touch() if kind == "file" else LINK.mkdir()

@@ -23,8 +23,7 @@ class TrainState:
     rewards: list[list[list[float]]] = field(default_factory=list)  # per update and source [sum of scores, rollouts]
     # "before", "after_warmup", "after" (the newest one in PPO) -> losses, nats per token
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
-    lowest_loss: float = math.inf  # smallest mean of all validations in PPO, nats per token
-    best_loss: float = math.inf  # the same of those whose checkpoint was published
+    best_loss: float = math.inf  # smallest mean validation loss of a checkpoint, nats per token
     best_update: int | None = None  # of that checkpoint; None when there is none
     kl_from_initial: float = 0.0  # at the newest evaluation, nats per token
     probe: dict[str, Any] = field(default_factory=dict)  # Probe.state_dict(), made when PPO began

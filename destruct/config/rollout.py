@@ -46,7 +46,7 @@ class RewardModelConfig(Section):
     """
 
     path: str | None = Field(None, min_length=1)
-    """Hub id or local folder."""
+    """Hub id or local folder.  It reads prompt and response as plain text, without the special tokens of a chat."""
     revision: str | None = Field(None, min_length=1)
     """Branch, tag or commit of a hub `path`."""
 

@@ -71,6 +71,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_tokenizer_is_the_policys(self) -> Self:
+        if self.model.policy.path is not None and self.data.tokenizer.changed("vocab_size"):
+            raise ValueError(
+                f"data.tokenizer.vocab_size={self.data.tokenizer.vocab_size} is for a tokenizer that is trained, and "
+                "model.policy.path brings its own; leave vocab_size out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _every_prior_is_above_the_floor(self) -> Self:
         if self.curriculum.strategy != "second_order":
             return self

@@ -1,6 +1,5 @@
 """Formats: how a row of a table becomes the text of a document."""
 
-import importlib
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any
 
 from destruct.config.data import SourceConfig
 from destruct.errors import DestructError
+from destruct.user_function import import_function
 
 Row = dict[str, Any]
 RenderChat = Callable[[list[dict[str, str]]], str]
@@ -113,16 +113,7 @@ def user_formatter(path: str) -> Formatter:
         DestructError: the module or the function cannot be imported (here); the function raises, or returns something
             else (when called).
     """
-    module_name, _, function_name = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # the module is the user's: anything may go wrong in it
-        raise DestructError(
-            f"format {path!r}: {type(error).__name__}: {error}",
-            "put the module on PYTHONPATH and check the function's name",
-        ) from None
-    if not callable(function):
-        raise DestructError(f"format {path!r} is {function!r}, not a function", "name a function of that module")
+    function = import_function("format", path)
     remedy = f"fix {path}: it gets a row as a dictionary and returns its text, or None to leave the row out"
 
     def call(row: Row, context: FormatContext) -> str | None:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from destruct.errors import DestructError
 from destruct.models.pretrained import faults_of
 
+CHAT_DATE = "26 Jul 2024"  # what Llama 3's template says by itself where it cannot know the day
 EOS, PAD = "<|eos|>", "<|pad|>"
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
 _BATCH = 256  # documents tokenized at once: their Encoding objects take about 50 times the memory of the ids
@@ -70,8 +71,11 @@ class Tokenizer:
 
     def __init__(self, fast: PreTrainedTokenizerFast, text: str):
         self.fast, self.text = fast, text
-        self._marked = tokenizers.Tokenizer.from_str(text)
-        self._plain = tokenizers.Tokenizer.from_str(text)
+        self._marked, self._plain = (tokenizers.Tokenizer.from_str(text) for _ in range(2))
+        for backend in (self._marked, self._plain):
+            # Some tokenizer.json files cut and pad every text as their author's training did.
+            backend.no_truncation()
+            backend.no_padding()
         # "<|eos|>" inside a document is seven characters of text and must not end it.
         self._plain.encode_special_tokens = True
         if fast.eos_token_id is None:
@@ -113,7 +117,7 @@ class Tokenizer:
             DestructError: it cannot be had, or has no tokenizer.json nor what one can be made from.
         """
         with faults_of(key, path, revision):
-            fast = AutoTokenizer.from_pretrained(path, revision=revision)
+            fast = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         if not fast.is_fast:
             raise DestructError(f"{key}: the tokenizer of {path} has no tokenizer.json", "name one that has")
         return cls(fast, fast.backend_tokenizer.to_str())
@@ -126,6 +130,8 @@ class Tokenizer:
             marked_up: special tokens stand in the texts as such, as a chat template writes them, bos included.
         """
         backend = self._marked if marked_up else self._plain
+        if marked_up:  # a template may put a line break after its last eos
+            texts = [text.rstrip() for text in texts]
         encoded: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), _BATCH):
             batch = list(texts[start : start + _BATCH])
@@ -147,7 +153,9 @@ class Tokenizer:
 
     def render_chat(self, messages: list[dict[str, str]]) -> str:
         """A conversation, messages of `role` and `content`, in the words of the tokenizer's chat template."""
-        return self.fast.apply_chat_template(messages, tokenize=False)
+        # Templates that name the day would make other texts of the same rows tomorrow.
+        template = f"{{% macro strftime_now(format) %}}{CHAT_DATE}{{% endmacro %}}{self.fast.get_chat_template()}"
+        return self.fast.apply_chat_template(messages, chat_template=template, tokenize=False, date_string=CHAT_DATE)
 
     def save(self, folder: Path) -> None:
         """Write Hugging Face tokenizer files into `folder` (made if missing) for `AutoTokenizer.from_pretrained`."""

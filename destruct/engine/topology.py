@@ -116,7 +116,7 @@ class Topology:
         return bool(self.sum(torch.tensor([int(not fine)])).item() == 0)
 
 
-def start(timeout_s: float = 600.0) -> Topology:
+def start(timeout_s: float = 1800.0) -> Topology:
     """Join the process group that the launcher's environment describes; alone, a group of one.
 
     DeepSpeed wants a group and these variables even with one process, and looks for MPI where one is missing.

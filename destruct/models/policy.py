@@ -1,5 +1,8 @@
 """The policy network pi_theta: a causal language model whose head computes the loss itself."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
@@ -9,7 +12,7 @@ from transformers.utils import is_flash_attn_2_available
 from destruct.config.model import LlamaShape, PolicyShape
 from destruct.errors import DestructError
 from destruct.exits import Exit
-from destruct.models.pretrained import faults_of, read_config
+from destruct.models.pretrained import load_weights, read_config
 from destruct.ops.head import FusedHead
 from destruct.ops.rows import LossOutput, PolicyLoss, ScoreOutput, ScoreRows
 
@@ -62,6 +65,17 @@ class PolicyNetwork(nn.Module):
         return self.head(hidden[rows], request)
 
 
+@contextmanager
+def speaking(network: PolicyNetwork) -> Iterator[None]:
+    """While it lasts, the network is not in training: with checkpointing on, transformers would leave the cache out."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
 def body_states(body: nn.Module, tokens: Tensor) -> Tensor:
     """Last hidden states (max(n, 1) * T, H) of a transformers decoder on left-aligned `tokens` (n, T).
 
@@ -107,7 +121,7 @@ def network_config(key: str, shape: LlamaShape, vocab_size: int, attention: str 
     if shape.path is None:
         config = llama_config(shape, vocab_size)
     else:
-        config = read_config(f"{key}.path", shape.path, shape.revision)
+        config = read_config(f"{key}.path", shape.path, shape.revision, with_head=key == "model.policy")
     config._attn_implementation = attention
     return config
 
@@ -133,12 +147,11 @@ def build_policy(
         DestructError: a pretrained model cannot be read, or cannot be trained here.
     """
     config = network_config("model.policy", shape, vocab_size, attention)
-    with faults_of("model.policy.path", str(shape.path), shape.revision):
-        if shape.path is None:
-            torch.manual_seed(seed)
-            lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        else:
-            lm = AutoModelForCausalLM.from_pretrained(shape.path, revision=shape.revision, config=config, dtype=dtype)
+    if shape.path is None:
+        torch.manual_seed(seed)
+        lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    else:
+        lm = load_weights(AutoModelForCausalLM, "model.policy.path", shape.path, shape.revision, config, dtype)
     return PolicyNetwork(ready_to_train(lm, checkpointing), loss)
 
 

@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from destruct.errors import DestructError
@@ -25,22 +27,27 @@ HEAD_ARITHMETIC = {
 _DROPOUT = re.compile(r"(dropout|pdrop|layerdrop)(_prob)?$")
 
 
-def read_config(key: str, path: str, revision: str | None) -> PreTrainedConfig:
+def read_config(key: str, path: str, revision: str | None, with_head: bool = True) -> PreTrainedConfig:
     """The config of a causal language model, with every dropout off: noise between the old policy and the new one.
 
     Args:
         key: of our config that names the model, for errors.
         path: local folder or hub id.
+        with_head: its logits are used too, and not its body alone.
 
     Raises:
-        DestructError: it cannot be had, is no causal language model that transformers itself knows, or its head does
-            arithmetic of its own.
+        DestructError: it cannot be had, is no causal language model of text alone that transformers itself knows, or
+            its head does arithmetic of its own.
     """
     with faults_of(key, path, revision):
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise DestructError(f"{key}: {path} is a {config.model_type}, no causal language model", "name another model")
-    for name, harmless in HEAD_ARITHMETIC.items():
+    if config.get_text_config() is not config:
+        raise DestructError(
+            f"{key}: {path} is a {config.model_type}, a model of more than text", "name the text model of that family"
+        )
+    for name, harmless in HEAD_ARITHMETIC.items() if with_head else ():
         if (value := getattr(config, name, harmless)) not in (None, harmless):
             raise DestructError(
                 f"{key}: {path} computes its logits with {name}={value}; the fused loss is of hidden states times head",
@@ -69,6 +76,35 @@ def check_fit(key: str, config: PreTrainedConfig, vocab_size: int, window_tokens
             f"rollout.prompt_tokens + rollout.response_tokens = {window_tokens} tokens; {key} holds {context}",
             "shorten a part",
         )
+
+
+def load_weights(
+    auto: Any, key: str, path: str, revision: str | None, config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A model of `config` with all of its weights, from a folder or the hub; no code of theirs is run.
+
+    Args:
+        auto: the class of transformers that knows which model it is, such as AutoModelForCausalLM.
+
+    Raises:
+        DestructError: it cannot be had, or some of the weights are not there.
+    """
+    with faults_of(key, path, revision):
+        model, found = auto.from_pretrained(
+            path,
+            revision=revision,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise DestructError(
+            f"{key}: {path} lacks {len(missing)} weight(s) of {type(model).__name__}, such as {missing[0]}",
+            "name a model of that kind; what is missing would be random",
+        )
+    return model
 
 
 @contextmanager

@@ -1,12 +1,21 @@
 """The reward model: a sequence classifier of transformers with one label, whose logit is the score of a text."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from destruct.errors import DestructError
-from destruct.models.pretrained import faults_of
+from destruct.models.pretrained import faults_of, load_weights
 
 KEY = "reward.model.path"
 
@@ -37,6 +46,18 @@ class RewardModel(nn.Module):
         return self.classifier(input_ids=padded, attention_mask=mask.long()).logits.squeeze(-1).float()
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a reward model reads texts: by its own tokenizer, with the special tokens that it was trained with."""
+
+    tokenizer: PreTrainedTokenizerBase  # cuts long texts at their beginning
+    context: int  # most tokens of a text
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of each text; of one that is too long the end, between its special tokens."""
+        return self.tokenizer(texts, truncation=True, max_length=self.context)["input_ids"] if texts else []
+
+
 def reward_model_config(path: str, revision: str | None) -> PreTrainedConfig:
     """Its config.
 
@@ -44,7 +65,7 @@ def reward_model_config(path: str, revision: str | None) -> PreTrainedConfig:
         DestructError: it cannot be had, is no classifier of sequences, or has another number of labels than one.
     """
     with faults_of(KEY, path, revision):
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise DestructError(f"{KEY}: {path} is a {config.model_type}, no sequence classifier", "name another model")
     if config.num_labels != 1:
@@ -55,15 +76,29 @@ def reward_model_config(path: str, revision: str | None) -> PreTrainedConfig:
     return config
 
 
+def reward_model_reader(path: str, revision: str | None) -> Reader:
+    """Its tokenizer and context.
+
+    Raises:
+        DestructError: as `reward_model_config` does, and where it has no tokenizer.
+    """
+    config = reward_model_config(path, revision)
+    with faults_of(KEY, path, revision):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, truncation_side="left", trust_remote_code=False
+        )
+    positions = getattr(config, "max_position_embeddings", None) or 2**30
+    # RoBERTa counts positions from the one after its pad token's.
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return Reader(tokenizer, min(tokenizer.model_max_length, positions - offset))
+
+
 def build_reward_model(path: str, revision: str | None, dtype: torch.dtype) -> RewardModel:
     """The network with its weights, for inference.
 
     Raises:
-        DestructError: as `reward_model_config` does.
+        DestructError: as `reward_model_config` does, and where weights cannot be had or are not all there.
     """
     config = reward_model_config(path, revision)
-    with faults_of(KEY, path, revision):
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            path, revision=revision, config=config, dtype=dtype
-        )
+    classifier = load_weights(AutoModelForSequenceClassification, KEY, path, revision, config, dtype)
     return RewardModel(classifier).requires_grad_(False).eval()

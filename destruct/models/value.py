@@ -7,7 +7,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from destruct.config.model import LlamaShape
 from destruct.models.policy import body_states, network_config, ready_to_train
-from destruct.models.pretrained import faults_of
+from destruct.models.pretrained import load_weights
 
 
 class ScalarHead(nn.Module):
@@ -50,10 +50,9 @@ def build_value(
         DestructError: a pretrained model cannot be read.
     """
     config = network_config("model.value", shape, vocab_size, attention)
-    with faults_of("model.value.path", str(shape.path), shape.revision):
-        if shape.path is None:
-            torch.manual_seed(seed)
-            body = AutoModel.from_config(config, dtype=dtype)
-        else:
-            body = AutoModel.from_pretrained(shape.path, revision=shape.revision, config=config, dtype=dtype)
+    if shape.path is None:
+        torch.manual_seed(seed)
+        body = AutoModel.from_config(config, dtype=dtype)
+    else:
+        body = load_weights(AutoModel, "model.value.path", shape.path, shape.revision, config, dtype)
     return ValueNetwork(ready_to_train(body, checkpointing), dtype)

@@ -10,7 +10,7 @@ from transformers import DynamicCache, StopStringCriteria
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
-from destruct.models.policy import PolicyNetwork
+from destruct.models.policy import PolicyNetwork, speaking
 from destruct.rollout.sampling import inverse_cdf
 from destruct.seeding import uniform
 
@@ -60,22 +60,23 @@ def sample_responses(
     alive = torch.ones(n, dtype=torch.bool, device=prompts.device)
     cache = DynamicCache(config=replica.lm.config)
     tokens, start = prompts, 0
-    for t in range(limit):
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
-        start += tokens.shape[1]
-        body = replica.body(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
-        logits = replica.head(body.last_hidden_state[:, -1], None)
-        chosen = inverse_cdf(logits, how.temperature, uniforms[:, t])
-        responses[alive, t] = chosen[alive]
-        ended = chosen == how.eos_id
-        if how.ends is not None:
-            ended = ended | how.ends(responses[:, : t + 1])
-        ended = alive & ended
-        lengths[ended] = t + 1
-        alive &= ~ended
-        if not alive.any():
-            break
-        tokens = chosen[:, None]
+    with speaking(replica):
+        for t in range(limit):
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
+            start += tokens.shape[1]
+            body = replica.body(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
+            logits = replica.head(body.last_hidden_state[:, -1], None)
+            chosen = inverse_cdf(logits, how.temperature, uniforms[:, t])
+            responses[alive, t] = chosen[alive]
+            ended = chosen == how.eos_id
+            if how.ends is not None:
+                ended = ended | how.ends(responses[:, : t + 1])
+            ended = alive & ended
+            lengths[ended] = t + 1
+            alive &= ~ended
+            if not alive.any():
+                break
+            tokens = chosen[:, None]
     return responses, lengths, ~alive
 
 

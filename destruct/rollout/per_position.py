@@ -9,6 +9,7 @@ from torch import Tensor
 
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.engine.topology import Topology
+from destruct.evaluation import WINDOWS_PER_FORWARD
 from destruct.models.policy import PolicyNetwork, body_states
 from destruct.rollout.sampling import inverse_cdf
 from destruct.seeding import uniform
@@ -57,8 +58,10 @@ def draw_everywhere(
     """
     mine = topology.share(len(prompts.windows))
     limit = prompts.windows.shape[1] - prompts.prompt_tokens
-    u = uniform(seed, prompts.draw, prompts.sample[mine].cpu().numpy(), torch.arange(limit).numpy())
-    uniforms = torch.from_numpy(u).to(topology.device)
-    drawn = topology.interleave(draw_tokens(replica, prompts.windows[mine], uniforms, temperature))
+    numbers = uniform(seed, prompts.draw, prompts.sample[mine].cpu().numpy(), torch.arange(limit).numpy())
+    uniforms = torch.from_numpy(numbers).to(topology.device)
+    parts = zip(mine.split(WINDOWS_PER_FORWARD), uniforms.split(WINDOWS_PER_FORWARD), strict=True)
+    shares = [draw_tokens(replica, prompts.windows[rows], u, temperature) for rows, u in parts]
+    drawn = topology.interleave(torch.cat(shares))
     nothing = torch.zeros(len(drawn), dtype=torch.bool, device=drawn.device)
     return RolloutBatch(prompts, drawn, torch.ones_like(drawn, dtype=torch.bool), nothing, teacher_forced=True)

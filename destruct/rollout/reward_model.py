@@ -4,18 +4,17 @@ import torch
 from torch import Tensor
 
 from destruct.batch import RolloutBatch
-from destruct.data.tokenizing import Tokenizer
 from destruct.engine.base import InferenceEngine
+from destruct.models.reward_model import Reader
 from destruct.rollout.rewards import RewardContext, Term
 
 
-def reward_model(engine: InferenceEngine, tokenizer: Tokenizer, context: int) -> Term:
+def reward_model(engine: InferenceEngine, reader: Reader) -> Term:
     """The classifier's logit for each rollout's text: (B,).  All ranks call it.
 
     Args:
         engine: around a `RewardModel`.
-        tokenizer: its own; the text of prompt and response goes through it.
-        context: most tokens that it reads; of longer texts the end.
+        reader: its own tokenizer, through which the text of prompt and response goes.
     """
 
     def measure(rollouts: RolloutBatch, terms: RewardContext) -> Tensor:
@@ -23,7 +22,7 @@ def reward_model(engine: InferenceEngine, tokenizer: Tokenizer, context: int) ->
         rows = zip(rollouts.tokens.tolist(), lengths, strict=True)
         texts = [terms.tokenizer.decode(row[: p + length]) for row, length in rows]
         # Without rollouts one token stands in: every rank makes every forward.
-        encoded = [ids[-context:].tolist() or [0] for ids in tokenizer.encode(texts)] or [[0]]
+        encoded = [ids or [0] for ids in reader(texts)] or [[0]]
         longest = max(map(len, encoded))
         device = rollouts.responses.device
         tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in encoded], device=device)

@@ -1,6 +1,5 @@
 """The user's own reward functions: imported, called on texts, and answered for when they fail."""
 
-import importlib
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from destruct.batch import RolloutBatch
 from destruct.errors import DestructError
 from destruct.rollout.rewards import Decoder, RewardContext, Term
 from destruct.rollout.score import spread
+from destruct.user_function import import_function
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -29,16 +29,7 @@ def user_term(path: str) -> Term:
         DestructError: the module or the function cannot be imported (here); the function raises, or returns another
             number of values, or one that is not finite (when called).
     """
-    module_name, _, function_name = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # the module is the user's: anything may go wrong in it
-        raise DestructError(
-            f"reward term {path!r}: {type(error).__name__}: {error}",
-            "put the module on PYTHONPATH and check the function's name",
-        ) from None
-    if not callable(function):
-        raise DestructError(f"reward term {path!r} is {function!r}, not a function", "name a function of that module")
+    function = import_function("reward term", path)
     per_token = bool(getattr(function, "per_token", False))
 
     def measure(rollouts: RolloutBatch, context: RewardContext) -> Tensor:

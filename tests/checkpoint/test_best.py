@@ -139,7 +139,7 @@ def test_pointers_that_cannot_be_written_are_a_fault_of_the_environment(store):
 
 def published(store: CheckpointStore, update: int, loss: float) -> TrainState:
     """The state after a save that was the best of its time."""
-    state = TrainState(kl_coef=0.1, update=update, lowest_loss=loss, best_loss=loss, best_update=update)
+    state = TrainState(kl_coef=0.1, update=update, best_loss=loss, best_update=update)
     assert contents.save(store, networks(1), state, "tokenizer", FACTS, best=True) is not None
     return state
 

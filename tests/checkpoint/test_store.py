@@ -265,7 +265,6 @@ def test_a_state_survives_json_bit_for_bit(tmp_path):
         tokens=2**60 + 1,
         seconds=1e-310,
         kl_max=math.pi,
-        lowest_loss=math.inf,
         best_loss=1 / 3,
         best_update=6,
         rewards=[[[x, 1.0] for x in awkward]],

@@ -60,6 +60,11 @@ def test_gamma_is_0_where_no_action_follows_another(files):
             "give path, or leave revision out",
         ),
         (
+            ["model.policy={path: a/b}", "data.tokenizer={vocab_size: 300}"],
+            "data.tokenizer.vocab_size=300 is for a tokenizer that is trained, and model.policy.path brings its own",
+            "leave vocab_size out",
+        ),
+        (
             ["data.tokenizer={path: a/b, vocab_size: 300}"],
             "path=a/b has a vocabulary of its own",
             "leave vocab_size or path out",

@@ -183,3 +183,26 @@ def test_a_tokenizer_without_eos_is_refused():
 def test_a_folder_without_a_tokenizer_is_named_with_its_key(tmp_path):
     with pytest.raises(DestructError, match=f"data.tokenizer.path: {tmp_path} has no tokenizer that can be read"):
         Tokenizer.pretrained("data.tokenizer.path", str(tmp_path))
+
+
+def test_what_a_tokenizers_author_cut_and_padded_is_whole_here(tmp_path):
+    write_tokenizer(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(16)
+    backend.enable_padding(length=16)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.pretrained("data.tokenizer.path", str(tmp_path))
+    long, short = "9" * 100, "12"
+    assert [len(ids) for ids in tokenizer.encode([long, short])] == [101, 3], "and a bos"
+
+
+def test_a_chat_template_that_tells_the_day_makes_one_text_on_every_day(tmp_path):
+    template = "{{ strftime_now('%d %b %Y') }}|{{ date_string }}|{% for m in messages %}{{ m.content }}{% endfor %}"
+    write_tokenizer(tmp_path, template=template)
+    tokenizer = Tokenizer.pretrained("data.tokenizer.path", str(tmp_path))
+    assert tokenizer.render_chat([{"role": "user", "content": "hello"}]) == "26 Jul 2024|26 Jul 2024|hello"
+
+
+def test_a_line_break_behind_a_templates_last_eos_is_no_text(llama):
+    ended, broken = llama.encode([f"{BOS}12<|eos|>", f"{BOS}12<|eos|>\n"], marked_up=True)
+    assert ended.tolist() == broken.tolist() and ended[-1] != llama.eos_id

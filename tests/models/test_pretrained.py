@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     CohereConfig,
     Gemma2Config,
+    Gemma3Config,
     GPT2Config,
     GraniteConfig,
     LlamaForCausalLM,
@@ -134,6 +136,29 @@ def test_a_model_that_is_no_language_model_is_refused(tmp_path):
     (tmp_path / "vit" / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(DestructError, match=r"model.policy.path: .* is a vit, no causal language model"):
         network_config("model.policy", PolicyShape(path=str(tmp_path / "vit")), 0)
+
+
+def test_a_model_of_more_than_text_is_refused(tmp_path):
+    Gemma3Config().save_pretrained(tmp_path)
+    with pytest.raises(DestructError, match="is a gemma3, a model of more than text"):
+        network_config("model.policy", PolicyShape(path=str(tmp_path)), 0)
+
+
+def test_a_body_may_belong_to_a_head_that_a_policy_could_not_have(tmp_path):
+    """A value network uses no logits."""
+    save(tmp_path, GraniteConfig(**SMALL, logits_scaling=8.0))
+    value = build_value(LlamaShape(path=str(tmp_path)), 0, torch.float32, 0)
+    assert value(torch.randint(0, 50, (2, 7)), torch.arange(14)).shape == (14,)
+
+
+def test_weights_that_are_not_there_are_named_and_not_drawn_at_random(tmp_path):
+    """A classifier's folder as a policy: it has another head."""
+    torch.manual_seed(0)
+    classifier = AutoModelForSequenceClassification.from_config(Qwen2Config(**SMALL, num_key_value_heads=2))
+    classifier.config.tie_word_embeddings = False
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises(DestructError, match=r"model.policy.path: .* lacks 1 weight.* such as lm_head.weight"):
+        policy(tmp_path)
 
 
 def test_code_of_a_models_own_is_never_run(tmp_path):

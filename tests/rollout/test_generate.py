@@ -154,3 +154,12 @@ def test_a_response_ends_with_the_token_that_completes_a_stop_string(tokenizer):
 
 def test_without_stop_strings_eos_alone_ends_a_response(tokenizer):
     assert sampling(tokenizer, 0.5, ()) == Sampling(0.5, tokenizer.eos_id, tokenizer.pad_id, None)
+
+
+def test_activation_checkpointing_leaves_the_cache_in_place_and_training_on(replica):
+    """transformers turns the cache off where a model in training checkpoints: each step would see one token alone."""
+    g = np.random.default_rng(5)
+    prompts, uniforms = torch.from_numpy(g.integers(4, V, (4, 5))), torch.from_numpy(g.random((4, 6)))
+    saving = build_policy(SHAPE, V, torch.float32, 0, "chunked", checkpointing=True)
+    assert torch.equal(sample(saving, prompts, uniforms)[0], sample(replica, prompts, uniforms)[0])
+    assert saving.training
