@@ -73,6 +73,7 @@ def test_half_a_character_decodes_to_the_replacement_sign(tokenizer):
     assert len(ids) == 3 and tokenizer.decode(ids[:2]) == "\ufffd"
 
 
+@pytest.mark.slow
 def test_training_depends_on_the_texts_and_not_on_their_order_nor_on_the_process(tokenizer, texts):
     assert train_tokenizer(reversed(texts), 600) == tokenizer.text
     program = (
