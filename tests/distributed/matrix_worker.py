@@ -36,6 +36,8 @@ SHORT = [
     "curriculum.difficulty_sample_size=2",
     "rollout.batch_size=8",
     "ppo.policy_lr=0.01",
+    "ppo.epochs=1",
+    "model.policy.num_hidden_layers=1",
     "kl.coef=0.5",
 ]
 

@@ -47,7 +47,7 @@ def test_every_run_starts_each_update_at_a_ratio_of_exactly_one_and_skips_nothin
     for name, result in results.items():
         assert [update["ppo/first_ratio_error"] for update in result["updates"]] == [0.0, 0.0], name
         assert [update["ppo/skipped"] for update in result["updates"]] == [0.0, 0.0], name
-        assert [update["ppo/steps"] for update in result["updates"]] == [4.0, 4.0], name
+        assert [update["ppo/steps"] for update in result["updates"]] == [2.0, 2.0], name
 
 
 def test_the_rolling_reference_is_the_policy_at_each_round_and_the_initial_one_is_left_behind(results):
