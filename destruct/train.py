@@ -119,6 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(settings: Settings, started: float) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if os.environ.get("RANK", "0") != "0":
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one rank says that the hub is asked again
     from destruct.build import build
     from destruct.engine import topology as ranks
     from destruct.loop import train
