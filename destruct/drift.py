@@ -61,8 +61,7 @@ def probe_prompts(windows: Tensor, prompt_tokens: int, device: torch.device) -> 
 
 def probe_windows(held_out: list[Tensor], ranks: int) -> Tensor:
     """About 32 held-out windows (n, T), the sources taking turns; n is a multiple of the ranks, which share them."""
-    turns = max(len(windows) for windows in held_out)
-    in_turn = [windows[turn] for turn in range(turns) for windows in held_out if turn < len(windows)]
+    in_turn = [windows[turn] for turn in range(WINDOWS) for windows in held_out if turn < len(windows)]
     count = -(-min(WINDOWS, len(in_turn)) // ranks) * ranks
     return torch.stack([in_turn[place % len(in_turn)] for place in range(count)])
 

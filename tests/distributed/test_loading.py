@@ -13,7 +13,9 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("loading")
-    write_llama(folder / "llama")
+    write_llama(
+        folder / "llama", pad_token_id=0, eos_token_id=0
+    )  # one token for both, whose embedding is a row as others
     write_reward_model(folder / "reward")
     worker = str(ROOT / "tests" / "distributed" / "loading_worker.py")
     done = run(torchrun(2, worker, str(folder), str(folder / "results.json")))
