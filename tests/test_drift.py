@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from destruct.drift import Probe, kl_from_initial, probe_from, probe_windows
-from destruct.loop import evaluate, one_update, warm_up
+from destruct.loop import evaluate_update, one_update, warm_up
+from destruct.recording import summarize
 from tests.tiny import tiny_run
 
 MODES = ["rollout.mode=generate", "rollout.mode=per_position"]
@@ -44,7 +45,8 @@ def test_the_drift_is_0_when_ppo_begins_and_grows_with_it(tmp_path, mode):
         # bfloat16 logits, rounded in products of another shape.
         assert drift == pytest.approx((log_ratio.exp() - 1 - log_ratio).mean().item(), rel=0.05)
         assert drift > 0.01
-        evaluate(run, "ppo")
+        evaluate_update(run)
+        assert summarize(run).kl_from_initial == drift
     figures = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["kl/from_initial"] for line in figures if "kl/from_initial" in line][-1] == drift
 

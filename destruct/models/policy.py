@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,16 +148,33 @@ def build_policy(
         DestructError: a pretrained model cannot be read, or cannot be trained here.
     """
     config = network_config("model.policy", shape, vocab_size, attention)
+    lm = model_to_train(AutoModelForCausalLM, "model.policy", shape, config, dtype, seed, checkpointing)
+    return PolicyNetwork(lm, loss)
+
+
+def model_to_train(
+    auto: Any,
+    key: str,
+    shape: LlamaShape,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    seed: int,
+    checkpointing: bool,
+) -> PreTrainedModel:
+    """A model of `config`, pretrained or from scratch, in training mode (in which transformers heeds checkpointing).
+
+    Args:
+        auto: the class of transformers that knows which model it is, such as AutoModelForCausalLM.
+        key: `model.policy` or `model.value`, for errors.
+
+    Raises:
+        DestructError: as `load_weights` does.
+    """
     if shape.path is None:
         torch.manual_seed(seed)
-        lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = auto.from_config(config, dtype=dtype)
     else:
-        lm = load_weights(AutoModelForCausalLM, "model.policy.path", shape.path, shape.revision, config, dtype)
-    return PolicyNetwork(ready_to_train(lm, checkpointing), loss)
-
-
-def ready_to_train(model: PreTrainedModel, checkpointing: bool) -> PreTrainedModel:
-    """The model in training mode (in which transformers heeds checkpointing; its dropouts are 0)."""
+        model = load_weights(auto, f"{key}.path", shape.path, shape.revision, config, dtype)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()

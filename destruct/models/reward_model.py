@@ -42,7 +42,7 @@ class RewardModel(nn.Module):
         candidates = torch.arange(int(mask.sum()) + 1, device=tokens.device)
         pad = int(candidates[~torch.isin(candidates, tokens[mask])][0])
         self.classifier.config.get_text_config().pad_token_id = pad
-        padded = torch.where(mask, tokens, min(pad, self.classifier.config.vocab_size - 1))
+        padded = torch.where(mask, tokens, pad)
         return self.classifier(input_ids=padded, attention_mask=mask.long()).logits.squeeze(-1).float()
 
 

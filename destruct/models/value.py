@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from destruct.config.model import LlamaShape
-from destruct.models.policy import body_states, network_config, ready_to_train
-from destruct.models.pretrained import load_weights
+from destruct.models.policy import body_states, model_to_train, network_config
 
 
 class ScalarHead(nn.Module):
@@ -50,9 +49,5 @@ def build_value(
         DestructError: a pretrained model cannot be read.
     """
     config = network_config("model.value", shape, vocab_size, attention)
-    if shape.path is None:
-        torch.manual_seed(seed)
-        body = AutoModel.from_config(config, dtype=dtype)
-    else:
-        body = load_weights(AutoModel, "model.value.path", shape.path, shape.revision, config, dtype)
-    return ValueNetwork(ready_to_train(body, checkpointing), dtype)
+    body = model_to_train(AutoModel, "model.value", shape, config, dtype, seed, checkpointing)
+    return ValueNetwork(body, dtype)

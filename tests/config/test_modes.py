@@ -98,7 +98,7 @@ def test_a_pretrained_models_context_is_its_own(files):
     document = yaml.safe_load(files.yaml.read_text())
     document["model"] = {"policy": {"path": "a/b"}, "value": {"path": "a/b"}}
     files.yaml.write_text(yaml.safe_dump(document))
-    files.load("rollout.prompt_tokens=4000")
+    assert files.load("rollout.prompt_tokens=4000").config.window_tokens == 4008
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
