@@ -45,6 +45,11 @@ test: $(INSTALLED)  ## the whole suite; tests of absent hardware are skipped wit
 golden: $(INSTALLED)  ## write tests/golden/figures.jsonl anew; say why under "Numerics" in CHANGELOG.md
 	$(ENV) && PYTHONPATH=. python tests/golden/test_golden.py
 
+.PHONY: bench
+bench: $(INSTALLED)  ## time the fused loss beside other projects': ARGS="--rows 8192 --append"
+	$(PIP) --no-deps -r bench/requirements.txt
+	$(ENV) && python -m bench.fused_loss $(ARGS)
+
 .PHONY: docs
 docs: $(INSTALLED)  ## write docs/config.md and docs/metrics.md from the code
 	$(ENV) && python docs/generate.py

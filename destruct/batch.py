@@ -128,11 +128,14 @@ class ScoredBatch:
     reference_logprobs: Tensor  # (B, R) float32  nats, under the reference
     old_values: Tensor  # (B, R) float32  reward units, V(s_t) before token t
     rewards: Tensor  # (B, R) float32  reward units: those of the terms, less the KL penalty
+    reference_states: Tensor | None = None  # (mask.sum(), H) the reference's, where the loss has the exact KL to it
 
     def __post_init__(self) -> None:
         shape = tuple(self.rollouts.mask.shape)
         for name in ("old_logprobs", "reference_logprobs", "old_values", "rewards"):
             _require(self, name, shape)
+        if self.reference_states is not None:
+            _require(self, "reference_states", (int(self.rollouts.mask.sum()), *self.reference_states.shape[1:]))
 
     @property
     def rollouts(self) -> RolloutBatch:
@@ -166,8 +169,10 @@ class UpdateStats:
     approx_kl_k1: float  # the same by k1
     reference_kl: float  # k3(policy || reference), mean over all minibatch passes
     reference_kl_k1: float  # the same by k1
+    reference_kl_exact: float  # KL over the whole vocabulary, as the loss has it; 0 where it has none
     first_ratio_error: float  # max |log ratio| of the first minibatch: 0 when scoring and training agree
     ratio_mean: float
+    ratio_min: float
     ratio_max: float
     clip_fraction: float
     dual_clip_fraction: float  # the part of clip_fraction that the dual clip cut; 0 without one

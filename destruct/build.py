@@ -22,7 +22,7 @@ from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.inputs import Inputs, read_inputs
-from destruct.networks import Architectures, Made, check_sizes, make_networks, read_architectures
+from destruct.networks import Architectures, Made, check_sizes, make_networks, plan_head, read_architectures
 from destruct.ppo.update import UpdateSettings
 from destruct.prompting import encode_prompts
 from destruct.rollout.generate import sampling
@@ -55,7 +55,8 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     prompts = encode_prompts(settings.prompts, tokenizer, _longest_prompt(settings, architectures))
     texts = topology.together(lambda: _tried_terms(config, context, inputs))
     # Nothing about the input can be wrong from here on: only now is an older folder put aside.
-    folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint))
+    derived = {"engine.loss": str(plan_head(settings, architectures, tokenizer.vocab_size, topology))}
+    folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
     log_to_file(folder, topology.rank)
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, inputs.held_out, c.difficulty_sample_size)
     mixture = Mixture([len(windows) for windows in inputs.train], config.run.seed, names)

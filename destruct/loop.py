@@ -112,16 +112,18 @@ def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBat
 
 def optimize(run: Run, batches: list[Minibatch[TrainBatch]]) -> UpdateStats:
     """The PPO epochs of one update, with beta and the learning rates as they stand now."""
-    state = run.state
+    state, coefficients = run.state, run.coefficients()
     stats = ppo_update(
         run.policy,
         run.value,
         batches,
-        run.coefficients(),
+        coefficients,
         run.update_settings,
         first_step=state.optimizer_steps,
         order=torch.Generator().manual_seed(run.key("minibatch order", state.update)),
         topology=run.topology,
+        # Once per update: its forwards would each gather it anew.
+        reference_head=run.networks.reference.head() if coefficients.exact_kl else None,
     )
     run.mark_first_step()
     state.optimizer_steps += stats.steps

@@ -1,5 +1,6 @@
 """Makes the networks and their engines: the one file that names a backend's classes."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -11,10 +12,13 @@ from destruct.config.settings import Settings
 from destruct.engine.base import InferenceEngine
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
+from destruct.errors import DestructError
+from destruct.exits import Exit
 from destruct.models.policy import PolicyNetwork, build_copy, build_policy, check_head, network_config
 from destruct.models.pretrained import check_fit
 from destruct.models.reward_model import Reader, RewardModel, build_reward_model, reward_model_reader
 from destruct.models.value import ValueNetwork, build_value
+from destruct.ops.dispatch import fastest, implementation
 from destruct.rollout.reward_model import reward_model
 from destruct.rollout.rewards import Term
 from destruct.seeding import derive
@@ -59,6 +63,45 @@ def check_sizes(settings: Settings, architectures: Architectures, vocab_size: in
 
 
 @dataclass(frozen=True, slots=True)
+class HeadPlan:
+    """How the fused loss is computed, a pure function of the config, the model and the kind of device."""
+
+    loss: str  # a key of `destruct.ops.dispatch.IMPLEMENTATIONS`
+    chunk_rows: int  # rows of logits that it holds at a time
+    vocab_size: int
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        rows = "all rows" if self.chunk_rows == sys.maxsize else f"{self.chunk_rows} rows"
+        return f"{self.loss}, {rows} of {self.vocab_size} logits at a time, {str(self.dtype).removeprefix('torch.')}"
+
+
+def plan_head(settings: Settings, architectures: Architectures, tokens: int, topology: Topology) -> HeadPlan:
+    """Choose the implementation of the fused loss and its rows per chunk.
+
+    Args:
+        tokens: of the tokenizer's vocabulary.
+
+    Raises:
+        DestructError: the GPU or the package that it needs is not there.
+    """
+    config, vocab, dtype = settings.config.engine, architectures.vocab_size(tokens), _dtype(settings)
+    device = topology.device
+    name = fastest(device) if config.loss == "auto" else config.loss
+    if name == "triton" and device.type != "cuda":
+        raise DestructError(f"engine.loss=triton runs on a GPU, and this is {device}", "set engine.loss: auto")
+    try:
+        rows_per_chunk = implementation(name).rows_per_chunk
+    except ValueError as error:
+        raise DestructError(f"engine.loss={name}: {error}", "set engine.loss: auto", Exit.ENVIRONMENT) from error
+    return HeadPlan(name, rows_per_chunk(vocab, dtype, config.loss_chunk_mib), vocab, dtype)
+
+
+def _dtype(settings: Settings) -> torch.dtype:
+    return torch.bfloat16 if settings.training.bf16.enabled else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """The engines, and what else the run asks of its models."""
 
@@ -95,19 +138,27 @@ class _Maker:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.settings.training.bf16.enabled else torch.float32
+        return _dtype(self.settings)
 
     @property
-    def loss(self) -> str:
-        return self.settings.config.engine.loss
+    def head(self) -> HeadPlan:
+        return plan_head(self.settings, self.architectures, self.vocab_size, self.topology)
 
     def weights(self, role: str) -> int:
         return derive(self.settings.config.run.seed, "weights", role) >> 1
 
     def policy(self) -> PolicyNetwork:
         model = self.settings.config.model
-        arguments = (self.dtype, self.weights("policy"), self.loss, model.attention, model.activation_checkpointing)
-        return build_policy(model.policy, self.vocab_size, *arguments).to(self.topology.device)
+        return build_policy(
+            model.policy,
+            self.vocab_size,
+            self.dtype,
+            self.weights("policy"),
+            self.head.loss,
+            model.attention,
+            model.activation_checkpointing,
+            self.head.chunk_rows,
+        ).to(self.topology.device)
 
     def value(self) -> ValueNetwork:
         model = self.settings.config.model
@@ -116,7 +167,8 @@ class _Maker:
 
     def copy(self) -> PolicyNetwork:
         model = self.settings.config.model
-        return build_copy(model.policy, self.vocab_size, self.dtype, self.loss, model.attention)
+        head = self.head
+        return build_copy(model.policy, self.vocab_size, self.dtype, head.loss, model.attention, head.chunk_rows)
 
     def classifier(self) -> RewardModel | None:
         model = self.settings.config.reward.model

@@ -105,7 +105,7 @@ class Run:
             clip_low=c.ppo.clip_range,
             clip_high=c.ppo.upper_clip_range,
             kl_coef=self.state.kl_coef if in_loss else 0.0,
-            kl_estimator=c.kl.in_loss,
+            kl=c.kl.in_loss,
             entropy_coef=c.ppo.entropy_coef,
             dual_clip=c.ppo.dual_clip,
         )
@@ -117,6 +117,7 @@ class Run:
             temperature=c.rollout.temperature,
             ptx=c.ppo.ptx_coef > 0,
             kl_coef=self.state.kl_coef if c.kl.in_reward else 0.0,
+            exact_kl=self.coefficients().exact_kl,
         )
 
     def mark_first_step(self) -> None:

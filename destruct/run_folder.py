@@ -37,12 +37,14 @@ def prepare(
     tokenizer: Tokenizer,
     checkpoint: Path | None,
     going_on: bool,
+    derived: dict[str, str],
 ) -> Path:
     """Make the run's folder and write down what was asked for and what it runs on.
 
     Args:
         checkpoint: where the run starts from; None for the beginning.
         going_on: it is one of the run's own folder, which is then continued; else an older one is put aside.
+        derived: what follows from the settings and decides a digit of the run, in words, by the key it belongs to.
 
     Raises:
         DestructError: it cannot be written.
@@ -52,7 +54,7 @@ def prepare(
         screen.say(f"no checkpoint in {folder}: this run starts from the beginning")
     try:
         aside = None if going_on else topology.first_rank_makes(lambda: _put_aside(folder))
-        topology.first_rank_makes(lambda: _write_facts(folder, settings, topology, tokenizer))
+        topology.first_rank_makes(lambda: _write_facts(folder, settings, topology, tokenizer, derived))
     except OSError as error:
         raise DestructError(
             f"{folder} cannot be written: {error.strerror or error}",
@@ -95,10 +97,13 @@ def _put_aside(folder: Path) -> Path | None:
     return aside
 
 
-def _write_facts(folder: Path, settings: Settings, topology: Topology, tokenizer: Tokenizer) -> None:
+def _write_facts(
+    folder: Path, settings: Settings, topology: Topology, tokenizer: Tokenizer, derived: dict[str, str]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / "tokenizer")
-    resolved = dump_with_provenance(settings.config, settings.provenance)
+    resolved = dump_with_provenance(settings.config, settings.provenance) + "# derived from it:\n"
+    resolved += "".join(f"#   {key}: {words}\n" for key, words in derived.items())
     (folder / "resolved.yaml").write_text(resolved, encoding="utf-8")
     _write_json(folder / "deepspeed.json", settings.deepspeed())
     environment = {

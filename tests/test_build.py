@@ -23,7 +23,7 @@ def test_beta_as_it_stands_now_goes_where_the_config_says(tmp_path, in_reward, i
     with tiny_run(tmp_path, f"kl.in_reward={in_reward}", f"kl.in_loss={in_loss}") as run:
         run.state.kl_coef = 0.3
         assert run.score_settings().kl_coef == reward
-        assert (run.coefficients().kl_coef, run.coefficients().kl_estimator) == (loss, in_loss)
+        assert (run.coefficients().kl_coef, run.coefficients().kl) == (loss, in_loss)
 
 
 def test_the_numbers_of_the_update_and_of_scoring_are_the_configs(tmp_path):

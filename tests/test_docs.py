@@ -97,7 +97,11 @@ def test_bounds_are_told_as_the_config_enforces_them():
     assert rows["ppo.clip_range"][1:4] == ["float", "`0.2`", "> 0, < 1"]
     assert rows["ppo.early_stop_kl"][1:4] == ["float or null", "`null`", "> 0"]
     assert rows["run.seed"][3] == ">= 0, < 2**63"
-    assert rows["kl.in_loss"][1:4] == ["choice", '`"none"`', "`none`, `k2`, `k3`"]
+    assert rows["kl.in_loss"][1:4] == [
+        "choice",
+        '`"none"`',
+        "`none`, `k2`, `k3`, `k3_weighted`, `exact`, `exact_forward`",
+    ]
     assert rows["optimizer.params.lr"][1:4] == ["float or `auto`", '`"auto"`', "> 0"]
     assert rows["optimizer.params.betas"][1:4] == ["2 x float", "`[0.9, 0.999]`", ">= 0, < 1"]
     assert rows["gradient_accumulation_steps"][1:4] == ["int", "required", ">= 1"]

@@ -63,8 +63,9 @@ def test_the_wheel_names_the_dependencies_of_pyproject(wheel):
     wanted = {Requirement(line) for line in PROJECT["dependencies"]}
     given = {Requirement(line) for line in said.get_all("Requires-Dist")}
     assert {wish for wish in given if wish.marker is None} == wanted
-    for_tests = {Requirement(f'{line}; extra == "test"') for line in PROJECT["optional-dependencies"]["test"]}
-    assert given - wanted == for_tests
+    extras = PROJECT["optional-dependencies"].items()
+    optional = {Requirement(f'{line}; extra == "{extra}"') for extra, lines in extras for line in lines}
+    assert given - wanted == optional
     card = {"torch", "deepspeed", "transformers", "datasets", "numpy", "pydantic", "rich", "tensorboard"}
     assert card <= {wish.name for wish in wanted}
     assert (said["Name"], said["Version"], said["Requires-Python"]) == ("destruct", PROJECT["version"], ">=3.11")

@@ -17,5 +17,10 @@ class EngineConfig(Section):
     YAML file, then from the one above."""
     frozen: str = Field("ds_configs/frozen_cpu_offload.json", min_length=1)
     """DeepSpeed JSON of the frozen, inference-only engine; looked up likewise."""
-    loss: Literal["chunked", "reference"] = "chunked"
-    """Implementation of the fused loss: `chunked` never holds full logits; `reference` is the plain definition."""
+    loss: Literal["auto", "triton", "chunked", "reference"] = "auto"
+    """Implementation of the fused loss: `triton` for GPUs, `chunked` in plain torch for any device, neither of which
+    ever holds full logits; `reference` is the plain definition.  `auto`: triton on data-centre GPUs of NVIDIA
+    (A100 and later) where it is installed, else chunked."""
+    loss_chunk_mib: int | None = Field(None, ge=1)
+    """MiB that the logits of the fused loss take at a time (for triton with their gradient, never with the reference's
+    of an exact KL); the last digits of the gradient depend on it.  null: 64 for chunked, 1024 for triton."""

@@ -18,9 +18,11 @@ class KLConfig(Section):
     advantage where it is in the loss; 0 leaves nothing that pulls the policy back."""
     in_reward: bool = True
     """Subtract beta*k1 from each token's reward."""
-    in_loss: Literal["none", "k2", "k3"] = "none"
-    """Add beta times this estimator to the loss.  Prefer k2: on policy its gradient is that of KL(policy || reference),
-    k3's is not."""
+    in_loss: Literal["none", "k2", "k3", "k3_weighted", "exact", "exact_forward"] = "none"
+    """Add beta times this to the loss.  `k2` has the gradient of KL(policy || reference) on policy, `k3_weighted` (k3
+    times pi/pi_old) off policy too, `k3` that of the KL the other way round.  `exact` is KL(policy || reference) over
+    the whole vocabulary, without a sample's noise, `exact_forward` the other way round: a fourth product beside the
+    loss's three, the reference's head in full and its hidden states at the response tokens on each rank."""
     bound: float = Field(0.1, gt=0)
     """The constraint in nats per token: k3(policy after the update || reference) on the update's own tokens."""
     breach_factor: float = Field(1.5, ge=1)
@@ -35,7 +37,7 @@ class KLConfig(Section):
     @model_validator(mode="after")
     def _something_steers(self) -> Self:
         if self.coef > 0 and not self.in_reward and self.in_loss == "none":
-            raise ValueError(f"coef={self.coef} acts nowhere; set in_reward, or in_loss to k2 or k3, or coef to 0")
+            raise ValueError(f"coef={self.coef} acts nowhere; set in_reward, or in_loss to k2, or coef to 0")
         return self
 
     @model_validator(mode="after")

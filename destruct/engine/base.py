@@ -76,6 +76,9 @@ class FrozenEngine(InferenceEngine, Protocol):
     def refresh(self, policy: Any) -> None:
         """Take over the weights of `policy`, an engine of the same backend."""
 
+    def head(self) -> Tensor:
+        """(V, H) the weight of its language-model head in full, on this rank's device; not to be written to."""
+
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter by name, gathered one at a time."""
 

@@ -190,6 +190,10 @@ class DeepSpeedFrozen:
             gathered[0].partition(param_list=gathered, has_been_updated=False)
 
     @torch.no_grad()
+    def head(self) -> Tensor:
+        return _whole(self.module.head.weight, self.topology)
+
+    @torch.no_grad()
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
         yield from _gathered(self.module, self.topology)
 
@@ -204,11 +208,13 @@ def _gathered(module: nn.Module, topology: Topology) -> Iterator[tuple[str, Tens
     """Whole parameters one at a time; the engine's own state is not touched (no GatheredParameters)."""
     p: Any
     for name, p in module.named_parameters():
-        if hasattr(p, "ds_tensor"):
-            shard = p.ds_tensor.data.to(topology.device)
-            yield name, topology.gather_flat(shard)[: p.ds_numel].view(p.ds_shape)
-        else:
-            yield name, p.detach()
+        yield name, _whole(p, topology)
+
+
+def _whole(p: Any, topology: Topology) -> Tensor:
+    if not hasattr(p, "ds_tensor"):
+        return p.detach()
+    return topology.gather_flat(p.ds_tensor.data.to(topology.device))[: p.ds_numel].view(p.ds_shape)
 
 
 def _shard_bounds(p: Any, topology: Topology) -> tuple[int, int]:

@@ -85,7 +85,7 @@ class SingleFrozen:
     """Inference alone, a plain module."""
 
     def __init__(self, module: nn.Module):
-        self.module = module.requires_grad_(False).eval()
+        self.module: Any = module.requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Any:
@@ -93,6 +93,9 @@ class SingleFrozen:
 
     def refresh(self, policy: SingleEngine) -> None:
         self.load_tensors(dict(policy.tensors_in_full()))
+
+    def head(self) -> Tensor:
+        return self.module.head.weight.detach()
 
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.module.named_parameters()

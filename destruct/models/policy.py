@@ -13,9 +13,8 @@ from transformers.utils import is_flash_attn_2_available
 from destruct.config.model import LlamaShape, PolicyShape
 from destruct.errors import DestructError
 from destruct.exits import Exit
-from destruct.models.pretrained import load_weights, read_config
-from destruct.ops.head import FusedHead
-from destruct.ops.rows import LossOutput, PolicyLoss, ScoreOutput, ScoreRows
+from destruct.models.pretrained import load_weights, logit_map_of, read_config
+from destruct.ops.head import FusedHead, HeadOutput, HeadRequest
 
 LARGEST_HEAD_GAP = {torch.bfloat16: 2e-2, torch.float32: 1e-3}
 """Of our logits to the model's own, relative to the largest one; a product of another shape may round differently."""
@@ -24,6 +23,9 @@ LARGEST_HEAD_GAP = {torch.bfloat16: 2e-2, torch.float32: 1e-3}
 class PolicyNetwork(nn.Module):
     """A transformers language model under `lm`, its head replaced by a `FusedHead` on the same Parameter.
 
+    Args:
+        loss, chunk_rows: of the head.
+
     Masks come from lengths: rows are left-aligned and causal, so padding on the right is never seen by a real token
     and the model gets positions but no attention mask.
 
@@ -31,7 +33,7 @@ class PolicyNetwork(nn.Module):
         DestructError: the head has a bias.
     """
 
-    def __init__(self, lm: PreTrainedModel, loss: str):
+    def __init__(self, lm: PreTrainedModel, loss: str, chunk_rows: int | None = None):
         super().__init__()
         head = lm.get_output_embeddings()
         if getattr(head, "bias", None) is not None:
@@ -39,7 +41,7 @@ class PolicyNetwork(nn.Module):
                 f"the head of {type(lm).__name__} has a bias; the fused loss is of hidden states times head",
                 "name another model in model.policy.path",
             )
-        lm.set_output_embeddings(FusedHead(head.weight, loss))
+        lm.set_output_embeddings(FusedHead(head.weight, loss, logit_map_of(lm.config), chunk_rows))
         self.lm = lm
 
     @property
@@ -52,18 +54,16 @@ class PolicyNetwork(nn.Module):
         """The head."""
         return self.lm.get_output_embeddings()
 
-    def forward(
-        self, tokens: Tensor, rows: Tensor, request: PolicyLoss | ScoreRows | None
-    ) -> LossOutput | ScoreOutput | Tensor:
+    def forward(self, tokens: Tensor, rows: Tensor, request: HeadRequest | None) -> HeadOutput:
         """Run the body on `tokens` and the head on the hidden states at `rows`.
 
         Args:
             tokens: (n, T) int64; n may be 0 (the head then gets no row, but every layer is still called).
             rows: (N,) int64 indices into the n*T positions; the state at position t predicts token t + 1.
-            request: what the head computes: loss, scores, or logits for None.
+            request: what the head computes, see `FusedHead.forward`; logits for None.
         """
         hidden = body_states(self.body, tokens)
-        return self.head(hidden[rows], request)
+        return self.head.logits(hidden[rows]) if request is None else self.head(hidden[rows], request)
 
 
 @contextmanager
@@ -135,6 +135,7 @@ def build_policy(
     loss: str,
     attention: str = "sdpa",
     checkpointing: bool = False,
+    chunk_rows: int | None = None,
 ) -> PolicyNetwork:
     """A policy, the same weights on every rank: pretrained, or from scratch by `seed`.
 
@@ -143,13 +144,14 @@ def build_policy(
 
     Args:
         checkpointing: keep activations at the borders of the layers alone.
+        loss, chunk_rows: of the head.
 
     Raises:
         DestructError: a pretrained model cannot be read, or cannot be trained here.
     """
     config = network_config("model.policy", shape, vocab_size, attention)
     lm = model_to_train(AutoModelForCausalLM, "model.policy", shape, config, dtype, seed, checkpointing)
-    return PolicyNetwork(lm, loss)
+    return PolicyNetwork(lm, loss, chunk_rows)
 
 
 def model_to_train(
@@ -181,7 +183,12 @@ def model_to_train(
 
 
 def build_copy(
-    shape: PolicyShape, vocab_size: int, dtype: torch.dtype, loss: str, attention: str = "sdpa"
+    shape: PolicyShape,
+    vocab_size: int,
+    dtype: torch.dtype,
+    loss: str,
+    attention: str = "sdpa",
+    chunk_rows: int | None = None,
 ) -> PolicyNetwork:
     """A network that the policy's weights fit, without gradients and with arbitrary weights: the frozen model, or the
     replica that generates."""
@@ -189,7 +196,7 @@ def build_copy(
     with no_init_weights():
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
     lm.tie_weights()
-    return PolicyNetwork(lm, loss).requires_grad_(False).eval()
+    return PolicyNetwork(lm, loss, chunk_rows).requires_grad_(False).eval()
 
 
 @torch.no_grad()
@@ -197,7 +204,7 @@ def check_head(network: PolicyNetwork) -> None:
     """Compare the model's own logits with ours, on a few tokens.
 
     Raises:
-        DestructError: they differ, so the model does more than hidden states times head.
+        DestructError: they differ, so the model does more to them than its `LogitMap`.
     """
     weight = network.head.weight
     tokens = torch.arange(min(16, len(weight)), device=weight.device)[None]
@@ -207,7 +214,7 @@ def check_head(network: PolicyNetwork) -> None:
     gap, scale = (own - ours).abs().max().item(), ours.abs().max().item()
     if not gap <= LARGEST_HEAD_GAP[weight.dtype] * scale:
         raise DestructError(
-            f"the logits of {type(network.lm).__name__} are not its hidden states times its head: they differ by up to "
-            f"{gap:.3g} of {scale:.3g}",
+            f"the logits of {type(network.lm).__name__} are not its hidden states times its head, scaled and capped by "
+            f"its config: they differ by up to {gap:.3g} of {scale:.3g}",
             "name another model in model.policy.path: the fused loss would train on other logits than it speaks with",
         )

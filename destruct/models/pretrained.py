@@ -1,5 +1,6 @@
 """Models that transformers has pretrained weights of: their configs, and the faults of getting at them in words."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +16,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.ops.rows import LogitMap
 
-HEAD_ARITHMETIC = {
-    "final_logit_softcapping": None,
-    "logit_scale": 1.0,
-    "logits_scaling": 1.0,
-    "lm_head_multiplier": 1.0,
-}
-"""Keys of transformers' configs by which a model does more than hidden states times head, and what leaves them off."""
+LOGIT_SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
+"""Keys of transformers' configs by which a model multiplies its logits (1) or divides them (-1)."""
 
 _DROPOUT = re.compile(r"(dropout|pdrop|layerdrop)(_prob)?$")
 
@@ -37,7 +34,7 @@ def read_config(key: str, path: str, revision: str | None, with_head: bool = Tru
 
     Raises:
         DestructError: it cannot be had, is no causal language model of text alone that transformers itself knows, or
-            its head does arithmetic of its own.
+            its logits are scaled by something other than a number.
     """
     with faults_of(key, path, revision):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
@@ -47,16 +44,24 @@ def read_config(key: str, path: str, revision: str | None, with_head: bool = Tru
         raise DestructError(
             f"{key}: {path} is a {config.model_type}, a model of more than text", "name the text model of that family"
         )
-    for name, harmless in HEAD_ARITHMETIC.items() if with_head else ():
-        if (value := getattr(config, name, harmless)) not in (None, harmless):
+    for name in (*LOGIT_SCALES, "final_logit_softcapping") if with_head else ():
+        value = getattr(config, name, None)
+        if value is not None and not (isinstance(value, int | float) and value > 0):
             raise DestructError(
-                f"{key}: {path} computes its logits with {name}={value}; the fused loss is of hidden states times head",
-                "name a model without it",
+                f"{key}: {path} computes its logits with {name}={value}, which is no positive number",
+                "name another model",
             )
     for name, value in config.to_dict().items():
         if isinstance(value, float) and _DROPOUT.search(name):
             setattr(config, name, 0.0)
     return config
+
+
+def logit_map_of(config: PreTrainedConfig) -> LogitMap:
+    """What a model of this config does to the products of its hidden states and head."""
+    powers = {name: power for name, power in LOGIT_SCALES.items() if getattr(config, name, None) is not None}
+    scale = math.prod(float(getattr(config, name)) ** power for name, power in powers.items())
+    return LogitMap(scale, getattr(config, "final_logit_softcapping", None))
 
 
 def check_fit(key: str, config: PreTrainedConfig, vocab_size: int, window_tokens: int) -> None:
@@ -213,6 +218,12 @@ FAULTS: list[tuple[type | str, str, str, Exit]] = [
         "trust_remote_code",
         "brings code of its own, which is never run",
         "name a model of transformers' own",
+        Exit.CONFIG,
+    ),
+    (
+        "does not support an attention implementation through torch.nn.functional.scaled_dot_product_attention",
+        "cannot compute its attention as model.attention=sdpa",
+        "set model.attention: eager",
         Exit.CONFIG,
     ),
     (

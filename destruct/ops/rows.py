@@ -14,7 +14,10 @@ from torch import Tensor
 
 from destruct.ppo.kl import ESTIMATORS
 
-KL_ESTIMATOR_NAMES = ("none", *ESTIMATORS)
+EXACT_KL_NAMES = ("exact", "exact_forward")
+"""KL(policy || reference) and KL(reference || policy), summed over the whole vocabulary."""
+
+KL_NAMES = ("none", *ESTIMATORS, "k3_weighted", *EXACT_KL_NAMES)
 
 SUM_NAMES = (
     "policy_loss",  # clipped surrogate, reward units
@@ -22,6 +25,7 @@ SUM_NAMES = (
     "kl_old_k3",
     "kl_reference_k1",  # nats, sampled KL(policy || reference)
     "kl_reference_k3",
+    "kl_reference_exact",  # nats, over the vocabulary, in the direction of the loss; 0 where the loss does not ask
     "clip_low",  # rows whose gradient the lower bound cut: A < 0 and ratio < 1 - clip_low
     "clip_high",  # rows whose gradient the upper bound cut: A > 0 and ratio > 1 + clip_high
     "clip_dual",  # rows whose gradient the dual clip cut: A < 0 and ratio > dual_clip
@@ -30,7 +34,6 @@ SUM_NAMES = (
     "ptx_nll",  # nats, over the PTX rows
 )
 
-_MATRIX_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 _ROW_DTYPES = (torch.float32, torch.float64)
 
 
@@ -40,13 +43,10 @@ class ScoreRows:
 
     targets: Tensor  # (N,) int64    token ids in [0, V)
     temperature: Tensor  # (N,) float32  > 0, divides the logits of its row
+    as_trained: bool = False  # bit for bit as `policy_loss` gives them; other products may be faster
 
     def __post_init__(self):
         _check_fields(self)
-
-    def part(self, start: int, stop: int) -> "ScoreRows":
-        """Rows start to stop - 1, as views."""
-        return ScoreRows(**_sliced(self, start, stop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,11 @@ class LossRows:
 
     def part(self, start: int, stop: int) -> "LossRows":
         """Rows start to stop - 1, as views."""
-        return LossRows(**_sliced(self, start, stop))
+        return LossRows(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
 
     def score_rows(self) -> ScoreRows:
-        """The same rows as `score` takes them."""
-        return ScoreRows(self.targets, self.temperature)
+        """The same rows as `score` takes them, to be scored as they are trained."""
+        return ScoreRows(self.targets, self.temperature, as_trained=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class LossCoefficients:
     clip_low: float  # the ratio is held above 1 - clip_low
     clip_high: float  # and below 1 + clip_high
     kl_coef: float  # reward units per nat of KL(policy || reference), paid in the loss
-    kl_estimator: str  # one of KL_ESTIMATOR_NAMES; "none" leaves the KL to the rewards
+    kl: str  # which KL that is, one of KL_NAMES; "none" leaves it to the rewards
     entropy_coef: float  # reward units per nat of entropy
     dual_clip: float | None = None  # > 1; where A < 0 the loss grows no further beyond this ratio; None: it grows on
 
@@ -112,10 +112,21 @@ class LossCoefficients:
                 )
         if self.dual_clip is not None and not 1 < self.dual_clip < math.inf:
             raise ValueError(f"LossCoefficients.dual_clip is {self.dual_clip}; expected None or a finite number > 1")
-        if self.kl_estimator not in KL_ESTIMATOR_NAMES:
-            raise ValueError(
-                f"LossCoefficients.kl_estimator is {self.kl_estimator!r}; expected one of {KL_ESTIMATOR_NAMES}"
-            )
+        if self.kl not in KL_NAMES:
+            raise ValueError(f"LossCoefficients.kl is {self.kl!r}; expected one of {KL_NAMES}")
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether the loss reads the reference's hidden states and head."""
+        return self.kl in EXACT_KL_NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceStates:
+    """The reference as the exact KL reads it: neither its logits nor its probabilities are ever kept."""
+
+    hidden: Tensor  # (n, H') last hidden states of the first n <= N rows, all response rows among them
+    weight: Tensor  # (V, H') its head, same dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,36 @@ class PolicyLoss:
 
     rows: LossRows
     coefficients: LossCoefficients
+    reference: ReferenceStates | None = None  # where the coefficients ask for the exact KL
+
+
+@dataclass(frozen=True, slots=True)
+class KeepStates:
+    """Scores, and the hidden states that they come from: what a `ReferenceStates` is made of."""
+
+    rows: ScoreRows
+
+
+@dataclass(frozen=True, slots=True)
+class LogitMap:
+    """From products to logits, before the temperature: x -> cap tanh(scale x / cap), or scale x without a cap.
+
+    Gemma 2 has soft_cap 30 (`final_logit_softcapping`), Cohere and Granite a scale (`logit_scale` and
+    1 / `logits_scaling`).
+    """
+
+    scale: float = 1.0
+    soft_cap: float | None = None  # > 0
+
+    def __post_init__(self):
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"LogitMap.scale is {self.scale}; expected a finite number > 0")
+        if self.soft_cap is not None and not 0 < self.soft_cap < math.inf:
+            raise ValueError(f"LogitMap.soft_cap is {self.soft_cap}; expected None or a finite number > 0")
+
+
+PRODUCTS = LogitMap()
+"""Logits that are the products themselves."""
 
 
 class LossOutput(NamedTuple):
@@ -136,58 +177,28 @@ class LossOutput(NamedTuple):
 
     loss: Tensor  # () float32 (float64 for float64 inputs), reward units
     sums: Tensor  # (K,) float64  in the order of SUM_NAMES, over response rows; `ptx_nll` over PTX rows
-    extremes: Tensor  # (2,) like loss  largest ratio, largest |log ratio| before its clamp; 0, 0 without response rows
+    extremes: Tensor  # (2,) like loss  largest log ratio and largest -log ratio, unclamped; -inf without response rows
     logprobs: Tensor  # (N,) like loss  nats, as `score` gives them, on every row
 
 
 class ScoreOutput(NamedTuple):
-    """What the model says about N tokens, without gradient."""
+    """What the model says about N tokens; each (N,) float32 (float64 for float64 inputs), nats."""
 
-    logprobs: Tensor  # (N,) float32 (float64 for float64 inputs), nats
-    entropy: Tensor  # (N,) like logprobs, nats, of the whole distribution at the row's temperature
+    logprobs: Tensor
+    entropy: Tensor  # of the whole distribution at the row's temperature
+    log_sum_exp: Tensor  # of the logits at the row's temperature
+
+
+class StatesOutput(NamedTuple):
+    """The answer to `KeepStates`."""
+
+    scores: ScoreOutput
+    hidden: Tensor  # (N, H) as the head got them
 
 
 def row_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of the row arithmetic for hidden states and weights of `dtype`: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def check_inputs(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
-    """Refuse what an implementation cannot take.
-
-    Args:
-        hidden: (N, H) bfloat16, float32 or float64.
-        weight: (V, H) of the same dtype.
-        targets: (N,) int64 in [0, V); the range is looked at on the CPU only, elsewhere that would wait for the device.
-
-    Raises:
-        ValueError: naming the argument and its values.
-    """
-    check_product(hidden, weight)
-    if hidden.dim() != 2 or hidden.shape[0] != targets.shape[0]:
-        raise ValueError(
-            f"hidden is {tuple(hidden.shape)}; targets is {tuple(targets.shape)}, so expected ({len(targets)}, H)"
-        )
-    if hidden.dtype not in _MATRIX_DTYPES:
-        # float16 would need the loss scale folded in before the logit gradients (about 1 / (N V)) are rounded to it.
-        raise ValueError(f"hidden is {hidden.dtype}; expected one of {_MATRIX_DTYPES}")
-    if targets.device.type != "cpu" or targets.numel() == 0:
-        return
-    low, high = (int(bound) for bound in targets.aminmax())
-    if low < 0 or high >= weight.shape[0]:
-        raise ValueError(
-            f"targets lie in [{low}, {high}]; weight has {weight.shape[0]} rows, so expected [0, {weight.shape[0]})"
-        )
-
-
-def check_product(hidden: Tensor, weight: Tensor) -> None:
-    """Refuse hidden states (..., H) and a weight (V, H) that do not multiply, by a ValueError with both."""
-    if weight.dim() != 2 or hidden.dim() < 1 or hidden.shape[-1] != weight.shape[-1]:
-        raise ValueError(
-            f"hidden is {tuple(hidden.shape)}, weight is {tuple(weight.shape)}; expected (..., H) and (V, H)"
-        )
-    if hidden.dtype != weight.dtype:
-        raise ValueError(f"hidden is {hidden.dtype}, weight is {weight.dtype}; expected one dtype")
 
 
 def _check_fields(rows: ScoreRows | LossRows) -> None:
@@ -196,16 +207,11 @@ def _check_fields(rows: ScoreRows | LossRows) -> None:
         raise ValueError(f"{owner}.targets is {tuple(targets.shape)} {targets.dtype}; expected (N,) torch.int64")
     for field in fields(rows)[1:]:
         tensor = getattr(rows, field.name)
-        _check_same_shape(rows, field.name, tensor, "targets", targets)
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.shape != targets.shape:
+            raise ValueError(f"{owner}.{field.name} is {tuple(tensor.shape)}; targets is {tuple(targets.shape)}")
         if tensor.dtype not in _ROW_DTYPES:
             raise ValueError(f"{owner}.{field.name} is {tensor.dtype}; expected one of {_ROW_DTYPES}")
-
-
-def _check_same_shape(owner: object, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.shape != other.shape:
-        got, want = tuple(tensor.shape), tuple(other.shape)
-        raise ValueError(f"{type(owner).__name__}.{name} is {got}; {other_name} is {want}")
-
-
-def _sliced(rows: ScoreRows | LossRows, start: int, stop: int) -> dict[str, Tensor]:
-    return {field.name: getattr(rows, field.name)[start:stop] for field in fields(rows)}
+        if tensor.device != targets.device:
+            raise ValueError(f"{owner}.{field.name} is on {tensor.device}; targets is on {targets.device}")

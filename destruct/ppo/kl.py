@@ -8,13 +8,15 @@ With tokens drawn from `p` and `log_ratio = log q - log p` of the drawn token, e
 | k2        | r^2 / 2     | biased, low variance, >= 0   | right on-policy: the gradient of KL(p || q)   |
 | k3        | e^r - 1 - r | unbiased, low variance, >= 0 | another objective: the gradient of KL(q || p) |
 
-So log k1 and k3, put k1 into the rewards, and prefer k2 in the loss.  The policy is `p` and the reference `q` for the
-penalty; the old policy is `p` and the new one `q` for the early stop.
+So log k1 and k3, put k1 into the rewards, and prefer k2 in the loss; once the policy has left the one that sampled, k3
+times the ratio pi/pi_old has the gradient of KL(p || q) again (-ratio r).  The policy is `p` and the reference `q` for
+the penalty; the old policy is `p` and the new one `q` for the early stop.
 
 Source: http://joschu.net/blog/kl-approx.html (values); arXiv:2510.01555 (gradients).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,5 +75,12 @@ def controlled_coef(coef: float, kl: float, target: float, rollouts: int, horizo
     return coef * (1 + max(-0.2, min(0.2, relative)) * rollouts / horizon)
 
 
-ESTIMATORS = {"k2": k2, "k3": k3}
-"""Those that can stand in the loss."""
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+"""By name."""
+
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "k1": torch.ones_like,
+    "k2": torch.neg,
+    "k3": lambda log_ratio: -torch.expm1(log_ratio),
+}
+"""d/d log p of each, at a log ratio inside the clamp."""

@@ -1,5 +1,6 @@
 """The update: E epochs of clipped policy and value optimisation over packed minibatches (arXiv:1707.06347)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ from destruct.batch import Minibatch, ScoredBatch, TrainBatch, UpdateStats, micr
 from destruct.engine.base import TrainEngine
 from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
-from destruct.ops.rows import SUM_NAMES, LossCoefficients, LossRows, PolicyLoss
-from destruct.ppo.kl import k3
+from destruct.ops.rows import SUM_NAMES, LossCoefficients, LossRows, PolicyLoss, ReferenceStates
+from destruct.ppo.kl import LOG_RATIO_CLAMP, k3
 from destruct.ppo.loss import clipped_value_loss
 from destruct.rollout.score import PolicyInputs, policy_inputs, response_logprobs
 
@@ -34,7 +35,7 @@ class Tally:
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(SUM_NAMES) + 2, dtype=torch.float64, device=device)
-        self.extremes = torch.zeros(2, dtype=torch.float64, device=device)
+        self.extremes = torch.full((2,), -math.inf, dtype=torch.float64, device=device)
 
     def add_policy(self, sums: Tensor, extremes: Tensor, loss: Tensor) -> None:
         self.sums[: len(SUM_NAMES)] += sums
@@ -46,7 +47,7 @@ class Tally:
         self.sums[-1] += (~torch.isfinite(loss)).double()
 
     def over_ranks(self, topology: Topology) -> tuple[dict[str, float], list[float]]:
-        """Sums by name (with `value_loss` and `not_finite`), and the two extremes."""
+        """Sums by name (with `value_loss` and `not_finite`), largest log ratio and largest -log ratio."""
         values = topology.sum(self.sums).tolist()
         names = (*SUM_NAMES, "value_loss", "not_finite")
         return dict(zip(names, values, strict=True)), topology.max(self.extremes).tolist()
@@ -61,6 +62,7 @@ def ppo_update(
     first_step: int,
     order: torch.Generator,
     topology: Topology,
+    reference_head: Tensor | None = None,
 ) -> UpdateStats:
     """Train both networks on one update's rollouts.
 
@@ -70,6 +72,7 @@ def ppo_update(
         settings: of the update.
         first_step: optimizer steps taken before this update, for the learning rates.
         order: shuffles the minibatches of each epoch; in the same state on every rank.
+        reference_head: (V, H) the reference's head in full, where the loss has the exact KL to it.
 
     Returns:
         Means over all minibatch passes and ranks.
@@ -80,10 +83,10 @@ def ppo_update(
     while epochs < settings.epochs and not _moved_too_far(policy, minibatches, settings, epochs, topology):
         epochs += 1
         for m in torch.randperm(len(minibatches), generator=order).tolist():
-            tally = accumulate(policy, value, minibatches[m], coefficients, settings, topology.device)
-            sums, (ratio_max, log_ratio_max) = tally.over_ranks(topology)
-            facts = _means(sums, minibatches[m]) | {"ratio_max": ratio_max}
-            first_ratio_error = log_ratio_max if first_ratio_error is None else first_ratio_error
+            tally = accumulate(policy, value, minibatches[m], coefficients, settings, topology.device, reference_head)
+            sums, (rise, fall) = tally.over_ranks(topology)
+            facts = _means(sums, minibatches[m]) | {"ratio_max": _ratio(rise), "ratio_min": _ratio(-fall)}
+            first_ratio_error = max(rise, fall) if first_ratio_error is None else first_ratio_error
             if sums["not_finite"]:
                 policy.drop_gradients()
                 value.drop_gradients()
@@ -119,12 +122,18 @@ def accumulate(
     coefficients: LossCoefficients,
     settings: UpdateSettings,
     device: torch.device,
+    reference_head: Tensor | None = None,
 ) -> Tally:
-    """Forward and backward of both networks on each micro-batch of one minibatch."""
+    """Forward and backward of both networks on each micro-batch of one minibatch; reference_head as in `ppo_update`."""
     tally = Tally(device)
     for train in minibatch.micro_batches:
         inputs, rows = loss_rows(train, minibatch, settings.temperature, settings.ptx_coef)
-        output = policy(inputs.tokens, inputs.rows, PolicyLoss(rows, coefficients))
+        states = train.scored.reference_states
+        reference = None
+        if coefficients.exact_kl:
+            assert states is not None and reference_head is not None, "scored without its states"
+            reference = ReferenceStates(states, reference_head)
+        output = policy(inputs.tokens, inputs.rows, PolicyLoss(rows, coefficients, reference))
         policy.backward(output.loss)
         tally.add_policy(output.sums, output.extremes, output.loss.detach())
         loss = value_loss(value, train, minibatch.response_tokens, settings.value_clip_range)
@@ -215,6 +224,11 @@ def _means(sums: dict[str, float], minibatch: Minibatch[TrainBatch]) -> dict[str
     return {name: total / counts.get(name, minibatch.response_tokens) for name, total in sums.items()}
 
 
+def _ratio(log_ratio: float) -> float:
+    """As the loss has it, clamped; nan stays nan."""
+    return math.exp(min(max(log_ratio, -LOG_RATIO_CLAMP), LOG_RATIO_CLAMP)) if log_ratio == log_ratio else log_ratio
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
@@ -234,8 +248,10 @@ def _stats(
         approx_kl_k1=mean("kl_old_k1"),
         reference_kl=mean("kl_reference_k3"),
         reference_kl_k1=mean("kl_reference_k1"),
+        reference_kl_exact=mean("kl_reference_exact"),
         first_ratio_error=first_ratio_error,
         ratio_mean=mean("ratio"),
+        ratio_min=min((facts["ratio_min"] for facts in log), default=float("nan")),
         ratio_max=max((facts["ratio_max"] for facts in log), default=float("nan")),
         clip_fraction=mean("clip_low") + mean("clip_high") + mean("clip_dual"),
         dual_clip_fraction=mean("clip_dual"),

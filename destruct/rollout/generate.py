@@ -65,7 +65,7 @@ def sample_responses(
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
             start += tokens.shape[1]
             body = replica.body(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
-            logits = replica.head(body.last_hidden_state[:, -1], None)
+            logits = replica.head.logits(body.last_hidden_state[:, -1])
             chosen = inverse_cdf(logits, how.temperature, uniforms[:, t])
             responses[alive, t] = chosen[alive]
             ended = chosen == how.eos_id

@@ -35,7 +35,7 @@ def draw_tokens(replica: PolicyNetwork, windows: Tensor, uniforms: Tensor, tempe
     states, numbers = hidden[:, -limit - 1 : -1].flatten(0, 1), uniforms.flatten()
     chunk = max(1, LOGITS_AT_ONCE // len(replica.head.weight))
     drawn = [
-        inverse_cdf(replica.head(part, None), temperature, u)
+        inverse_cdf(replica.head.logits(part), temperature, u)
         for part, u in zip(states.split(chunk), numbers.split(chunk), strict=True)
     ]
     return torch.cat(drawn).view(n, limit)

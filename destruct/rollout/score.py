@@ -8,7 +8,7 @@ from torch import Tensor
 from destruct.batch import Minibatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch, micro_batches
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
-from destruct.ops.rows import ScoreRows
+from destruct.ops.rows import KeepStates, ScoreRows
 from destruct.ppo.advantages import compute_gae, masked_moments, whiten
 from destruct.ppo.kl import k1
 
@@ -54,6 +54,7 @@ class ScoreSettings:
     temperature: float
     ptx: bool  # PTX rows ride along, so that the products are those of training
     kl_coef: float  # reward units per nat, subtracted per token; 0 when the penalty is not in the reward
+    exact_kl: bool  # the loss has the exact KL to the reference, whose hidden states are kept for it
 
 
 def score(
@@ -65,12 +66,13 @@ def score(
     """
     rollouts, mask = rewarded.rollouts, rewarded.rollouts.mask
     old = response_logprobs(policy, rollouts, settings.temperature, settings.ptx)
-    anchor = response_logprobs(reference, rollouts, settings.temperature, ptx=False)
     inputs = policy_inputs(rollouts, settings.temperature, ptx=False)
     with torch.no_grad():
+        said = reference(inputs.tokens, inputs.rows, KeepStates(ScoreRows(inputs.targets, inputs.temperature)))
+        anchor = spread(said.scores.logprobs, mask)
         values = spread(value(inputs.tokens, inputs.rows), mask)
     rewards = rewarded.rewards - settings.kl_coef * k1(anchor - old) * mask
-    return ScoredBatch(rewarded, old, anchor, values, rewards)
+    return ScoredBatch(rewarded, old, anchor, values, rewards, said.hidden if settings.exact_kl else None)
 
 
 @torch.no_grad()
@@ -79,7 +81,7 @@ def response_logprobs(
 ) -> Tensor:
     """log pi(a|s) of the sampled tokens: (B, R) float32 nats, 0 where the mask is False."""
     inputs = policy_inputs(rollouts, temperature, ptx)
-    scores = engine(inputs.tokens, inputs.rows, ScoreRows(inputs.targets, inputs.temperature))
+    scores = engine(inputs.tokens, inputs.rows, ScoreRows(inputs.targets, inputs.temperature, as_trained=True))
     return spread(scores.logprobs[inputs.is_response], rollouts.mask)
 
 

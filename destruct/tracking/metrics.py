@@ -22,6 +22,10 @@ METRICS: dict[str, Metric] = {
     "ppo/reference_kl_k1": Metric("nats/token", "k1(policy || reference), of either sign"),
     "ppo/first_ratio_error": Metric("nats", "max |log ratio| of the first minibatch; 0 when scoring equals training"),
     "ppo/ratio_mean": Metric("ratio", "mean pi/pi_old of the update's minibatch passes; near 1"),
+    "ppo/reference_kl_exact": Metric(
+        "nats/token", "KL to the reference over the whole vocabulary; 0 unless kl.in_loss is exact or exact_forward"
+    ),
+    "ppo/ratio_min": Metric("ratio", "smallest pi/pi_old of the update"),
     "ppo/ratio_max": Metric("ratio", "largest pi/pi_old of the update"),
     "ppo/clip_fraction": Metric("share", "response tokens whose gradient was clipped away"),
     "ppo/dual_clip_fraction": Metric("share", "the part of that which ppo.dual_clip cut; logged where it is set"),

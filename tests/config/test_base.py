@@ -68,7 +68,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one_at_every_depth(ref
         ("kl.bound", float("inf"), "kl.bound = Infinity should be a finite number"),
         ("kl.in_reward", 1, "kl.in_reward = 1 should be a valid boolean"),
         ("kl.in_reward", "yes", 'kl.in_reward = "yes" should be a valid boolean'),
-        ("kl.in_loss", False, "kl.in_loss = false should be 'none', 'k2' or 'k3'"),
+        (
+            "kl.in_loss",
+            False,
+            "kl.in_loss = false should be 'none', 'k2', 'k3', 'k3_weighted', 'exact' or 'exact_forward'",
+        ),
         ("engine.backend", "deepsped", "engine.backend = \"deepsped\" should be 'deepspeed' or 'single'"),
         ("run.name", 17, "run.name = 17 should be a valid string"),
         ("ppo", 3, "ppo = 3 should be a section with keys of its own"),

@@ -6,6 +6,7 @@ import pytest
 
 from destruct.config.curriculum import CurriculumConfig
 from destruct.config.engine import EngineConfig
+from destruct.config.ppo import KLConfig
 from destruct.config.rollout import REWARD_TERMS, TOKEN_TERMS
 
 
@@ -69,7 +70,10 @@ def test_the_names_in_the_config_are_the_keys_of_the_tables():
     assert choices(CurriculumConfig, "signal") == set(SIGNALS) - {"target"}, "second_order alone steers by the target"
 
 
-def test_every_loss_of_the_config_is_an_implementation():
+def test_every_loss_and_every_kl_of_the_config_is_one_of_the_fused_op():
     from destruct.ops.dispatch import IMPLEMENTATIONS
+    from destruct.ops.rows import KL_NAMES
 
-    assert choices(EngineConfig, "loss") == set(IMPLEMENTATIONS)
+    assert choices(EngineConfig, "loss") == {*IMPLEMENTATIONS, "auto"}
+    # k1 has no gradient on average: it stands in the reward alone.
+    assert choices(KLConfig, "in_loss") == set(KL_NAMES) - {"k1"}

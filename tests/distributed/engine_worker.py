@@ -1,151 +1,47 @@
 """What every rank does for test_engines.py: all engine cases in one launch; rank 0 writes the figures as JSON."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_grad
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
-from destruct.config.deepspeed import FrozenJSON, Optimizer, OptimizerParams, TrainingJSON, frozen_json, training_json
-from destruct.config.model import PolicyShape
+from destruct.batch import Minibatch, TrainBatch
+from destruct.config.deepspeed import FrozenJSON, frozen_json
 from destruct.engine import topology as ranks
 from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
-from destruct.engine.schedule import Schedule
-from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
 from destruct.exits import Exit, leave
-from destruct.models.policy import build_copy, build_policy, llama_config
-from destruct.models.value import build_value
-from destruct.ops.rows import LossCoefficients
-from destruct.ppo.update import UpdateSettings, accumulate, ppo_update
+from destruct.models.policy import build_copy, llama_config
+from destruct.ops.rows import ScoreRows
+from destruct.ppo.update import ppo_update
 from destruct.rollout.generate import Sampling, generate
-from destruct.rollout.packing import pack
-from destruct.rollout.score import response_logprobs
+from destruct.rollout.score import policy_inputs, response_logprobs
+from tests.distributed.engine_setup import (
+    ALONE,
+    COEFFICIENTS,
+    EXACT,
+    HEAD,
+    STAGES,
+    P,
+    V,
+    add_gradients,
+    compare,
+    minibatches,
+    networks,
+    rollouts,
+    settings,
+    shape,
+    sharded,
+    training,
+    yardstick,
+)
 
-V, P, R = 64, 6, 7
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
-LENGTHS = [1, 7, 3, 5, 2, 7]  # six rollouts for up to eight slots: some micro-batches are empty
-LR = 1e-2
-CLIP = 0.1  # far below the gradients' norms
-EPS = 0.1  # large, so that Adam's first step shows the size of the clipped gradient and not its sign alone
-COEFFICIENTS = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.1, kl_estimator="k3", entropy_coef=0.01)
-ALONE = Topology(0, 1, torch.device("cpu"))
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# DeepSpeed has no float32 accumulation for bfloat16 at stage 0, and the config refuses that pair.
-STAGES = [("float32", stage) for stage in range(4)] + [("bfloat16", stage) for stage in range(1, 4)]
-
-
-def shape(tied: bool) -> PolicyShape:
-    return PolicyShape(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=tied,
-        initializer_range=0.3,
-    )
-
-
-def settings(lr: float = LR) -> UpdateSettings:
-    constant = Schedule(lr, None, 1)
-    return UpdateSettings(
-        epochs=1,
-        temperature=0.8,
-        ptx_coef=0.5,
-        value_clip_range=0.2,
-        early_stop_kl=None,
-        policy_lr=constant,
-        value_lr=constant,
-    )
-
-
-def rollouts(count: int = len(LENGTHS)) -> RolloutBatch:
-    g = torch.Generator().manual_seed(5)
-    windows = torch.randint(2, V, (count, P + R), generator=g)
-    responses = torch.randint(2, V, (count, R), generator=g)
-    lengths = torch.tensor([LENGTHS[i % len(LENGTHS)] for i in range(count)])
-    mask = torch.arange(R) < lengths[:, None]
-    prompts = PromptBatch(0, P, windows, torch.zeros(count, dtype=torch.int64), torch.arange(count))
-    return RolloutBatch(
-        prompts, torch.where(mask, responses, 1), mask, torch.zeros(count, dtype=torch.bool), teacher_forced=False
-    )
-
-
-def trained_on(batch: RolloutBatch) -> TrainBatch:
-    """The same invented scores for a rollout wherever it lands: they are looked up by its sample index."""
-    g = torch.Generator().manual_seed(6)
-    table = torch.randn(5, 64, R, generator=g)
-    grid = table[:, batch.prompts.sample] * batch.mask
-    old, reference = grid[0] * 0.3 - 4.2, grid[1] * 0.3 - 4.2
-    rewarded = RewardedBatch(batch, grid[3], grid[3].sum(1), grid[3].sum(1, keepdim=True))
-    scored = ScoredBatch(rewarded, old * batch.mask, reference * batch.mask, grid[2], grid[3])
-    return TrainBatch(scored, grid[4], grid[3] * 2)
-
-
-def minibatches(accumulation: int, topology: Topology, count: int = 1) -> list[Minibatch[TrainBatch]]:
-    order = torch.arange(len(LENGTHS) * count)
-    packed = pack(rollouts(len(order)), order, count, accumulation, topology)
-    return [minibatch.map(trained_on) for minibatch in packed]
-
-
-def training(stage: int, dtype: str, accumulation: int, offload: dict | None = None) -> TrainingJSON:
-    return TrainingJSON.model_validate(
-        {
-            "gradient_accumulation_steps": accumulation,
-            "bf16": {"enabled": dtype == "bfloat16"},
-            "zero_optimization": {"stage": stage, "overlap_comm": stage == 3, **(offload or {})},
-            "zero_force_ds_cpu_optimizer": False,
-            "optimizer": {"type": "AdamW", "params": {"torch_adam": True, "eps": EPS}},
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "communication_data_type": "fp32",
-        }
-    )
-
-
-def sharded(
-    module: nn.Module, stage: int, dtype: str, accumulation: int, topology: Topology, offload: dict | None = None
-) -> DeepSpeedEngine:
-    # Another learning rate than the one that the steps give: it must not be the one that acts.
-    json_ = training_json(training(stage, dtype, accumulation, offload), 1, topology.world_size, 7 * LR, CLIP)
-    return DeepSpeedEngine(module, json_, topology)
-
-
-def networks(dtype: str, tied: bool) -> tuple[nn.Module, nn.Module]:
-    value = build_value(shape(tied), V, DTYPES[dtype], 2)
-    # The scalar head starts at 0, which would hide the body's gradient.
-    nn.init.normal_(value.head.weight, std=0.5, generator=torch.Generator().manual_seed(3))
-    return build_policy(shape(tied), V, DTYPES[dtype], 1, "chunked"), value
-
-
-def yardstick(dtype: str, tied: bool) -> tuple[SingleEngine, SingleEngine]:
-    """One process, one micro-batch holding everything; the gradients are left in the masters."""
-    adam = Optimizer(params=OptimizerParams(eps=EPS, betas=(0.9, 0.999)))
-    policy, value = (SingleEngine(m, adam, 1, CLIP) for m in networks(dtype, tied))
-    accumulate(policy, value, minibatches(1, ALONE)[0], COEFFICIENTS, settings(), ALONE.device)
-    return policy, value
-
-
-def difference(got: torch.Tensor, want: torch.Tensor) -> float:
-    scale = want.double().norm().item() or 1.0
-    return (got.double() - want.double()).norm().item() / scale
-
-
-def compare(engine: DeepSpeedEngine, single: SingleEngine) -> dict[str, float]:
-    """Worst relative difference of the gradients, of the norm, and of the weights after one step."""
-    pairs = list(zip(engine.module.parameters(), single.masters, strict=True))
-    gradients = [difference(safe_get_full_grad(p), master.grad) for p, master in pairs]
-    norm = torch.stack([master.grad.norm() for master in single.masters]).norm().item()
-    got = engine.step(LR)
-    single.step(LR)
-    whole = [
-        difference(a, b) for (_, a), (_, b) in zip(engine.tensors_in_full(), single.tensors_in_full(), strict=True)
-    ]
-    return {"gradient": max(gradients), "norm": abs(got - norm) / norm, "weights": max(whole)}
 
 
 def gradient_cases(topology: Topology) -> dict[str, dict[str, float]]:
@@ -154,12 +50,31 @@ def gradient_cases(topology: Topology) -> dict[str, dict[str, float]]:
     cases += [(dtype, stage, 2, False) for dtype, stage in STAGES]
     for dtype, stage, accumulation, tied in cases:
         engines = [sharded(m, stage, dtype, accumulation, topology) for m in networks(dtype, tied)]
-        minibatch = minibatches(accumulation, topology)[0]
-        accumulate(engines[0], engines[1], minibatch, COEFFICIENTS, settings(), topology.device)
-        for role, engine, single in zip(("policy", "value"), engines, yardstick(dtype, tied), strict=True):
+        coefficients = EXACT if accumulation == 4 or not tied else COEFFICIENTS
+        add_gradients(*engines, accumulation, dtype, coefficients, topology)
+        plain = yardstick(dtype, tied)
+        add_gradients(*plain, 1, dtype, coefficients, ALONE)  # one micro-batch holds everything
+        for role, engine, single in zip(("policy", "value"), engines, plain, strict=True):
             name = f"{dtype} stage{stage} accumulation{accumulation} {'tied' if tied else 'untied'} {role}"
             results[name] = compare(engine, single)
             engine.engine.destroy()
+    return results
+
+
+def score_cases(topology: Topology) -> dict[str, dict[str, float]]:
+    """A loss on the policy's scores, whose backward multiplies again after the engine has let the weight go."""
+    results = {}
+    for stage, tied in itertools.product((1, 3), (True, False)):
+        engine = sharded(networks("float32", tied)[0], stage, "float32", 1, topology)
+        single = yardstick("float32", tied)[0]
+        parts = {engine: minibatches(1, topology), single: minibatches(1, ALONE)}
+        for trained, (minibatch,) in parts.items():
+            rollouts = minibatch.micro_batches[0].scored.rollouts
+            inputs = policy_inputs(rollouts, 0.8, ptx=True)
+            scores = trained(inputs.tokens, inputs.rows, ScoreRows(inputs.targets, inputs.temperature))
+            trained.backward((scores.logprobs.tanh() + 0.1 * scores.entropy.square() + scores.log_sum_exp).sum())
+        results[f"stage{stage} {'tied' if tied else 'untied'}"] = compare(engine, single)
+        engine.engine.destroy()
     return results
 
 
@@ -226,9 +141,11 @@ def refresh_case(stage: int, threshold: int, topology: Topology) -> dict[str, fl
     padding = torch.cat([torch.zeros(0), *shard_padding(policy, topology), *shard_padding(value, topology)]).abs()
     padded = topology.sum(torch.tensor([len(padding)])).item()
     largest = topology.max(torch.cat([torch.zeros(1), padding]).amax()).item()
+    head = (frozen.head() - whole[HEAD]).abs().max().item()
     for engine in (policy, value, frozen):
         engine.engine.destroy()
     return {
+        "head": head,
         "moved": moved,
         "frozen_moved_without_refresh": stale,
         "after_refresh": fresh,
@@ -274,6 +191,7 @@ def main() -> None:
     topology = ranks.start()
     results = {
         "gradients": gradient_cases(topology),
+        "scores": score_cases(topology),
         "skips": skip_cases(topology),
         "refresh": {f"stage{s} threshold{t}": refresh_case(s, t, topology) for s, t in ((1, 0), (3, 0), (3, 10**5))},
         "replica": replica_case(topology),

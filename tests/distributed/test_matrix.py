@@ -1,16 +1,18 @@
-"""Both modes x both references x k1, k2, k3 x ZeRO 0 to 3: 48 runs of two updates at two ranks, in one launch."""
+"""Both modes x both references x k1, k2, k3 x ZeRO 0 to 3, and the exact KL to the initial model.
 
-import itertools
+56 runs of two updates at two ranks, in one launch."""
+
 import json
 
 import pytest
 
 from tests.distributed.launching import ROOT, run, torchrun
-from tests.distributed.matrix_worker import KL, MODES, REFERENCES, STAGES
+from tests.distributed.matrix_worker import KL, MODES, STAGES
+from tests.distributed.matrix_worker import WAYS as TRIED
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-WAYS = [" ".join(way) for way in itertools.product(MODES, REFERENCES, KL)]
+WAYS = [" ".join(way) for way in TRIED]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_every_zero_stage_trains_alike_in_float32(results, way):
 
 
 def test_every_run_starts_each_update_at_a_ratio_of_exactly_one_and_skips_nothing(results):
-    assert len(results) == 48
+    assert len(results) == 56
     for name, result in results.items():
         assert [update["ppo/first_ratio_error"] for update in result["updates"]] == [0.0, 0.0], name
         assert [update["ppo/skipped"] for update in result["updates"]] == [0.0, 0.0], name
@@ -64,4 +66,15 @@ def test_the_estimators_pull_in_different_ways(results):
     for mode in MODES:
         losses = [results[f"{mode} initial {kl} 3"]["updates"][1]["ppo/policy_loss"] for kl in KL]
         drifts = {results[f"{mode} initial {kl} 3"]["from_initial"] for kl in KL}
-        assert len(drifts) == 3, losses
+        assert len(drifts) == len(KL), losses
+
+
+def test_the_exact_kl_is_reported_and_is_near_its_estimate_by_one_token_each(results):
+    """k3 of the same tokens estimates it, with noise; the first of the first update's two steps is at a KL of 0."""
+    for way in WAYS:
+        first, second = results[f"{way} 3"]["updates"]
+        exact = second["ppo/reference_kl_exact"]
+        assert (exact > 0) == ("exact" in way), way
+        if "exact" in way:
+            assert 0 < first["ppo/reference_kl_exact"] < exact
+            assert exact == pytest.approx(second["ppo/reference_kl"], rel=0.5)

@@ -154,7 +154,9 @@ def test_the_summary_holds_what_it_promises(whole):
 
 
 def test_the_folder_holds_its_files_and_tensorboard_reads_them(whole):
-    assert "num_epochs: 2  # tiny.yaml:" in (whole / "resolved.yaml").read_text()
+    resolved = (whole / "resolved.yaml").read_text()
+    assert "num_epochs: 2  # tiny.yaml:" in resolved
+    assert re.search(r"^#   engine.loss: chunked, 1024 rows of \d+ logits at a time, bfloat16$", resolved, re.M)
     assert json.loads((whole / "environment.json").read_text())["world_size"] == 2
     assert {p.name for p in (whole / "logs").glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
     board = EventAccumulator(str(whole / "logs"))

@@ -22,9 +22,9 @@ from destruct.config.model import LlamaShape, PolicyShape
 from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.models.policy import build_copy, build_policy, check_head, network_config, next_token_rows
-from destruct.models.pretrained import check_fit
+from destruct.models.pretrained import check_fit, logit_map_of
 from destruct.models.value import build_value
-from destruct.ops.rows import LossCoefficients, LossRows, PolicyLoss, ScoreRows
+from destruct.ops.rows import LogitMap, LossCoefficients, LossRows, PolicyLoss, ScoreRows
 from tests.pretrained import write_llama
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -95,17 +95,36 @@ def test_other_families_say_what_transformers_says_with_every_dropout_off(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "logit_map"),
     [
-        (Gemma2Config(**SMALL, head_dim=8, num_key_value_heads=2), "final_logit_softcapping=30.0"),
-        (CohereConfig(**SMALL), "logit_scale=0.0625"),
-        (GraniteConfig(**SMALL, logits_scaling=8.0), "logits_scaling=8.0"),
+        (Gemma2Config(**SMALL, head_dim=8, num_key_value_heads=2, final_logit_softcapping=3.0), LogitMap(1.0, 3.0)),
+        (CohereConfig(**SMALL), LogitMap(0.0625)),
+        (GraniteConfig(**SMALL, logits_scaling=8.0), LogitMap(0.125)),
     ],
     ids=["gemma2", "cohere", "granite"],
 )
-def test_a_head_with_arithmetic_of_its_own_is_refused_by_its_config(tmp_path, config, said):
+def test_logits_that_a_model_caps_or_scales_are_capped_and_scaled(tmp_path, config, logit_map):
+    """Gradients of transformers' own cross-entropy too, of every parameter."""
     save(tmp_path, config)
-    with pytest.raises(DestructError, match=f"model.policy.path: .* computes its logits with {said}"):
+    network = policy(tmp_path, attention="eager")  # as Gemma 2 asks for
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert logit_map_of(network.lm.config) == logit_map
+    check_head(network)
+    tokens = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(logprobs(network, tokens), expected(plain, tokens), atol=2e-5, rtol=1e-5)
+    nll = torch.nn.functional.cross_entropy(plain(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    (1.6 * nll).backward()  # 16 tokens of weight 0.1
+    got = gradients(network, tokens)
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(got[f"lm.{name}"], p.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_logits_that_are_scaled_by_no_number_are_refused_by_the_config(tmp_path):
+    config = GraniteConfig(**SMALL)
+    config.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | {"logits_scaling": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(DestructError, match="model.policy.path: .* computes its logits with logits_scaling=0.0"):
         network_config("model.policy", PolicyShape(path=str(tmp_path)), 0)
 
 
@@ -126,7 +145,7 @@ def test_a_head_whose_arithmetic_no_config_names_is_refused_by_its_logits(llama,
 
     network = policy(llama[0])
     monkeypatch.setattr(LlamaForCausalLM, "forward", doubled)
-    with pytest.raises(DestructError, match="the logits of LlamaForCausalLM are not its hidden states times its head"):
+    with pytest.raises(DestructError, match="of LlamaForCausalLM are not its hidden states times its head, scaled"):
         check_head(network)
 
 
@@ -146,7 +165,7 @@ def test_a_model_of_more_than_text_is_refused(tmp_path):
 
 def test_a_body_may_belong_to_a_head_that_a_policy_could_not_have(tmp_path):
     """A value network uses no logits."""
-    save(tmp_path, GraniteConfig(**SMALL, logits_scaling=8.0))
+    save(tmp_path, GraniteConfig(**SMALL, logits_scaling=-8.0))
     value = build_value(LlamaShape(path=str(tmp_path)), 0, torch.float32, 0)
     assert value(torch.randint(0, 50, (2, 7)), torch.arange(14)).shape == (14,)
 
@@ -216,7 +235,7 @@ def test_a_value_network_reads_with_a_pretrained_body_and_starts_at_zero(llama):
 def gradients(network, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     rows = next_token_rows(*tokens.shape, tokens.device)
     targets, zeros = tokens[:, 1:].flatten(), torch.zeros(len(rows))
-    nothing = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl_estimator="none", entropy_coef=0.0)
+    nothing = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl="none", entropy_coef=0.0)
     loss_rows = LossRows(targets, zeros + 1, zeros, zeros, zeros, policy_weight=zeros, ptx_weight=zeros + 0.1)
     network(tokens, rows, PolicyLoss(loss_rows, nothing)).loss.backward()
     return {name: p.grad for name, p in network.named_parameters()}

@@ -9,12 +9,11 @@ from torch.nn import functional as F
 
 from destruct.ops import chunked, reference
 from destruct.ops.rows import SUM_NAMES, LossCoefficients, LossRows
+from destruct.ops.terms import combine
 
 V, H = 11, 5
 LOW, HIGH, DUAL = 0.2, 0.5, 3.0
-BOUNDED = LossCoefficients(
-    clip_low=LOW, clip_high=HIGH, kl_coef=0.0, kl_estimator="none", entropy_coef=0.0, dual_clip=DUAL
-)
+BOUNDED = LossCoefficients(clip_low=LOW, clip_high=HIGH, kl_coef=0.0, kl="none", entropy_coef=0.0, dual_clip=DUAL)
 RATIOS = [corner * (1 + side) for corner in (1 - LOW, 1 + LOW, 1 + HIGH, DUAL) for side in (-1e-6, 1e-6)]
 RATIOS += [math.exp(-25), 0.3, 1.0, 2.0, 10.0, math.exp(19), math.exp(25)]
 ADVANTAGES = [1.5, -0.7, 0.0]
@@ -73,10 +72,10 @@ def combined(ratios: list[float], advantages: list[float], **bounds: float | Non
     zero, coefficients = torch.zeros_like(a), dataclasses.replace(BOUNDED, **bounds)
     rows = LossRows(torch.zeros(len(a), dtype=torch.int64), zero + 1, zero, zero, a, zero + 1, zero)
     alone = [
-        reference.combine(log_ratios[i : i + 1], zero[:1], rows.part(i, i + 1), coefficients)[0].item()
+        combine(log_ratios[i : i + 1], zero[:1], zero[:1], rows.part(i, i + 1), coefficients)[0].item()
         for i in range(len(a))
     ]
-    _, sums, _ = reference.combine(log_ratios, zero, rows, coefficients)
+    _, sums, _ = combine(log_ratios, zero, zero, rows, coefficients)
     return alone, dict(zip(SUM_NAMES, sums.tolist(), strict=True))
 
 

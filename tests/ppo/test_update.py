@@ -7,81 +7,31 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
-from destruct.config.deepspeed import Optimizer, OptimizerParams
-from destruct.config.model import PolicyShape
-from destruct.engine.schedule import Schedule
+from destruct.batch import ScoredBatch, TrainBatch
 from destruct.engine.single import SingleEngine
-from destruct.engine.topology import Topology
-from destruct.models.policy import PolicyNetwork, build_policy, llama_config
-from destruct.models.value import build_value
-from destruct.ops.rows import LossCoefficients
+from destruct.models.policy import build_policy, llama_config
 from destruct.ppo import update
-from destruct.ppo.update import UpdateSettings, accumulate, kl_to_reference, ppo_update
-from destruct.rollout.packing import pack
+from destruct.ppo.update import accumulate, kl_to_reference, ppo_update
 from destruct.rollout.score import response_logprobs
-
-V, P, R, B = 50, 5, 6, 8
-FLOAT32 = 1e-5  # relative L2 of a float32 gradient against float64
-LENGTHS = torch.tensor([6, 1, 3, 6, 2, 5, 4, 6])
-ALONE = Topology(0, 1, torch.device("cpu"))
-SHAPE = PolicyShape(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3
+from tests.ppo.rollouts import (
+    ALONE,
+    COEFFICIENTS,
+    FLOAT32,
+    PTX,
+    SHAPE,
+    TAU,
+    P,
+    V,
+    engines,
+    make_batch,
+    packed,
+    settings,
 )
-COEFFICIENTS = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.07, kl_estimator="k2", entropy_coef=0.02)
-TAU, PTX = 0.8, 0.4
-
-
-def settings(**changes) -> UpdateSettings:
-    values = dict(
-        epochs=1,
-        temperature=TAU,
-        ptx_coef=PTX,
-        value_clip_range=0.2,
-        early_stop_kl=None,
-        policy_lr=Schedule(1e-3, None, 1),
-        value_lr=Schedule(1e-3, None, 1),
-    )
-    return UpdateSettings(**(values | changes))
 
 
 @pytest.fixture
 def batch() -> TrainBatch:
-    g = torch.Generator().manual_seed(0)
-    windows = torch.randint(0, V, (B, P + R), generator=g)
-    mask = torch.arange(R) < LENGTHS[:, None]
-    responses = torch.randint(0, V, (B, R), generator=g)
-    prompts = PromptBatch(0, P, windows, torch.arange(B) % 2, torch.arange(B))
-    rollouts = RolloutBatch(prompts, responses, mask, torch.zeros(B, dtype=torch.bool), teacher_forced=False)
-    noise = torch.randn(6, B, R, generator=g) * mask
-    old, reference = (math.log(1 / V) + 0.4 * noise[0]) * mask, (math.log(1 / V) + 0.4 * noise[1]) * mask
-    rewarded = RewardedBatch(rollouts, noise[3], noise[3].sum(1), noise[3].sum(1, keepdim=True))
-    scored = ScoredBatch(rewarded, old, reference, noise[2], noise[3])
-    return TrainBatch(scored, noise[4], noise[5])
-
-
-def engines(policy: PolicyNetwork, accumulation: int = 2) -> tuple[SingleEngine, SingleEngine]:
-    value = build_value(SHAPE, V, torch.float32, 2)
-    torch.nn.init.normal_(value.head.weight, std=0.5, generator=torch.Generator().manual_seed(3))
-    adam = Optimizer(params=OptimizerParams())
-    return SingleEngine(policy, adam, accumulation, 1e6), SingleEngine(value, adam, accumulation, 1e6)
-
-
-def packed(batch: TrainBatch, minibatches: int = 1) -> list[Minibatch[TrainBatch]]:
-    def refill(rollouts: RolloutBatch) -> TrainBatch:
-        i = rollouts.prompts.sample
-        s = batch.scored
-        scored = ScoredBatch(
-            RewardedBatch(rollouts, s.rewarded.rewards[i], s.rewarded.score[i], s.rewarded.terms[i]),
-            s.old_logprobs[i],
-            s.reference_logprobs[i],
-            s.old_values[i],
-            s.rewards[i],
-        )
-        return TrainBatch(scored, batch.advantages[i], batch.returns[i])
-
-    parts = pack(batch.scored.rollouts, torch.arange(B), minibatches, 2, ALONE)
-    return [part.map(refill) for part in parts]
+    return make_batch()
 
 
 def textbook_policy_loss(lm: LlamaForCausalLM, batch: TrainBatch) -> torch.Tensor:

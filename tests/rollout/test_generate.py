@@ -13,6 +13,7 @@ from destruct.data.embedded import EMBEDDED
 from destruct.data.tokenizing import Tokenizer, train_tokenizer
 from destruct.engine.topology import Topology
 from destruct.models.policy import build_policy, llama_config
+from destruct.ops.rows import LogitMap
 from destruct.rollout.generate import Sampling, generate, sample_responses, sampling
 from destruct.rollout.sampling import inverse_cdf
 
@@ -56,6 +57,15 @@ def test_the_frequencies_of_sampled_tokens_are_the_models_probabilities(replica)
     observed = torch.bincount(tokens[:, 0], minlength=V) / 4000
     # Four standard deviations of a binomial share.
     assert torch.all((observed - expected).abs() <= 4 * torch.sqrt(expected * (1 - expected) / 4000) + 1e-3)
+
+
+def test_a_model_that_scales_its_logits_speaks_with_the_scaled_ones(replica, monkeypatch):
+    """Twice the logits are half the temperature."""
+    g = np.random.default_rng(6)
+    prompts, uniforms = torch.from_numpy(g.integers(4, V, (16, 5))), torch.from_numpy(g.random((16, 10)))
+    want, other = sample(replica, prompts, uniforms, temperature=0.35)[0], sample(replica, prompts, uniforms)[0]
+    monkeypatch.setattr(replica.head, "logit_map", LogitMap(scale=2.0))
+    assert torch.equal(sample(replica, prompts, uniforms)[0], want) and not torch.equal(want, other)
 
 
 def test_a_response_ends_with_eos_and_is_padded_after_it(replica):

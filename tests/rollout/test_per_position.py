@@ -9,6 +9,7 @@ from destruct.batch import PromptBatch, RolloutBatch
 from destruct.config.model import PolicyShape
 from destruct.engine.topology import Topology
 from destruct.models.policy import build_policy, llama_config
+from destruct.ops.rows import LogitMap
 from destruct.ppo.advantages import compute_gae
 from destruct.rollout import per_position
 from destruct.rollout.per_position import draw_everywhere, draw_tokens
@@ -50,6 +51,14 @@ def test_the_chunks_of_logits_change_nothing(replica, monkeypatch):
     whole = draw_tokens(replica, windows, u, 1.0)
     monkeypatch.setattr(per_position, "LOGITS_AT_ONCE", 7 * V)
     assert torch.equal(draw_tokens(replica, windows, u, 1.0), whole)
+
+
+def test_a_model_that_scales_its_logits_draws_from_the_scaled_ones(replica, monkeypatch):
+    """Twice the logits are half the temperature."""
+    windows, u = prompts(5).windows, torch.from_numpy(np.random.default_rng(1).random((5, R)))
+    want = draw_tokens(replica, windows, u, 0.35)
+    monkeypatch.setattr(replica.head, "logit_map", LogitMap(scale=2.0))
+    assert torch.equal(draw_tokens(replica, windows, u, 0.7), want)
 
 
 def test_every_position_counts_none_stops_and_the_networks_read_the_text_itself(replica):

@@ -59,11 +59,11 @@ def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(net
     """Reward = weight * length / R; the k1 penalty is old logprob less reference logprob, at every sampled token."""
     batch = rollouts([5, 2, 3])
     rewarded = judged(batch, "length", 10.0)
-    free = score(rewarded, *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.0))
+    free = score(rewarded, *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.0, exact_kl=False))
     expected = torch.zeros(3, R)
     expected[0, 4], expected[1, 1], expected[2, 2] = 10.0, 4.0, 6.0
     torch.testing.assert_close(free.rewards, expected)
-    taxed = score(rewarded, *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.3))
+    taxed = score(rewarded, *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.3, exact_kl=False))
     kl = free.old_logprobs - free.reference_logprobs
     assert kl.abs().max() > 0.1, "the two networks differ"
     torch.testing.assert_close(taxed.rewards, expected - 0.3 * kl)
@@ -74,13 +74,17 @@ def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(net
 def test_both_logprobs_are_plain_transformers_at_the_sampling_temperature_and_values_those_before_each_token(networks):
     """The KL penalty compares two distributions that were divided by the same temperature."""
     batch = rollouts([5, 2, 3])
-    scored = score(judged(batch, "eos"), *networks, ScoreSettings(0.6, True, 0.1))
+    scored = score(judged(batch, "eos"), *networks, ScoreSettings(0.6, True, 0.1, exact_kl=True))
+    free = score(judged(batch, "eos"), *networks, ScoreSettings(0.6, True, 0.1, exact_kl=False))
     for engine, got in ((networks[0], scored.old_logprobs), (networks[1], scored.reference_logprobs)):
         plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V), dtype=torch.float32)
         plain.load_state_dict({n.removeprefix("lm."): p for n, p in engine.module.named_parameters()}, strict=False)
         logprobs = (plain(batch.tokens).logits[:, P - 1 : -1] / 0.6).log_softmax(-1)
         expected = logprobs.gather(2, batch.responses[:, :, None]).squeeze(2) * batch.mask
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert free.reference_states is None
+    states = plain.model(batch.tokens).last_hidden_state[:, P - 1 : -1][batch.mask]
+    torch.testing.assert_close(scored.reference_states, states, atol=1e-5, rtol=0)  # plain is the reference by now
     every = networks[2].module(batch.tokens, torch.arange(batch.tokens.numel())).view(3, P + R)
     torch.testing.assert_close(scored.old_values, every[:, P - 1 : -1] * batch.mask, atol=1e-6, rtol=0)
 
@@ -89,10 +93,10 @@ def test_an_empty_micro_batch_scores_nothing_and_still_calls_every_network(netwo
     batch = rollouts([5, 2]).select(torch.zeros(0, dtype=torch.int64))
     called = []
     hooks = [e.module.register_forward_hook(lambda module, *_: called.append(module)) for e in networks]
-    scored = score(judged(batch, "eos"), *networks, ScoreSettings(1.0, True, 0.1))
+    scored = score(judged(batch, "eos"), *networks, ScoreSettings(1.0, True, 0.1, exact_kl=True))
     for hook in hooks:
         hook.remove()
-    assert scored.rewards.shape == (0, R)
+    assert scored.rewards.shape == (0, R) and scored.reference_states.shape == (0, 32)
     assert len(called) == 3
 
 
