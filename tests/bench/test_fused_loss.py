@@ -133,10 +133,9 @@ def test_appended_figures_have_the_columns_of_the_results(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_one_line_of_json_holds_every_figure(dtype):
-    """Every contender but the peers, which an installation may lack; errors within what the dtype allows."""
-    sizes = ["--rows", "32", "--hidden", "16", "--vocab", "200", "--repeats", "1", "--threads", "1", "--dtype", dtype]
+def test_one_line_of_json_holds_every_figure():
+    """Every contender but the peers, which an installation may lack; errors within what bfloat16 allows."""
+    sizes = ["--rows", "32", "--hidden", "16", "--vocab", "200", "--repeats", "1", "--threads", "1"]
     command = [sys.executable, "-m", "bench.fused_loss", *sizes, "--without", *PEER_NAMES]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
@@ -145,9 +144,8 @@ def test_one_line_of_json_holds_every_figure(dtype):
     assert not [name for name in FIGURES if not isinstance(report[name], float | int)]
     assert [report[f"{name}_s"] for name in PEER_NAMES] == [None] * 3
     assert all(report[f"{name}_note"] for name in PEER_NAMES)
-    assert (report["rows"], report["hidden"], report["vocab"], report["dtype"]) == (32, 16, 200, dtype)
+    assert (report["rows"], report["hidden"], report["vocab"], report["dtype"]) == (32, 16, 200, "bf16")
     assert report["full_logits_bytes"] == 32 * 200 * 4
-    assert report["hidden_gradient_bytes"] == 32 * 16 * (2 if dtype == "bf16" else 4)
-    logprobs, gradients = (2e-2, 5e-2) if dtype == "bf16" else (1e-5, 1e-5)
-    assert max(report["logprob_error"], report["full_logits_logprob_error"]) < logprobs
-    assert max(report["grad_error"], report["full_logits_grad_error"]) < gradients
+    assert report["hidden_gradient_bytes"] == 32 * 16 * 2
+    assert max(report["logprob_error"], report["full_logits_logprob_error"]) < 2e-2
+    assert max(report["grad_error"], report["full_logits_grad_error"]) < 5e-2

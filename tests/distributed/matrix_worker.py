@@ -79,6 +79,8 @@ def main() -> None:
     topology.all_agree(True)  # the files are there
     results = {}
     for stage, way in itertools.product(STAGES, WAYS):
+        if stage in (1, 2) and "exact" in way:  # what differs between the stages is the same for every KL
+            continue
         results[f"{' '.join(way)} {stage}"] = one(folder, stage, *way, topology)
     if topology.is_first:
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")

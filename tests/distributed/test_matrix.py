@@ -1,6 +1,6 @@
-"""Both modes x both references x k1, k2, k3 x ZeRO 0 to 3, and the exact KL to the initial model.
+"""Both modes x both references x k1, k2, k3 x ZeRO 0 to 3, and the exact KL to the initial model at ZeRO 0 and 3.
 
-56 runs of two updates at two ranks, in one launch."""
+52 runs of two updates at two ranks, in one launch."""
 
 import json
 
@@ -40,12 +40,12 @@ def test_every_zero_stage_trains_alike_in_float32(results, way):
     """Two updates at a learning rate of 0.01 lie between the stages' sums and these figures."""
     plain = figures(results[f"{way} 0"])
     assert len(plain) > 60
-    for stage in STAGES[1:]:
+    for stage in [stage for stage in STAGES[1:] if f"{way} {stage}" in results]:
         assert figures(results[f"{way} {stage}"]) == pytest.approx(plain, rel=1e-3, abs=1e-4), stage
 
 
 def test_every_run_starts_each_update_at_a_ratio_of_exactly_one_and_skips_nothing(results):
-    assert len(results) == 56
+    assert len(results) == 52
     for name, result in results.items():
         assert [update["ppo/first_ratio_error"] for update in result["updates"]] == [0.0, 0.0], name
         assert [update["ppo/skipped"] for update in result["updates"]] == [0.0, 0.0], name
