@@ -22,7 +22,15 @@ from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.inputs import Inputs, read_inputs
-from destruct.networks import Architectures, Made, check_sizes, make_networks, plan_head, read_architectures
+from destruct.networks import (
+    Architectures,
+    Made,
+    check_sizes,
+    choose_loss,
+    make_networks,
+    plan_head,
+    read_architectures,
+)
 from destruct.ppo.update import UpdateSettings
 from destruct.prompting import encode_prompts
 from destruct.rollout.generate import sampling
@@ -47,6 +55,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     strategy, c = _strategy(config, screen), config.curriculum
     store = CheckpointStore(run_folder.path(settings) / "checkpoints", topology, config.run.keep_checkpoints)
     checkpoint = find_checkpoint(settings, store)
+    topology.together(lambda: choose_loss(settings, topology.device))
     architectures = topology.together(lambda: read_architectures(settings))
     screen.say("reading and tokenizing the sources")
     inputs = read_inputs(settings, topology, checkpoint)

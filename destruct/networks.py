@@ -76,25 +76,35 @@ class HeadPlan:
         return f"{self.loss}, {rows} of {self.vocab_size} logits at a time, {str(self.dtype).removeprefix('torch.')}"
 
 
+def choose_loss(settings: Settings, device: torch.device) -> str:
+    """The implementation of the fused loss, which is there and runs on `device`.
+
+    Raises:
+        DestructError: the GPU or the package that it needs is not there.
+    """
+    asked = settings.config.engine.loss
+    name = fastest(device) if asked == "auto" else asked
+    if name == "triton" and device.type != "cuda":
+        raise DestructError(f"engine.loss=triton runs on a GPU, and this is {device}", "set engine.loss: auto")
+    try:
+        implementation(name)
+    except ValueError as error:
+        raise DestructError(f"engine.loss={name}: {error}", "set engine.loss: auto", Exit.ENVIRONMENT) from error
+    return name
+
+
 def plan_head(settings: Settings, architectures: Architectures, tokens: int, topology: Topology) -> HeadPlan:
-    """Choose the implementation of the fused loss and its rows per chunk.
+    """The implementation of the fused loss and its rows per chunk.
 
     Args:
         tokens: of the tokenizer's vocabulary.
 
     Raises:
-        DestructError: the GPU or the package that it needs is not there.
+        DestructError: as `choose_loss` does.
     """
-    config, vocab, dtype = settings.config.engine, architectures.vocab_size(tokens), _dtype(settings)
-    device = topology.device
-    name = fastest(device) if config.loss == "auto" else config.loss
-    if name == "triton" and device.type != "cuda":
-        raise DestructError(f"engine.loss=triton runs on a GPU, and this is {device}", "set engine.loss: auto")
-    try:
-        rows_per_chunk = implementation(name).rows_per_chunk
-    except ValueError as error:
-        raise DestructError(f"engine.loss={name}: {error}", "set engine.loss: auto", Exit.ENVIRONMENT) from error
-    return HeadPlan(name, rows_per_chunk(vocab, dtype, config.loss_chunk_mib), vocab, dtype)
+    name, vocab, dtype = choose_loss(settings, topology.device), architectures.vocab_size(tokens), _dtype(settings)
+    chunk_rows = implementation(name).rows_per_chunk(vocab, dtype, settings.config.engine.loss_chunk_mib)
+    return HeadPlan(name, chunk_rows, vocab, dtype)
 
 
 def _dtype(settings: Settings) -> torch.dtype:

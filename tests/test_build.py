@@ -5,11 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from destruct.curriculum.estimates import Estimates
 from destruct.data.sources import load_sources
 from destruct.data.tokenizing import train_tokenizer
 from destruct.data.windows import pack_sources
+from destruct.errors import DestructError
 from destruct.loop import one_update
 from tests.tiny import ROOT, tiny_run
 
@@ -24,6 +26,26 @@ def test_beta_as_it_stands_now_goes_where_the_config_says(tmp_path, in_reward, i
         run.state.kl_coef = 0.3
         assert run.score_settings().kl_coef == reward
         assert (run.coefficients().kl_coef, run.coefficients().kl) == (loss, in_loss)
+
+
+@pytest.mark.parametrize(("mib", "rows"), [("null", "1024"), ("1", "640")])
+def test_the_budget_of_the_fused_loss_gives_its_rows_and_resolved_yaml_says_them(tmp_path, mib, rows):
+    """1 MiB holds 655 rows of 800 bfloat16 logits, and 640 are a multiple of 16."""
+    with tiny_run(tmp_path, f"engine.loss_chunk_mib={mib}", "data.tokenizer.vocab_size=800") as run:
+        network = run.networks.policy.module
+        assert (len(network.head.weight), next(network.parameters()).dtype) == (800, torch.bfloat16)
+        said = (run.folder / "resolved.yaml").read_text().splitlines()[-1]
+        assert said == f"#   engine.loss: chunked, {rows} rows of 800 logits at a time, bfloat16"
+        assert network.head.chunk_rows == run.replica.head.chunk_rows == int(rows)
+
+
+def test_triton_without_a_gpu_is_refused_before_the_sources_are_read(tmp_path):
+    """They come before the reward's terms, one of which is not there either."""
+    overrides = ["engine.loss=triton", 'reward.terms={"no_such_module:term": 1.0}']
+    refused = pytest.raises(DestructError, match="engine.loss=triton runs on a GPU, and this is cpu")
+    with refused as error, tiny_run(tmp_path, *overrides):
+        pass
+    assert error.value.remedy == "set engine.loss: auto"
 
 
 def test_the_numbers_of_the_update_and_of_scoring_are_the_configs(tmp_path):

@@ -51,7 +51,7 @@ class FusedHead(nn.Module):
     ):
         super().__init__()
         self._implementation = implementation(implementation_name)
-        self.logit_map, self._chunk_rows = logit_map, chunk_rows
+        self.logit_map, self.chunk_rows = logit_map, chunk_rows
         self.weight = weight
 
     @overload
@@ -80,7 +80,7 @@ class FusedHead(nn.Module):
         if request is None:
             check_product(hidden, self.weight)
             return torch.matmul(hidden, self.weight.t())
-        how = self.logit_map, self._chunk_rows
+        how = self.logit_map, self.chunk_rows
         if isinstance(request, PolicyLoss):
             what = request.rows, request.coefficients, request.reference
             return self._implementation.policy_loss(hidden, self.weight, *what, *how)
