@@ -129,7 +129,7 @@ def test_autocast_does_not_reach_into_the_fused_loss(name):
             scores = ops.score(hidden, weight, given.rows.score_rows())
         # The definition's backward is torch's own, and obeys.
         with torch.autocast("cpu", torch.bfloat16, enabled=inside and name != "reference"):
-            (out.loss + sum(score.sum() for score in scores)).backward()
+            (out.loss + sum(score[:25].sum() for score in scores)).backward()
         answers.append([*out, *scores, hidden.grad, weight.grad])
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
 

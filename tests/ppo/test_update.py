@@ -159,6 +159,7 @@ def test_what_is_logged_of_an_update_is_worked_out_from_its_rows_in_float64(batc
         "reference_kl": (reference.exp() - 1 - reference).mean(),
         "reference_kl_k1": -reference.mean(),
         "ratio_mean": ratio.mean(),
+        "ratio_min": ratio.min(),
         "ratio_max": ratio.max(),
         "clip_fraction": (clipped | dual).double().mean(),
         "dual_clip_fraction": dual.double().mean(),
