@@ -50,8 +50,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     Raises:
         DestructError: anything a person can put right.
     """
-    config = settings.config
-    names = list(config.data.sources)
+    config, names = settings.config, list(settings.config.data.sources)
     strategy, c = _strategy(config, screen), config.curriculum
     store = CheckpointStore(run_folder.path(settings) / "checkpoints", topology, config.run.keep_checkpoints)
     checkpoint = find_checkpoint(settings, store)
