@@ -3,16 +3,28 @@
 The draw is global (the caller slices it by rank) and its whole state is a few numbers per source.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from destruct.seeding import derive, permuted
+from destruct.data.order import Order
 
 Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+
+AHEAD = 256
+"""Windows of a source whose places and sizes are looked up at once."""
+
+
+class OutOfData(Exception):
+    """No further batch can be drawn: a source that ends the run is exhausted, or every source is."""
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(names)
+        self.names = list(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,44 +37,50 @@ class Draw:
     """(B,) int64: index of the source, in the order of the config."""
     index: Int64
     """(B,) int64: window of that source."""
+    ordinal: Int64
+    """(B,) int64: how many windows of that source came before it in the run."""
     sample: Int64
     """(B,) int64: global sample index, a running count over all draws."""
 
     def __post_init__(self) -> None:
-        for name in ("index", "sample"):
+        for name in ("index", "ordinal", "sample"):
             got, want = getattr(self, name).shape, self.source.shape
             if got != want or len(want) != 1:
                 raise ValueError(f"Draw.{name} is {got}; source is {want}, which must be (B,)")
 
 
 class Mixture:
-    """Draws windows from S sources by largest deficit against whatever weights it is given.
+    """Draws windows from S sources by largest deficit against whatever weights it is given; shares are of tokens.
 
-        for each sample:  deficit += w;  k = argmax(deficit), the first of equals;  deficit[k] -= 1
+        for each sample:  k = argmax(deficit + w), the first of equals;  deficit += s w;  deficit[k] -= s,
 
-    A source is never a whole window ahead of its accumulated weights, and behind by at most sum of 1/i for i = 2..S,
-    however the weights move.  A source's n-th window is `permuted(n mod size, size, key of (seed, name, n // size))`:
-    every epoch visits every window once, in an order of its own, and no order is ever stored.
+    s being the size of the next window of k in whole windows, 0 < s <= 1.  A source is never a whole window ahead of
+    its accumulated weights, and behind by at most sum of 1/i for i = 2..S, however the weights move.
+
+    A source whose order ends is left out from its last window on: its weight falls to the others in proportion, and
+    what it was owed to each of them equally.
 
     Args:
-        sizes: windows of each source, all at least 1.
-        seed: the run's seed.
-        names: of the sources, all different; a source's order depends on its name, not on its place.
+        orders: of the sources, in the order of every weight vector.
+        ends_the_run: names of the sources after whose end nothing more is drawn.
 
     Source: the greedy rule of Adler et al., "A proportionate fair scheduling rule with good worst-case performance",
-    SPAA 2003.  Why the bound holds: let a_k be the largest mean deficit of any k sources.  If the drawn source is among
-    the k largest, a_k did not grow; if not, it stood above them and a_k <= a_{k+1} + 1/(k+1); and a_S = 0.
+    SPAA 2003, there for s = 1.  Why the bounds hold: let a_k be the largest mean deficit of any k sources.  If the
+    drawn source is among the k largest, a_k did not grow; if not, it stood above them and a_k <= a_{k+1} + 1/(k+1);
+    and a_S = 0.  With s < 1 the step ends on the line between where it began and where s = 1 would have led, and the
+    deficits within these bounds are a convex set.
     """
 
-    def __init__(self, sizes: Sequence[int], seed: int, names: Sequence[str]):
-        if not len(sizes) == len(names) == len(set(names)) or not names or min(sizes) < 1:
-            raise ValueError(f"Mixture: sizes {list(sizes)} for names {list(names)}; give each name, once, a size >= 1")
-        self.names = tuple(names)
-        self.sizes = tuple(int(size) for size in sizes)
-        self._seed = seed
-        self._cursors = [0] * len(names)
-        self._deficits = np.zeros(len(names))
+    def __init__(self, orders: Sequence[Order], ends_the_run: Collection[str] = ()):
+        self.names = tuple(order.name for order in orders)
+        if not orders or len(set(self.names)) < len(self.names):
+            raise ValueError(f"Mixture: the sources are {list(self.names)}; give at least one, each of its own name")
+        self._orders = tuple(orders)
+        self._ends_the_run = [name in ends_the_run for name in self.names]
+        self._deficits = np.zeros(len(orders))
         self._draws = 0
+        self._upcoming = [_Upcoming(order) for order in orders]
+        self._live = self._not_exhausted()
 
     def draw(self, batch_size: int, weights: ArrayLike) -> Draw:
         """Draw the next global batch; a new weight acts on it at once.
@@ -73,35 +91,50 @@ class Mixture:
 
         Raises:
             ValueError: the weights are not that, or batch_size < 1; nothing is drawn then.
+            OutOfData: there is not a whole batch left, or a source that ends the run is exhausted; nothing is drawn.
         """
         share = self._checked(weights)
         if batch_size < 1:
             raise ValueError(f"Mixture.draw: batch_size is {batch_size}; it must be at least 1")
-        first = sum(self._cursors)  # samples drawn before
-        sample = np.arange(first, first + batch_size, dtype=np.int64)
-        source = np.empty(batch_size, dtype=np.int64)
-        for place in range(batch_size):
-            self._deficits += share
-            chosen = int(self._deficits.argmax())
-            self._deficits[chosen] -= 1
-            source[place] = chosen
-        index = np.empty(batch_size, dtype=np.int64)
-        for number in range(len(self.names)):
-            mine = source == number
-            index[mine] = self._next_windows(number, int(mine.sum()))
-        drawn = Draw(self._draws, source, index, sample)
+        ended = [name for name, ends, live in zip(self.names, self._ends_the_run, self._live, strict=True)
+                 if ends and not live]  # fmt: skip
+        if ended:
+            raise OutOfData(ended)
+        before, first = self.state_dict(), sum(self.drawn)
+        chosen = []
+        live_share = self._share_of_the_live(share)
+        for _ in range(batch_size):
+            if not self._live.any():
+                self.load_state_dict(before)
+                raise OutOfData(self.names)
+            place, exhausted = self._choose(live_share)
+            chosen.append(place)
+            if exhausted:
+                live_share = self._share_of_the_live(share)
+        source, index, ordinal = np.array(chosen, dtype=np.int64).T
+        drawn = Draw(self._draws, source, index, ordinal, np.arange(first, first + batch_size, dtype=np.int64))
         self._draws += 1
         return drawn
 
     @property
-    def epochs(self) -> NDArray[np.float64]:
+    def drawn(self) -> list[int]:
+        """Windows drawn of each source so far."""
+        return [upcoming.cursor for upcoming in self._upcoming]
+
+    @property
+    def epochs(self) -> Float64:
         """(S,) float64: how many times each source has been gone through."""
-        return np.array(self._cursors, dtype=np.float64) / np.array(self.sizes)
+        return np.array([order.epochs(drawn) for order, drawn in zip(self._orders, self.drawn, strict=True)])
+
+    @property
+    def exhausted(self) -> list[str]:
+        """Sources that have no further window."""
+        return [name for name, live in zip(self.names, self._live, strict=True) if not live]
 
     def state_dict(self) -> dict[str, Any]:
         """All that resumes, in JSON's types; `json` writes floats so that they come back to the last bit."""
         return {
-            "cursors": dict(zip(self.names, self._cursors, strict=True)),
+            "cursors": dict(zip(self.names, self.drawn, strict=True)),
             "deficits": dict(zip(self.names, self._deficits.tolist(), strict=True)),
             "draws": self._draws,
         }
@@ -114,11 +147,44 @@ class Mixture:
         """
         if not set(state["cursors"]) == set(state["deficits"]) == set(self.names):
             raise ValueError(f"Mixture: the state is of sources {list(state['cursors'])}, not {list(self.names)}")
-        self._cursors = [int(state["cursors"][name]) for name in self.names]
+        for name, upcoming in zip(self.names, self._upcoming, strict=True):
+            upcoming.move(int(state["cursors"][name]))
         self._deficits = np.array([state["deficits"][name] for name in self.names], dtype=np.float64)
         self._draws = int(state["draws"])
+        self._live = self._not_exhausted()
 
-    def _checked(self, weights: ArrayLike) -> NDArray[np.float64]:
+    def _choose(self, share: Float64) -> tuple[tuple[int, int, int], bool]:
+        """The next sample's (source, window, ordinal), and whether that source has none after it."""
+        wanted = np.where(self._live, self._deficits + share, -np.inf)
+        chosen = int(wanted.argmax())
+        upcoming = self._upcoming[chosen]
+        ordinal = upcoming.cursor
+        index, size = upcoming.take()
+        self._deficits += size * share
+        self._deficits[chosen] -= size
+        exhausted = not upcoming.more()
+        if exhausted:
+            self._retire(chosen)
+        return (chosen, index, ordinal), exhausted
+
+    def _retire(self, source: int) -> None:
+        """Leave an exhausted source out; the deficits of the others sum to 0 again."""
+        self._live[source] = False
+        owed, self._deficits[source] = self._deficits[source], 0.0
+        if self._live.any():
+            self._deficits[self._live] += owed / self._live.sum()
+
+    def _not_exhausted(self) -> NDArray[np.bool_]:
+        return np.array([upcoming.more() for upcoming in self._upcoming])
+
+    def _share_of_the_live(self, share: Float64) -> Float64:
+        """The weights (S,) of the sources that still have windows, equal ones where none of them has any weight."""
+        if self._live.all():
+            return share
+        left = np.where(self._live, share, 0.0)
+        return (left if left.sum() else self._live.astype(np.float64)) / (left.sum() or max(1, self._live.sum()))
+
+    def _checked(self, weights: ArrayLike) -> Float64:
         share = np.asarray(weights, dtype=np.float64)
         if share.shape != (len(self.names),):
             raise ValueError(f"Mixture.draw: weights are {share.shape}; there are {len(self.names)} sources")
@@ -128,14 +194,28 @@ class Mixture:
         # Exactly 1 from here on: an error of 1e-6 a sample would add up to whole windows.
         return share / share.sum()
 
-    def _next_windows(self, number: int, count: int) -> Int64:
-        """The next `count` windows of a source, moving its cursor."""
-        name, size, first = self.names[number], self.sizes[number], self._cursors[number]
-        self._cursors[number] += count
-        ordinal = np.arange(first, first + count, dtype=np.int64)
-        index = np.empty(count, dtype=np.int64)
-        epochs = ordinal // size
-        for epoch in np.unique(epochs):
-            mine = epochs == epoch
-            index[mine] = permuted(ordinal[mine] % size, size, derive(self._seed, "window order", name, int(epoch)))
-        return index
+
+class _Upcoming:
+    """The next windows of one source, looked up some at a time."""
+
+    def __init__(self, order: Order):
+        self._order = order
+        self.move(0)
+
+    def move(self, cursor: int) -> None:
+        """Stand before the window of this ordinal."""
+        self.cursor = cursor
+        self._first, self._index, self._sizes = cursor, np.empty(0, np.int64), np.empty(0)
+
+    def more(self) -> bool:
+        """Whether there is a next window."""
+        if self.cursor == self._first + len(self._index):
+            self._first, self._index = self.cursor, self._order.windows(self.cursor, AHEAD)
+            self._sizes = self._order.sizes(self._index)
+        return self.cursor < self._first + len(self._index)
+
+    def take(self) -> tuple[int, float]:
+        """The next window and its size, moving on; `more` has said that there is one."""
+        place = self.cursor - self._first
+        self.cursor += 1
+        return int(self._index[place]), float(self._sizes[place])

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,10 @@ from destruct.models.pretrained import faults_of
 CHAT_DATE = "26 Jul 2024"  # what Llama 3's template says by itself where it cannot know the day
 EOS, PAD = "<|eos|>", "<|pad|>"
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
-_BATCH = 256  # documents tokenized at once: their Encoding objects take about 50 times the memory of the ids
+# Encoding objects take about 50 times the memory of the ids: 6 GB for a book of 50 MB.
+_LONGEST = 1 << 20  # characters tokenized as one text
+_AT_ONCE = 1 << 22  # characters tokenized at once
+_SEAM = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)")  # between words, where no tokenizer of words joins the two sides
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
@@ -122,22 +125,26 @@ class Tokenizer:
             raise DestructError(f"{key}: the tokenizer of {path} has no tokenizer.json", "name one that has")
         return cls(fast, fast.backend_tokenizer.to_str())
 
-    def encode(self, texts: Sequence[str], marked_up: bool = False) -> list[NDArray[np.int32]]:
-        """Tokenize documents: one (n_i,) int32 array each, with the bos that a pretrained tokenizer begins with, and
-        without an eos at the end.
+    def encode(
+        self, texts: Sequence[str], marked_up: bool = False, begins: bool = True, ends: bool = True
+    ) -> list[NDArray[np.int32]]:
+        """Tokenize texts, on all cores: one (n_i,) int32 array each.
 
         Args:
             marked_up: special tokens stand in the texts as such, as a chat template writes them, bos included.
+            begins: the texts begin documents: plain ones get the bos that a pretrained tokenizer begins with.
+            ends: the texts end documents, which are to be without the eos, and white space behind it, at their end.
         """
         backend = self._marked if marked_up else self._plain
-        if marked_up:  # a template may put a line break after its last eos
+        if marked_up and ends:  # a template may put a line break after its last eos
             texts = [text.rstrip() for text in texts]
-        encoded: list[NDArray[np.int32]] = []
-        for start in range(0, len(texts), _BATCH):
-            batch = list(texts[start : start + _BATCH])
-            encodings = backend.encode_batch_fast(batch, add_special_tokens=not marked_up)
-            encoded += [self._without_eos(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
-        return encoded
+        parts = [_in_parts(text) for text in texts]
+        firsts = _ids(backend, [first for first, *_ in parts], begins and not marked_up)
+        whole = [
+            np.concatenate([self._without_eos(ids), *_ids(backend, others, False)]) if others else ids
+            for ids, (_, *others) in zip(firsts, parts, strict=True)
+        ]
+        return [self._without_eos(ids) for ids in whole] if ends or not marked_up else whole
 
     def _without_eos(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
         return ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids
@@ -181,3 +188,40 @@ class Tokenizer:
 
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _ids(backend: tokenizers.Tokenizer, texts: list[str], specials: bool) -> list[NDArray[np.int32]]:
+    return [
+        np.array(encoding.ids, dtype=np.int32)
+        for batch in _batches(texts)
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=specials)
+    ]
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in their order, so many at a time as have _AT_ONCE characters."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _in_parts(text: str) -> list[str]:
+    """A text as parts of at most _LONGEST characters, cut between words where it has any."""
+    parts = []
+    start = 0
+    while len(text) - start > _LONGEST:
+        end = start + _LONGEST
+        seam = None
+        for found in _SEAM.finditer(text, end - 1000, end):
+            seam = found
+        end = seam.start() if seam is not None else end
+        parts.append(text[start:end])
+        start = end
+    return [*parts, text[start:]]

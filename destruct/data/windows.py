@@ -1,92 +1,193 @@
-"""Documents packed into windows of equal length, one set of windows per source and split."""
+"""Windows of T = P + R tokens on a source's stored documents: what language modelling and rollouts read.
 
-from collections.abc import Sequence
+`PackedWindows` fills every window from the stream of documents; `Pieces` keeps each to one document, so that a prompt
+begins where its document does.  Neither holds more in memory than what it is asked for.
+"""
+
+import os
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from destruct.config.data import DataConfig
-from destruct.data.sources import Documents
-from destruct.data.tokenizing import Tokenizer
-from destruct.errors import DestructError
+from destruct.data.store import ANYWHERE, TokenStore, map_array, release
+
+Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+
+_AT_ONCE = 1 << 20  # documents looked through at a time while pieces are counted
+
+
+class PackedWindows:
+    """The stream of a store's documents, cut every T - 1 tokens into windows of T.
+
+    A window's last token is the next one's first, so that every token but those that begin a document is predicted
+    once.  Where the documents begin with a bos and a window begins inside one, a bos stands in its first place.
+
+    Args:
+        store: the documents.
+        length: T, at least 2.
+    """
+
+    def __init__(self, store: TokenStore, length: int):
+        if length < 2:
+            raise ValueError(f"PackedWindows: length is {length}; it must be at least 2")
+        self._store, self.length = store, length
+        self._count, self.left_over = divmod(max(0, store.facts.tokens - 1), length - 1)
+        """Windows, and tokens at the end that fill none."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, index: Int64) -> tuple[Int64, Int64]:
+        """The windows at `index` (n,).
+
+        Returns:
+            tokens: (n, T).
+            positions: (n, T), the place of each token in its document, or in the part of it that the window holds.
+        """
+        store, (n, t) = self._store, (len(index), self.length)
+        begins = np.asarray(index, np.int64) * (t - 1)
+        tokens = store.tokens[begins[:, None] + np.arange(t)].astype(np.int64)
+        # Documents that begin inside a window: from the first one behind its first token to the last in it.
+        first = np.searchsorted(store.starts, begins, side="right")
+        last = np.searchsorted(store.starts, begins + t - 1, side="right")
+        row = np.repeat(np.arange(n), last - first)
+        document = np.arange(len(row)) + np.repeat(
+            first - np.concatenate([[0], np.cumsum(last - first)[:-1]]), last - first
+        )
+        column = store.starts[document] - begins[row]
+        reset = np.zeros((n, t), np.int64)
+        reset[row, column] = column
+        positions = np.arange(t) - np.maximum.accumulate(reset, axis=1)
+        if store.facts.bos_id is not None:
+            tokens[store.starts[first - 1] != begins, 0] = store.facts.bos_id
+        return tokens, positions
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
-    """Windows of one source, in document order (the mixture permutes them)."""
+class PieceBatch:
+    """n pieces of documents in rows of T = P + R columns: padding, prompt, continuation, padding."""
 
-    tokens: NDArray[np.int32]
-    """(n, T) int32, n >= 1; documents run on across windows, with an EOS after each."""
-    dropped: int
-    """Tokens at the end that fill no window."""
+    tokens: Int64
+    """(n, T); the continuation begins in column P."""
+    prompt_lengths: Int64
+    """(n,) 1 to P: the prompt ends in column P - 1."""
+    continuation_lengths: Int64
+    """(n,) 0 to R."""
 
-    def __post_init__(self) -> None:
-        if self.tokens.ndim != 2 or 0 in self.tokens.shape or self.tokens.dtype != np.int32:
-            raise ValueError(f"Windows.tokens is {self.tokens.dtype} {self.tokens.shape}; it must be int32 (n, T)")
+
+class Pieces:
+    """A store's documents, cut into pieces of at most T tokens of nearly equal length, each a prompt and what follows.
+
+    A piece of n >= T tokens has a prompt of P; a shorter one is cut in the same proportion, into max(1, n P // T) and
+    the rest.  A document with a prompt of its own is one piece, its continuation cut at R tokens; it is left out where
+    its prompt has more than P.  Where documents begin with a bos, every piece does.
+
+    Args:
+        store: the documents.
+        prompt_tokens: P.
+        response_tokens: R.
+        pad_id: fills the rest of a row.
+        own_prompts: False cuts documents with a prompt of their own as if they had none.
+
+    Raises:
+        OSError: the index of the pieces, which lies beside the documents, cannot be written.
+    """
+
+    def __init__(self, store: TokenStore, prompt_tokens: int, response_tokens: int, pad_id: int, own_prompts: bool):
+        self._store, self._pad_id, self._own_prompts = store, pad_id, own_prompts
+        self.prompt_tokens, self.response_tokens = prompt_tokens, response_tokens
+        self._mapped = self._index()
+        self._ends = self._mapped[:-1]  # pieces of the documents up to each one
+        self.left_out = int(self._mapped[-1])
+        """Documents whose own prompt is too long."""
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def window_tokens(self) -> int:
+        """T."""
+        return self.prompt_tokens + self.response_tokens
+
+    def sizes(self, index: Int64) -> Float64:
+        """Tokens of the pieces at `index` (n,) as shares of T: (n,) in (0, 1]."""
+        return self._spans(index).tokens / self.window_tokens
+
+    def read(self, index: Int64) -> PieceBatch:
+        """The pieces at `index` (n,)."""
+        store, spans, bos_id = self._store, self._spans(index), self._store.facts.bos_id
+        prompts = spans.prompt_tokens
+        place = np.arange(self.window_tokens) - (self.prompt_tokens - prompts)[:, None]  # in the piece, 0 its first
+        real = (place >= 0) & (place < spans.tokens[:, None])
+        address = spans.begins[:, None] + place - (bos_id is not None)
+        tokens = store.tokens[address.clip(0, max(0, store.facts.tokens - 1))]
+        tokens = np.where(real, tokens, self._pad_id).astype(np.int64)
+        if bos_id is not None:
+            tokens[place == 0] = bos_id
+        return PieceBatch(tokens, prompts, spans.tokens - prompts)
+
+    def release(self) -> None:
+        """As `TokenStore.release`."""
+        self._store.release()
+        release(self._mapped)
+
+    def _spans(self, index: Int64) -> "_Spans":
+        store, p, t = self._store, self.prompt_tokens, self.window_tokens
+        bos = int(store.facts.bos_id is not None)
+        document = np.searchsorted(self._ends, index, side="right")
+        before = np.where(document > 0, self._ends[document - 1], 0)
+        place, pieces = index - before, self._ends[document] - before
+        start = store.starts[document] + bos
+        body = store.starts[document + 1] - start
+        begins, ends = place * body // pieces, (place + 1) * body // pieces
+        tokens = ends - begins + bos
+        prompts = np.where(tokens >= t, p, np.maximum(1, tokens * p // t))
+        own = store.prompts[document].astype(np.int64)
+        if self._own_prompts and (has_own := own != ANYWHERE).any():
+            prompts = np.where(has_own, own, prompts)
+            tokens = np.where(has_own, np.minimum(tokens, own + self.response_tokens), tokens)
+        return _Spans(start + begins, tokens, prompts)
+
+    def _index(self) -> Int64:
+        """(documents + 1,): pieces of the documents up to each one, then documents left out; made once, on the disk."""
+        store, count = self._store, self._store.facts.documents
+        kind = "own" if self._own_prompts else "any"
+        file = store.folder / f"pieces-{self.prompt_tokens}-{self.response_tokens}-{kind}.bin"
+        with suppress(OSError, ValueError):
+            return map_array(file, np.int64, count + 1)
+        # Ranks may do this at once: each renames what it wrote, and all have written the same.
+        with tempfile.NamedTemporaryFile(dir=store.folder, prefix=f"{file.name}.", delete=False) as out:
+            pieces = left_out = 0
+            for first in range(0, count, _AT_ONCE):
+                counts, dropped = self._count(slice(first, min(first + _AT_ONCE, count)))
+                ends = pieces + np.cumsum(counts)
+                pieces, left_out = int(ends[-1]), left_out + dropped
+                out.write(ends.tobytes())
+            out.write(np.int64(left_out).tobytes())
+        os.replace(out.name, file)
+        return map_array(file, np.int64, count + 1)
+
+    def _count(self, documents: slice) -> tuple[Int64, int]:
+        """Pieces of each of these documents, and how many of them are left out."""
+        store = self._store
+        bos = int(store.facts.bos_id is not None)
+        body = np.diff(store.starts[documents.start : documents.stop + 1]) - bos
+        counts = -(-body // (self.window_tokens - bos))
+        if not self._own_prompts:
+            return counts, 0
+        own = store.prompts[documents]
+        long = own > self.prompt_tokens
+        return np.where(own == ANYWHERE, counts, ~long), int(long.sum())
 
 
 @dataclass(frozen=True, slots=True)
-class SourceData:
-    """One source, ready to be drawn from."""
+class _Spans:
+    """Where pieces lie."""
 
-    name: str
-    train: Windows
-    validation: Windows
-    learnable: bool
-    """False: left out of the mean validation loss."""
-
-
-def pack(name: str, encoded: Sequence[NDArray[np.int32]], length: int, eos_id: int) -> Windows:
-    """Join documents, an EOS after each, and cut the stream into windows; the rest that fills none is dropped.
-
-    Args:
-        name: of the source and split, for the error.
-        encoded: (n_i,) int32 tokens of each document.
-        length: T, tokens of a window.
-        eos_id: token put after each document.
-
-    Raises:
-        DestructError: the documents do not fill one window.
-    """
-    if length < 1:
-        raise ValueError(f"pack: length is {length}; it must be at least 1")
-    tokens = sum(map(len, encoded)) + len(encoded)
-    if tokens < length:
-        raise DestructError(
-            f"source {name} has {tokens} tokens; one window takes {length}",
-            "give it more text, or shorten the window (rollout.prompt_tokens + rollout.response_tokens)",
-        )
-    stream = np.full(tokens, eos_id, dtype=np.int32)
-    start = 0
-    for document in encoded:
-        stream[start : start + len(document)] = document
-        start += len(document) + 1
-    count, dropped = divmod(tokens, length)
-    return Windows(stream[: count * length].reshape(count, length), dropped)
-
-
-def pack_sources(
-    documents: Sequence[Documents], config: DataConfig, window_tokens: int, tokenizer: Tokenizer
-) -> list[SourceData]:
-    """Tokenize and pack loaded documents, in their order.
-
-    Args:
-        documents: of each source.
-        config: the data section that they were loaded by.
-        window_tokens: T = P + R, tokens of a window.
-        tokenizer: shared by all sources.
-
-    Raises:
-        DestructError: a split of a source does not fill one window.
-    """
-    packed = []
-    for source in documents:
-        marked_up, eos = source.marked_up, tokenizer.eos_id
-        train, validation = (
-            pack(f"{source.name!r} ({split})", tokenizer.encode(texts, marked_up), window_tokens, eos)
-            for split, texts in (("training", source.train), ("held out", source.validation))
-        )
-        learnable = config.sources[source.name].learnable
-        packed.append(SourceData(source.name, train, validation, learnable))
-    return packed
+    begins: Int64  # (n,) the address of each one's first token behind its bos
+    tokens: Int64  # (n,) bos included
+    prompt_tokens: Int64  # (n,)

@@ -5,11 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from destruct.data.mixture import Mixture
+from destruct.data.mixture import AHEAD, Mixture, OutOfData
+from destruct.data.order import Shuffled
 
 
 def mixture(*sizes: int, seed: int = 0) -> Mixture:
-    return Mixture(sizes, seed, [f"source{number}" for number in range(len(sizes))])
+    return Mixture([Shuffled(f"source{number}", size, seed) for number, size in enumerate(sizes)])
+
+
+def tokens_of(index: np.ndarray) -> np.ndarray:
+    """Sizes from 1/64 to 1 of a window, by the window's number."""
+    return (index * 37 % 64 + 1) / 64
 
 
 def adversarial_weights(rng: np.random.Generator, sources: int) -> np.ndarray:
@@ -89,7 +95,7 @@ def test_the_order_is_one_however_the_draw_is_cut():
 
 def test_a_source_keeps_its_order_whatever_stands_beside_it():
     def windows_of(names, sizes, name, weights):
-        drawn = Mixture(sizes, 3, names).draw(80, weights)
+        drawn = Mixture([Shuffled(*each, 3) for each in zip(names, sizes, strict=True)]).draw(80, weights)
         return drawn.index[drawn.source == names.index(name)][:20].tolist()
 
     alone = windows_of(["a"], [17], "a", [1.0])
@@ -157,8 +163,124 @@ def test_weights_that_sum_to_one_within_rounding_never_drift():
 
 
 def test_bad_sources_are_refused():
-    for sizes, names in (([], []), ([1, 2], ["a"]), ([1, 2], ["a", "a"]), ([1, 0], ["a", "b"])):
+    for names in ([], ["a", "a"]):
         with pytest.raises(ValueError, match="Mixture"):
-            Mixture(sizes, 0, names)
+            Mixture([Shuffled(name, 3, 0) for name in names])
+    with pytest.raises(ValueError, match="'a' has 0 windows"):
+        Shuffled("a", 0, 0)
     with pytest.raises(ValueError, match="batch_size"):
         mixture(5).draw(0, [1.0])
+
+
+@pytest.mark.parametrize("sources", [2, 3, 7, 20])
+def test_shares_of_tokens_keep_the_same_bounds_where_windows_are_not_whole(sources):
+    """What is owed after a window of s is s times the weights: ahead by less than a window, behind by the harmonic."""
+    rng = np.random.default_rng(sources)
+    behind = sum(1 / i for i in range(2, sources + 1))
+    mix = Mixture([Shuffled(f"source{number}", 11, 0, tokens_of) for number in range(sources)])
+    owed, drawn = np.zeros(sources), np.zeros(sources)
+    for _ in range(1500):
+        weights = adversarial_weights(rng, sources)
+        got = mix.draw(1, weights)
+        size = tokens_of(got.index)[0]
+        owed += size * weights
+        drawn[got.source[0]] += size
+        assert (drawn - owed).max() < 1 - 1e-9 and (owed - drawn).max() <= behind + 1e-9
+
+
+def test_a_source_of_short_windows_is_drawn_more_often_for_the_same_share_of_tokens():
+    short, whole = Shuffled("short", 50, 0, lambda index: np.full(len(index), 0.125)), Shuffled("whole", 50, 0)
+    source = Mixture([short, whole]).draw(900, [0.5, 0.5]).source
+    assert abs((source == 0).sum() - 800) <= 8
+
+
+def dropping(on_last: str = "drop") -> Mixture:
+    orders = [Shuffled("small", 5, 4, max_epochs=2), Shuffled("large", 40, 4, tokens_of), Shuffled("other", 7, 4)]
+    return Mixture(orders, ["small"] if on_last == "stop" else [])
+
+
+def test_a_source_with_epochs_gives_each_window_so_often_and_then_leaves_its_weight_to_the_others():
+    mix = dropping()
+    drawn = [mix.draw(8, [0.5, 0.2, 0.3]) for _ in range(50)]
+    source, index = np.concatenate([d.source for d in drawn]), np.concatenate([d.index for d in drawn])
+    assert np.bincount(index[source == 0], minlength=5).tolist() == [2] * 5
+    assert mix.exhausted == ["small"] and mix.epochs[0] == 2
+    after = np.flatnonzero(source == 0)[-1] + 1
+    tokens = np.where(source == 1, tokens_of(index), 1.0)[after:]
+    share = tokens[source[after:] == 1].sum() / tokens.sum()
+    assert share == pytest.approx(0.4, abs=0.01)
+
+
+def test_all_weight_on_an_exhausted_source_falls_to_the_others_equally():
+    mix = dropping()
+    mix.draw(10, [1.0, 0.0, 0.0])
+    assert mix.exhausted == ["small"]
+    later = Mixture([Shuffled("small", 5, 4, max_epochs=2), Shuffled("a", 9, 4), Shuffled("b", 9, 4)])
+    later.draw(10, [1.0, 0.0, 0.0])
+    assert np.bincount(later.draw(20, [1.0, 0.0, 0.0]).source).tolist() == [0, 10, 10]
+
+
+def test_nothing_is_drawn_after_a_source_that_ends_the_run():
+    mix = dropping("stop")
+    batches = 0
+    with pytest.raises(OutOfData) as raised:
+        while True:
+            mix.draw(8, [0.5, 0.2, 0.3])
+            batches += 1
+    assert raised.value.names == ["small"] and batches > 2
+    assert mix.state_dict()["cursors"]["small"] == 10 and sum(mix.drawn) == 8 * batches
+
+
+def test_a_batch_that_cannot_be_filled_is_not_begun():
+    mix = Mixture([Shuffled("a", 5, 0, max_epochs=1), Shuffled("b", 6, 0, max_epochs=1)])
+    mix.draw(8, [0.5, 0.5])
+    before = mix.state_dict()
+    with pytest.raises(OutOfData):
+        mix.draw(4, [0.5, 0.5])
+    assert mix.state_dict() == before
+    assert sorted(mix.draw(3, [0.5, 0.5]).source.tolist()) == [0, 1, 1]
+    assert mix.exhausted == ["a", "b"] and mix.drawn == [5, 6]
+
+
+def test_resume_across_the_end_of_a_source_is_exact():
+    rng = np.random.default_rng(5)
+    weights = [adversarial_weights(rng, 3) for _ in range(40)]
+    mix = dropping()
+    states, whole = [], []
+    for weight in weights:
+        states.append(json.loads(json.dumps(mix.state_dict())))
+        whole.append(mix.draw(3, weight))
+    assert mix.exhausted == ["small"]
+    for start in range(0, 40, 3):
+        resumed = dropping()
+        resumed.load_state_dict(states[start])
+        for weight, want in zip(weights[start:], whole[start:], strict=True):
+            got = resumed.draw(3, weight)
+            assert got.index.tolist() == want.index.tolist() and got.source.tolist() == want.source.tolist()
+        assert resumed.state_dict() == mix.state_dict()
+
+
+def test_the_order_crosses_the_edge_of_what_is_looked_up_at_once():
+    one, cut = mixture(1000), mixture(1000)
+    whole = one.draw(3 * AHEAD, [1.0]).index
+    parts = [cut.draw(size, [1.0]).index for size in (AHEAD - 1, 2, AHEAD - 1, AHEAD)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    np.testing.assert_array_equal(whole, Shuffled("source0", 1000, 0).windows(0, 3 * AHEAD))
+
+
+def test_a_thousand_million_windows_take_the_memory_and_the_state_of_ten():
+    import tracemalloc
+
+    def peak(size: int) -> tuple[int, int]:
+        tracemalloc.start()
+        mix = mixture(size, size, size)
+        for _ in range(20):
+            mix.draw(64, [0.2, 0.3, 0.5])
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most, len(json.dumps(mix.state_dict()))
+
+    peak(10)  # what numpy keeps from its first call
+    (small, _), (large, state) = peak(10), peak(10**9)
+    assert large < 2 * small and large < 1 << 20
+    assert state < 1000
