@@ -1,24 +1,36 @@
-"""What a run reads: its texts, its tokenizer, and the windows made of them."""
+"""What a run reads: its tokenizer, its texts as tokens on the disk, and the windows cut from them."""
 
 import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from destruct.batch import PromptBatch
 from destruct.checkpoint import contents
 from destruct.checkpoint.identity import check_data
-from destruct.config.settings import Settings
-from destruct.data.sources import Documents, load_sources
+from destruct.config.settings import Config, Settings
+from destruct.data.formatters import Chat
+from destruct.data.loader import LanguageWindows, prompt_batch
+from destruct.data.sources import Source, open_sources
+from destruct.data.store import TokenStore
+from destruct.data.token_cache import CachedSource, TokenCache
 from destruct.data.tokenizing import Tokenizer, train_tokenizer
-from destruct.data.windows import SourceData, pack_sources
+from destruct.data.windows import PackedWindows, Pieces
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.evaluation import ValidationSet
 from destruct.exits import Exit
-from destruct.seeding import derive, permuted
+from destruct.seeding import derive
+from destruct.tracking.console import Screen
+
+TRAINED_ON = 1 << 26
+"""Characters of each source that a tokenizer is trained on at most."""
+HEAD_START_S = 1.0
+"""How long the other ranks leave it to the first one, whose screen shows it, to begin building a token cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +38,18 @@ class Inputs:
     """Texts as the run uses them, equal on every rank; lists are in the order of the sources."""
 
     tokenizer: Tokenizer
-    train: list[Tensor]  # per source (n_k, T) int32
-    held_out: list[Tensor]  # per source (m_k, T) int64, in a fixed random order
+    train: list[Pieces]  # what rollouts begin from
+    language: list[LanguageWindows]  # the same documents for cross-entropy
+    held_out: list[LanguageWindows]
+    held_out_prompts: list[PromptBatch]  # the first pieces of each source's held-out documents
     validation: list[ValidationSet]
-    digest: str  # SHA-256 of all windows
-    report: str  # a line for the screen
+    digest: str  # of all tokens
+    report: list[str]  # lines for the screen
 
 
-def read_inputs(settings: Settings, topology: Topology, checkpoint: Path | None) -> Inputs:
-    """Read, tokenize and pack, each rank for itself (a file may be missing on one machine alone).
+def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoint: Path | None) -> Inputs:
+    """Read and tokenize what is not cached, and cut windows; each rank for itself, since a file may be missing on one
+    machine alone.
 
     Args:
         checkpoint: that the run continues, whose tokenizer and texts it must have.
@@ -44,24 +59,17 @@ def read_inputs(settings: Settings, topology: Topology, checkpoint: Path | None)
     """
     config = settings.config
     ready = topology.together(lambda: _pretrained_tokenizer(settings))
-    render = ready.render_chat if ready is not None and ready.has_chat_template else None
-    documents = topology.together(lambda: load_sources(config.data, config.run.seed, render))
+    chat = Chat(ready.chat_template, ready.render_chat) if ready is not None and ready.chat_template else None
+    folder = Path(config.data.cache).expanduser()
+    sources = topology.together(lambda: open_sources(config.data, config.run.seed, chat, folder))
     tokenizer = ready or Tokenizer.trained(
-        topology.first_rank_makes(lambda: _tokenizer_text(settings, documents, checkpoint))
+        topology.first_rank_makes(lambda: _tokenizer_text(settings, sources, checkpoint))
     )
-    sources = topology.together(lambda: pack_sources(documents, config.data, config.window_tokens, tokenizer))
-    digest = _equal_data(sources, topology)
+    cached = topology.together(lambda: _cached(config, sources, tokenizer, topology, screen))
+    digest = _equal_data(cached, topology)
     if checkpoint is not None:
         check_data(checkpoint, digest)
-    held_out = topology.together(lambda: [_shuffled_held_out(source, config.run.seed) for source in sources])
-    return Inputs(
-        tokenizer=tokenizer,
-        train=[torch.from_numpy(source.train.tokens) for source in sources],
-        held_out=held_out,
-        validation=_validation_sets(sources, held_out, config.run.validation_windows, tokenizer),
-        digest=digest,
-        report=_windows_line(sources, config.window_tokens),
-    )
+    return topology.together(lambda: _windows(config, cached, tokenizer, digest))
 
 
 def _pretrained_tokenizer(settings: Settings) -> Tokenizer | None:
@@ -72,67 +80,120 @@ def _pretrained_tokenizer(settings: Settings) -> Tokenizer | None:
     return None if policy.path is None else Tokenizer.pretrained("model.policy.path", policy.path, policy.revision)
 
 
-def _tokenizer_text(settings: Settings, documents: list[Documents], checkpoint: Path | None) -> str:
+def _tokenizer_text(settings: Settings, sources: list[Source], checkpoint: Path | None) -> str:
     if checkpoint is not None:
         return (checkpoint / contents.TOKENIZER).read_text(encoding="utf-8")
-    texts = (text for source in documents for text in source.train)
+    texts = itertools.chain.from_iterable(map(_training_texts, sources))
     return train_tokenizer(texts, settings.config.data.tokenizer.vocab_size)
 
 
-def _equal_data(sources: list[SourceData], topology: Topology) -> str:
-    """SHA-256 of all windows.  Every rank draws from the windows that it read itself, so all must have read the same.
+def _training_texts(source: Source) -> Iterator[str]:
+    characters = 0
+    for document in source.documents():
+        if not document.held_out:
+            yield document.text
+            characters += len(document.text)
+        if characters >= TRAINED_ON:
+            return
+
+
+def _cached(
+    config: Config, sources: list[Source], tokenizer: Tokenizer, topology: Topology, screen: Screen
+) -> list[CachedSource]:
+    cache = TokenCache(Path(config.data.cache).expanduser(), config.data.cache_wait_s)
+    head_start = 0.0 if topology.is_first else HEAD_START_S
+    cached = []
+    for source in sources:
+        with screen.count("tokenize", source.name) as tell:
+            cached.append(cache.open(source, tokenizer, tell, head_start))
+    return cached
+
+
+def _equal_data(cached: list[CachedSource], topology: Topology) -> str:
+    """Digest of all tokens.  Every rank draws from the caches that it opened itself, so all must hold the same.
 
     Raises:
-        DestructError: they have not.
+        DestructError: they do not.
     """
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.train.tokens.tobytes() + source.validation.tokens.tobytes())
-    others = topology.unlike_the_first(digest.digest())
+    digests = "".join(source.train.facts.digest + source.held_out.facts.digest for source in cached)
+    digest = hashlib.sha256(digests.encode()).hexdigest()
+    others = topology.unlike_the_first(digest)
     if others:
         raise DestructError(
             f"rank {others[0]} read other texts than rank 0",
             "give every machine the same files and the same Python version",
             Exit.ENVIRONMENT,
         )
-    return digest.hexdigest()
+    return digest
 
 
-def _shuffled_held_out(source: SourceData, seed: int) -> Tensor:
-    """A source's held-out windows (n, T) int64 in a fixed random order, so that the first n of them are a sample.
+def _windows(config: Config, cached: list[CachedSource], tokenizer: Tokenizer, digest: str) -> Inputs:
+    language = [_packed(source.name, "training", source.train, config, least=1) for source in cached]
+    # A panel of one window has no error bar, and no progress would ever count.
+    held_out = [_packed(source.name, "held out", source.held_out, config, least=2) for source in cached]
+    train = [_pieces(source.name, "training", source.train, config, tokenizer) for source in cached]
+    prompts = [_pieces(source.name, "held out", source.held_out, config, tokenizer) for source in cached]
+    return Inputs(
+        tokenizer=tokenizer,
+        train=train,
+        language=language,
+        held_out=held_out,
+        held_out_prompts=[_first_prompts(pieces) for pieces in prompts],
+        validation=_validation_sets(config, held_out, tokenizer),
+        digest=digest,
+        report=[_line(*each) for each in zip(cached, train, language, held_out, strict=True)],
+    )
 
-    Neighbours come from one document: a panel of them had three times the error that its variance claims.
 
-    Raises:
-        DestructError: there is one window, so its difficulty has no error bar and no progress would ever count.
-    """
-    windows = source.validation.tokens
-    if len(windows) < 2:
+def _packed(name: str, split: str, store: TokenStore, config: Config, least: int) -> LanguageWindows:
+    packed = PackedWindows(store, config.window_tokens)
+    if len(packed) < least:
         raise DestructError(
-            f"source {source.name!r} has {len(windows)} held-out window; difficulty needs at least 2",
-            "give it more text, raise data.validation_fraction, or shorten the window",
+            f"source {name!r} ({split}) has {store.facts.tokens} tokens, which fill {len(packed)} window(s) of "
+            f"{config.window_tokens}; it takes {least}",
+            "give it more text, raise data.validation_fraction for what is held out, or shorten the window "
+            "(rollout.prompt_tokens + rollout.response_tokens)",
         )
-    order = permuted(np.arange(len(windows)), len(windows), derive(seed, "held out order", source.name))
-    return torch.from_numpy(windows[order]).long()
+    return LanguageWindows(packed, derive(config.run.seed, f"{split} order", name))
 
 
-def _validation_sets(
-    sources: list[SourceData], held_out: list[Tensor], size: int, tokenizer: Tokenizer
-) -> list[ValidationSet]:
-    """Up to `size` held-out windows of each source; a window's first token is context only: its bytes do not count."""
+def _pieces(name: str, split: str, store: TokenStore, config: Config, tokenizer: Tokenizer) -> Pieces:
+    rollout = config.rollout
+    own_prompts = rollout.mode == "generate"
+    pieces = Pieces(store, rollout.prompt_tokens, rollout.response_tokens, tokenizer.pad_id, own_prompts)
+    if not len(pieces):
+        raise DestructError(
+            f"source {name!r} ({split}): the prompts of all {store.facts.documents} documents are longer than "
+            f"rollout.prompt_tokens={rollout.prompt_tokens}",
+            "raise rollout.prompt_tokens",
+        )
+    return pieces
+
+
+def _first_prompts(pieces: Pieces) -> PromptBatch:
+    number = np.arange(min(PROMPTS, len(pieces)))
+    return prompt_batch(pieces.read(number), 0, number, number, pieces.prompt_tokens, torch.device("cpu"))
+
+
+def _validation_sets(config: Config, held_out: Sequence[LanguageWindows], tokenizer: Tokenizer) -> list[ValidationSet]:
+    """The first windows of each source; the bytes are those of the tokens that are predicted."""
     sets = []
-    for source, windows in zip(sources, held_out, strict=True):
-        scored = windows[:size, 1:].numpy()
-        count = int(tokenizer.token_bytes[scored].sum())
-        sets.append(ValidationSet(source.name, windows[:size], count, source.learnable))
+    for (name, source), windows in zip(config.data.sources.items(), held_out, strict=True):
+        first = windows.select(np.arange(min(config.run.validation_windows, len(windows))))
+        count = int(tokenizer.token_bytes[first.targets.numpy()].sum())
+        sets.append(ValidationSet(name, first, count, source.learnable))
     return sets
 
 
-def _windows_line(sources: list[SourceData], window_tokens: int) -> str:
-    train = sum(len(source.train.tokens) for source in sources)
-    held = sum(len(source.validation.tokens) for source in sources)
-    over = sum(source.train.dropped for source in sources)
+def _line(source: CachedSource, train: Pieces, language: LanguageWindows, held_out: LanguageWindows) -> str:
+    """What became of a source, waste included."""
+    full = train.mean_size
+    left_out = f"; {train.left_out:,} prompts too long" if train.left_out else ""
     return (
-        f"{len(sources)} sources: {train:,} windows of {window_tokens} tokens to train on, {held:,} held out; "
-        f"{over:,} tokens left over"
+        f"{source.name}: {source.tally}; {source.train.facts.tokens:,} tokens: {len(train):,} prompts with what follows, "
+        f"{full:.0%} of their windows filled{left_out}; {len(language):,} windows, {len(held_out):,} held out"
     )
+
+
+PROMPTS = 32
+"""Held-out pieces of each source that are kept at hand, for the probe and to try the rewards on."""

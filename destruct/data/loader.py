@@ -17,6 +17,8 @@ from destruct.data.order import Order
 from destruct.data.windows import PackedWindows, PieceBatch, Pieces
 from destruct.seeding import permuted
 
+Int64 = NDArray[np.int64]
+
 CHUNK_TOKENS = 1 << 17
 """Of a source, read at a time."""
 
@@ -39,27 +41,18 @@ class Loader:
     def read(self, draw: Draw, device: torch.device) -> PromptBatch:
         """The windows of a draw, in its order; those that follow are then read in the background."""
         size = len(draw.source)
-        tokens = np.empty((size, self._window_tokens), np.int64)
-        prompts, continuations = np.empty(size, np.int64), np.empty(size, np.int64)
+        whole = PieceBatch(*(np.empty(shape, np.int64) for shape in ((size, self._window_tokens), size, size)))
         for source in np.unique(draw.source).tolist():
             mine = (draw.source == source).nonzero()[0]
             chunks, places = np.divmod(draw.ordinal[mine], self._chunk)
             for chunk in np.unique(chunks).tolist():
                 rows, taken = mine[chunks == chunk], places[chunks == chunk]
                 pieces = self._submitted(source, chunk).result()
-                tokens[rows] = pieces.tokens[taken]
-                prompts[rows] = pieces.prompt_lengths[taken]
-                continuations[rows] = pieces.continuation_lengths[taken]
+                whole.tokens[rows] = pieces.tokens[taken]
+                whole.prompt_lengths[rows] = pieces.prompt_lengths[taken]
+                whole.continuation_lengths[rows] = pieces.continuation_lengths[taken]
             self._go_on_from(source, int(chunks[-1]))
-        return PromptBatch(
-            draw=draw.number,
-            prompt_tokens=self._prompt_tokens,
-            windows=torch.from_numpy(tokens).to(device),
-            prompt_lengths=torch.from_numpy(prompts).to(device),
-            continuation_lengths=torch.from_numpy(continuations).to(device),
-            source=torch.from_numpy(draw.source).to(device),
-            sample=torch.from_numpy(draw.sample).to(device),
-        )
+        return prompt_batch(whole, draw.number, draw.source, draw.sample, self._prompt_tokens, device)
 
     def close(self) -> None:
         """End the thread."""
@@ -85,6 +78,17 @@ class Loader:
         return read
 
 
+def prompt_batch(
+    pieces: PieceBatch, draw: int, source: Int64, sample: Int64, prompt_tokens: int, device: torch.device
+) -> PromptBatch:
+    """Pieces as the rollouts read them; the other arguments are the fields of `PromptBatch`."""
+    windows, prompts, continuations, sources, samples = (
+        torch.from_numpy(numbers).to(device)
+        for numbers in (pieces.tokens, pieces.prompt_lengths, pieces.continuation_lengths, source, sample)
+    )
+    return PromptBatch(draw, prompt_tokens, windows, prompts, continuations, sources, samples)
+
+
 class LanguageWindows:
     """The packed windows of one source in a fixed random order, so that the first n of them are a sample.
 
@@ -101,7 +105,7 @@ class LanguageWindows:
     def __len__(self) -> int:
         return len(self._packed)
 
-    def select(self, items: Tensor | NDArray[np.int64]) -> TokenWindows:
+    def select(self, items: Tensor | Int64) -> TokenWindows:
         """The windows at `items` (n,) int64 of that order."""
         tokens, positions = self._packed.read(permuted(np.asarray(items), len(self), self._key))
         return TokenWindows(torch.from_numpy(tokens), torch.from_numpy(positions))

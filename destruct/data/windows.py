@@ -113,6 +113,11 @@ class Pieces:
         """T."""
         return self.prompt_tokens + self.response_tokens
 
+    @property
+    def mean_size(self) -> float:
+        """Mean share of a window that a piece fills; the rest of the row is padding."""
+        return self._totals()[1] / max(1, len(self) * self.window_tokens)
+
     def sizes(self, index: Int64) -> Float64:
         """Tokens of the pieces at `index` (n,) as shares of T: (n,) in (0, 1]."""
         return self._spans(index).tokens / self.window_tokens
