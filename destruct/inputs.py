@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from destruct.batch import TokenWindows
 from destruct.checkpoint import contents
 from destruct.checkpoint.identity import check_data
 from destruct.config.settings import Settings
@@ -27,7 +28,7 @@ class Inputs:
 
     tokenizer: Tokenizer
     train: list[Tensor]  # per source (n_k, T) int32
-    held_out: list[Tensor]  # per source (m_k, T) int64, in a fixed random order
+    held_out: list[TokenWindows]  # of each source, in a fixed random order
     validation: list[ValidationSet]
     digest: str  # SHA-256 of all windows
     report: str  # a line for the screen
@@ -98,8 +99,8 @@ def _equal_data(sources: list[SourceData], topology: Topology) -> str:
     return digest.hexdigest()
 
 
-def _shuffled_held_out(source: SourceData, seed: int) -> Tensor:
-    """A source's held-out windows (n, T) int64 in a fixed random order, so that the first n of them are a sample.
+def _shuffled_held_out(source: SourceData, seed: int) -> TokenWindows:
+    """A source's held-out windows in a fixed random order, so that the first n of them are a sample.
 
     Neighbours come from one document: a panel of them had three times the error that its variance claims.
 
@@ -113,18 +114,18 @@ def _shuffled_held_out(source: SourceData, seed: int) -> Tensor:
             "give it more text, raise data.validation_fraction, or shorten the window",
         )
     order = permuted(np.arange(len(windows)), len(windows), derive(seed, "held out order", source.name))
-    return torch.from_numpy(windows[order]).long()
+    return TokenWindows.full(torch.from_numpy(windows[order]).long())
 
 
 def _validation_sets(
-    sources: list[SourceData], held_out: list[Tensor], size: int, tokenizer: Tokenizer
+    sources: list[SourceData], held_out: list[TokenWindows], size: int, tokenizer: Tokenizer
 ) -> list[ValidationSet]:
     """Up to `size` held-out windows of each source; a window's first token is context only: its bytes do not count."""
     sets = []
     for source, windows in zip(sources, held_out, strict=True):
-        scored = windows[:size, 1:].numpy()
-        count = int(tokenizer.token_bytes[scored].sum())
-        sets.append(ValidationSet(source.name, windows[:size], count, source.learnable))
+        first = windows.select(torch.arange(min(size, len(windows))))
+        count = int(tokenizer.token_bytes[first.targets.numpy()].sum())
+        sets.append(ValidationSet(source.name, first, count, source.learnable))
     return sets
 
 
