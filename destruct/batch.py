@@ -1,6 +1,13 @@
 """The typed batches that pass between the steps of an update.
 
-Letters: B rollouts, P prompt tokens, R response tokens, T = P + R.  Rows are rollouts; responses are right-padded.
+Letters: B rollouts, P columns for the prompt, R for the response, T = P + R.  A row is a rollout:
+
+    | left padding | prompt | response, or the true continuation | right padding |
+                   P - length                P                                   T
+
+The response begins in column P, whatever the prompt's length.  There is no attention mask: positions keep the left
+padding apart, a document of its own, and nothing real comes after the right one.
+
 Each stage takes one frozen object and returns another:
 
     PromptBatch -> generate -> RolloutBatch -> reward -> RewardedBatch -> score -> ScoredBatch
@@ -26,23 +33,140 @@ def _require(owner: object, name: str, want: tuple[int, ...]) -> None:
         raise ValueError(f"{type(owner).__name__}.{name} is {got}; it must be {want}")
 
 
+def _require_lengths(owner: object, name: str, rows: int, least: int, most: int) -> None:
+    _require(owner, name, (rows,))
+    lengths = getattr(owner, name)
+    if rows and not (least <= int(lengths.min()) and int(lengths.max()) <= most):
+        found = f"{int(lengths.min())} to {int(lengths.max())}"
+        raise ValueError(f"{type(owner).__name__}.{name} holds {found}; {least} to {most} are possible")
+
+
+def _cut(rows: Tensor, start: Tensor, stop: Tensor) -> list[list[int]]:
+    """Columns start to stop - 1 of each row (n, T), the borders (n,)."""
+    borders = zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True)
+    return [row[first:end] for row, first, end in borders]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWindows:
+    """n windows of T tokens for cross-entropy.  Several documents may stand in one, and none sees another.
+
+    Padding is a document too, or many of one token, in which nothing is predicted.
+    """
+
+    tokens: Tensor  # (n, T) int64
+    positions: Tensor  # (n, T) int64  place in its document, or in the part that the window holds: 0 begins one
+
+    def __post_init__(self) -> None:
+        _require(self, "positions", tuple(self.tokens.shape))
+        begins = self.positions == 0
+        follows = self.positions[:, 1:] == self.positions[:, :-1] + 1
+        if not bool(begins[:, :1].all() and (begins[:, 1:] | follows).all()):
+            raise ValueError("TokenWindows.positions must begin at 0, and go on by 1 or begin again at 0")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def full(cls, tokens: Tensor) -> TokenWindows:
+        """Windows (n, T) int64 of one document each."""
+        return cls(tokens, torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens), 1))
+
+    def select(self, rows: Tensor) -> TokenWindows:
+        """The windows at `rows` (m,) int64."""
+        return TokenWindows(self.tokens[rows], self.positions[rows])
+
+    def to(self, device: torch.device) -> TokenWindows:
+        """The same windows there."""
+        return TokenWindows(self.tokens.to(device), self.positions.to(device))
+
+    @property
+    def predicted(self) -> Tensor:
+        """(n, T - 1) bool: which tokens after the first column stand behind another one of their document."""
+        return self.positions[:, 1:] > 0
+
+    @property
+    def rows(self) -> Tensor:
+        """(N,) int64: places among the n * T of the states that predict, the one before each predicted token."""
+        row, column = self.predicted.nonzero(as_tuple=True)
+        return row * self.tokens.shape[1] + column
+
+    @property
+    def targets(self) -> Tensor:
+        """(N,) int64: the predicted tokens, in the order of `rows`."""
+        return self.tokens[:, 1:][self.predicted]
+
+    @property
+    def target_counts(self) -> Tensor:
+        """(n,) int64: predicted tokens of each window."""
+        return self.predicted.sum(1)
+
+
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
     """B windows drawn from the mixture, the same on every rank."""
 
     draw: int  # number of this draw; only ever grows
     prompt_tokens: int  # P
-    windows: Tensor  # (B, T) int64   prompt, then the true continuation
+    windows: Tensor  # (B, T) int64   prompt, then the true continuation, padding around both
+    prompt_lengths: Tensor  # (B,) int64   1 to P: the prompt stands in columns P - length to P - 1
+    continuation_lengths: Tensor  # (B,) int64   0 to R: the continuation begins in column P; 0 where the data has none
     source: Tensor  # (B,)   int64   index of the data set
     sample: Tensor  # (B,)   int64   global sample index: the address of a rollout's randomness
 
     def __post_init__(self) -> None:
-        _require(self, "source", (len(self.windows),))
-        _require(self, "sample", (len(self.windows),))
+        b, t = self.windows.shape
+        _require(self, "source", (b,))
+        _require(self, "sample", (b,))
+        _require_lengths(self, "prompt_lengths", b, 1, self.prompt_tokens)
+        _require_lengths(self, "continuation_lengths", b, 0, t - self.prompt_tokens)
+
+    @classmethod
+    def full(cls, draw: int, prompt_tokens: int, windows: Tensor, source: Tensor, sample: Tensor) -> PromptBatch:
+        """Windows without padding."""
+        prompts = torch.full_like(source, prompt_tokens)
+        continuations = torch.full_like(source, windows.shape[1] - prompt_tokens)
+        return cls(draw, prompt_tokens, windows, prompts, continuations, source, sample)
 
     def select(self, rows: Tensor) -> PromptBatch:
         """The windows at `rows` (b,) int64."""
-        return PromptBatch(self.draw, self.prompt_tokens, self.windows[rows], self.source[rows], self.sample[rows])
+        return PromptBatch(
+            self.draw,
+            self.prompt_tokens,
+            self.windows[rows],
+            self.prompt_lengths[rows],
+            self.continuation_lengths[rows],
+            self.source[rows],
+            self.sample[rows],
+        )
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, T) int64: the left padding and the prompt begin at 0, and the response goes on from the prompt."""
+        column = torch.arange(self.windows.shape[1], device=self.windows.device)
+        start = self.prompt_tokens - self.prompt_lengths[:, None]
+        return torch.where(column < start, column, column - start)
+
+    @property
+    def continuation_mask(self) -> Tensor:
+        """(B, R) bool: True on the tokens of the true continuation."""
+        column = torch.arange(self.windows.shape[1] - self.prompt_tokens, device=self.windows.device)
+        return column < self.continuation_lengths[:, None]
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens of all prompts and true continuations."""
+        return int(self.prompt_lengths.sum() + self.continuation_lengths.sum())
+
+    def prompt_ids(self) -> list[list[int]]:
+        """The tokens of each prompt."""
+        end = torch.full_like(self.prompt_lengths, self.prompt_tokens)
+        return _cut(self.windows, end - self.prompt_lengths, end)
+
+    def continuation_ids(self) -> list[list[int]]:
+        """The tokens of each true continuation."""
+        start = torch.full_like(self.continuation_lengths, self.prompt_tokens)
+        return _cut(self.windows, start, start + self.continuation_lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +192,29 @@ class RolloutBatch:
 
     @property
     def tokens(self) -> Tensor:
-        """(B, T) int64, what the networks read: prompt, response, padding; the window itself when teacher-forced."""
+        """(B, T) int64, what the networks read: prompt and response; the window itself when teacher-forced."""
         if self.teacher_forced:
             return self.prompts.windows
         return torch.cat([self.prompts.windows[:, : self.prompts.prompt_tokens], self.responses], 1)
 
     @property
     def continuations(self) -> Tensor:
-        """(B, R) int64: what the data has in the place of the responses."""
+        """(B, R) int64: what the data has in the place of the responses, padding after it."""
         return self.prompts.windows[:, self.prompts.prompt_tokens :]
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, T) int64: those of `tokens`, and of the windows, in which responses and continuations stand alike."""
+        return self.prompts.positions
 
     @property
     def lengths(self) -> Tensor:
         """(B,) int64: sampled tokens of each rollout."""
         return self.mask.sum(1)
+
+    def response_ids(self) -> list[list[int]]:
+        """The sampled tokens of each rollout."""
+        return _cut(self.responses, torch.zeros_like(self.lengths), self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +224,7 @@ class Minibatch(Generic[BatchT]):
 
     micro_batches: tuple[BatchT, ...]
     response_tokens: int
-    continuation_tokens: int
+    continuation_tokens: int  # of the data; 0 where no rollout has a continuation
 
     def map(self, stage: Callable[[BatchT], OtherT]) -> Minibatch[OtherT]:
         """The minibatch after `stage` has been applied to each micro-batch."""
@@ -155,30 +288,3 @@ class TrainBatch:
         shape = tuple(self.scored.rollouts.mask.shape)
         _require(self, "advantages", shape)
         _require(self, "returns", shape)
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateStats:
-    """What one update did, over all ranks.  KL in nats per token; norms before clipping, mean over the steps."""
-
-    policy_loss: float
-    value_loss: float
-    ptx_loss: float  # nats per continuation token
-    entropy: float  # nats per token
-    approx_kl: float  # k3(old || new), mean over all minibatch passes
-    approx_kl_k1: float  # the same by k1
-    reference_kl: float  # k3(policy || reference), mean over all minibatch passes
-    reference_kl_k1: float  # the same by k1
-    reference_kl_exact: float  # KL over the whole vocabulary, as the loss has it; 0 where it has none
-    first_ratio_error: float  # max |log ratio| of the first minibatch: 0 when scoring and training agree
-    ratio_mean: float
-    ratio_min: float
-    ratio_max: float
-    clip_fraction: float
-    dual_clip_fraction: float  # the part of clip_fraction that the dual clip cut; 0 without one
-    policy_grad_norm: float
-    value_grad_norm: float
-    steps: int  # optimizer steps taken by each network
-    steps_planned: int
-    skipped: int  # steps neither network took because a loss was not finite
-    epochs: int  # passes made before the early stop

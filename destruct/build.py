@@ -145,9 +145,9 @@ def _tried_terms(config: Config, context: RewardContext, inputs: Inputs) -> dict
                 f"reward term {name!r} judges a whole response, and rollout.mode=per_position samples single tokens",
                 f"set {name.rpartition(':')[2]}.per_token = True in its module, and return a number for each token",
             )
-    windows = torch.stack([held_out[0] for held_out in inputs.held_out])
+    windows = torch.stack([held_out.tokens[0] for held_out in inputs.held_out])
     number, p = torch.arange(len(windows)), config.rollout.prompt_tokens
-    prompts = PromptBatch(draw=0, prompt_tokens=p, windows=windows, source=number, sample=number)
+    prompts = PromptBatch.full(draw=0, prompt_tokens=p, windows=windows, source=number, sample=number)
     said = windows[:, p:]
     rollouts = RolloutBatch(prompts, said, torch.ones_like(said, dtype=torch.bool), number < 0, teacher_forced)
     Reward(dict.fromkeys(terms, 1.0), terms, {}, context).of_texts(rollouts)

@@ -34,6 +34,8 @@ class Probe:
         return {
             "prompt_tokens": rollouts.prompts.prompt_tokens,
             "windows": rollouts.prompts.windows.tolist(),
+            "prompt_lengths": rollouts.prompts.prompt_lengths.tolist(),
+            "continuation_lengths": rollouts.prompts.continuation_lengths.tolist(),
             "responses": rollouts.responses.tolist(),
             "lengths": rollouts.lengths.tolist(),
             "teacher_forced": rollouts.teacher_forced,
@@ -44,7 +46,16 @@ class Probe:
 
 def probe_from(state: dict[str, Any], device: torch.device) -> Probe:
     """What `state_dict` gave."""
-    prompts = probe_prompts(torch.tensor(state["windows"]), state["prompt_tokens"], device)
+    number = torch.arange(len(state["windows"]), device=device)
+    prompts = PromptBatch(
+        DRAW,
+        state["prompt_tokens"],
+        torch.tensor(state["windows"], device=device),
+        torch.tensor(state["prompt_lengths"], device=device),
+        torch.tensor(state["continuation_lengths"], device=device),
+        source=torch.zeros_like(number),
+        sample=number,
+    )
     responses = torch.tensor(state["responses"], device=device)
     lengths = torch.tensor(state["lengths"], device=device)
     mask = torch.arange(responses.shape[1], device=device) < lengths[:, None]
@@ -53,17 +64,28 @@ def probe_from(state: dict[str, Any], device: torch.device) -> Probe:
     return Probe(rollouts, logprobs, state["temperature"])
 
 
-def probe_prompts(windows: Tensor, prompt_tokens: int, device: torch.device) -> PromptBatch:
-    """The prompts of (n, T) windows, at an address of their own."""
-    number = torch.arange(len(windows), device=device)
-    return PromptBatch(DRAW, prompt_tokens, windows.to(device), source=torch.zeros_like(number), sample=number)
+def probe_prompts(held_out: list[PromptBatch], ranks: int, device: torch.device) -> PromptBatch:
+    """About 32 held-out prompts at an address of their own, the sources taking turns; their number is a multiple of the
+    ranks, which share them.
 
-
-def probe_windows(held_out: list[Tensor], ranks: int) -> Tensor:
-    """About 32 held-out windows (n, T), the sources taking turns; n is a multiple of the ranks, which share them."""
-    in_turn = [windows[turn] for turn in range(WINDOWS) for windows in held_out if turn < len(windows)]
+    Args:
+        held_out: of each source, all of one P and T.
+    """
+    in_turn = [
+        (source, torch.tensor([turn])) for turn in range(WINDOWS) for source in held_out if turn < len(source.windows)
+    ]
     count = -(-min(WINDOWS, len(in_turn)) // ranks) * ranks
-    return torch.stack([in_turn[place % len(in_turn)] for place in range(count)])
+    chosen = [in_turn[place % len(in_turn)] for place in range(count)]
+    number = torch.arange(count, device=device)
+    return PromptBatch(
+        DRAW,
+        held_out[0].prompt_tokens,
+        torch.cat([source.windows[row] for source, row in chosen]).to(device),
+        torch.cat([source.prompt_lengths[row] for source, row in chosen]).to(device),
+        torch.cat([source.continuation_lengths[row] for source, row in chosen]).to(device),
+        source=torch.zeros_like(number),
+        sample=number,
+    )
 
 
 def measure(

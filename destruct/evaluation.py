@@ -6,47 +6,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from destruct.batch import TokenWindows
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
-from destruct.models.policy import next_token_rows
 from destruct.ops.rows import ScoreRows
 
 WINDOWS_PER_FORWARD = 16
 
 
 @torch.no_grad()
-def window_nats(engine: TrainEngine | FrozenEngine, windows: Tensor, topology: Topology) -> Tensor:
-    """Sum of -log p over all tokens of each window but its first, at temperature 1, the ranks sharing the work.
+def window_nats(engine: TrainEngine | FrozenEngine, windows: TokenWindows, topology: Topology) -> Tensor:
+    """Sum of -log p over the tokens of each window that stand behind another one of their document, at temperature 1,
+    the ranks sharing the work.
 
     Args:
-        windows: (n, T) int64, equal on every rank.
+        windows: n of them, equal on every rank; `target_counts` says how many tokens of each are summed over.
 
     Returns:
         (n,) float64 nats, on every rank.
     """
-    n, t = windows.shape
+    n = len(windows)
     nats = torch.zeros(n, dtype=torch.float64, device=topology.device)
     mine = topology.share(n)
     largest_share = -(-n // topology.world_size)
     # Every rank makes the same number of forwards, the last of them perhaps on nothing.
     for start in range(0, largest_share, WINDOWS_PER_FORWARD):
         items = mine[start : start + WINDOWS_PER_FORWARD]
-        tokens = windows[items].to(topology.device)
-        rows = next_token_rows(len(items), t, topology.device)
-        targets = tokens[:, 1:].flatten()
-        scores = engine(tokens, rows, ScoreRows(targets, torch.ones(len(targets), device=topology.device)))
-        nats[items] = -scores.logprobs.view(len(items), t - 1).double().sum(1)
+        part = windows.select(items).to(topology.device)
+        asked = ScoreRows(part.targets, torch.ones(len(part.targets), device=topology.device))
+        scores = engine(part.tokens, part.rows, asked, part.positions)
+        grid = torch.zeros(part.predicted.shape, dtype=torch.float64, device=topology.device)
+        grid[part.predicted] = -scores.logprobs.double()
+        nats[items] = grid.sum(1)
     return topology.sum(nats)
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationSet:
-    """One source's validation windows."""
+    """One source's validation windows.  Raises ValueError where nothing is predicted in them: there is no loss then."""
 
     name: str
-    windows: Tensor  # (n, T) int64
-    bytes: int  # UTF-8 bytes of the scored tokens
+    windows: TokenWindows
+    bytes: int  # UTF-8 bytes of the predicted tokens
     learnable: bool
+
+    def __post_init__(self) -> None:
+        if not self.windows.predicted.any():
+            raise ValueError(f"ValidationSet {self.name!r}: nothing is predicted in its {len(self.windows)} windows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ def validate(engine: TrainEngine | FrozenEngine, sources: list[ValidationSet], t
     nats_per_token, bits_per_byte = {}, {}
     for source in sources:
         total = window_nats(engine, source.windows, topology).sum().item()
-        nats_per_token[source.name] = total / (source.windows.numel() - len(source.windows))
+        nats_per_token[source.name] = total / int(source.windows.target_counts.sum())
         bits_per_byte[source.name] = total / math.log(2) / source.bytes
     counted = [nats_per_token[s.name] for s in sources if s.learnable] or list(nats_per_token.values())
     return Validation(nats_per_token, bits_per_byte, sum(counted) / len(counted))

@@ -6,14 +6,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch, UpdateStats, micro_batches
+from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TokenWindows, TrainBatch, micro_batches
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
-from destruct.drift import Probe, kl_from_initial, measure, probe_prompts, probe_windows
+from destruct.drift import Probe, kl_from_initial, measure, probe_prompts
 from destruct.engine.schedule import cosine_to_tenth
 from destruct.evaluation import Validation, validate
 from destruct.ppo.kl import controlled_coef, next_coef
-from destruct.ppo.update import kl_to_reference, ppo_update
+from destruct.ppo.update import UpdateStats, kl_to_reference, ppo_update
 from destruct.prompting import continue_prompts
 from destruct.recording import record_prompts, record_round, record_update, record_validation, reward_per_source
 from destruct.rollout.generate import generate
@@ -72,14 +72,15 @@ def draw(run: Run, weights: np.ndarray) -> PromptBatch:
     """B windows by the sampling weights, the same on every rank."""
     drawn = run.mixture.draw(run.config.rollout.batch_size, weights)
     windows = torch.stack([run.inputs.train[s][i] for s, i in zip(drawn.source, drawn.index, strict=True)]).long()
-    run.state.tokens += windows.numel()
-    return PromptBatch(
+    prompts = PromptBatch.full(
         draw=drawn.number,
         prompt_tokens=run.config.rollout.prompt_tokens,
         windows=windows.to(run.topology.device),
         source=torch.from_numpy(drawn.source).to(run.topology.device),
         sample=torch.from_numpy(drawn.sample).to(run.topology.device),
     )
+    run.state.tokens += prompts.real_tokens
+    return prompts
 
 
 def roll_out(run: Run, prompts: PromptBatch) -> RolloutBatch:
@@ -180,7 +181,7 @@ def warm_up(run: Run) -> None:
         for step in range(warmup.lm_updates):
             prompts = draw(run, prior)
             lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
-            loss, stepped = cross_entropy_step(run.policy, prompts.windows, lr, run.topology)
+            loss, stepped = cross_entropy_step(run.policy, TokenWindows.full(prompts.windows), lr, run.topology)
             run.state.skipped += not stepped
             run.mark_first_step()
             run.log("warmup", step, {"warmup/lm_loss": loss})
@@ -206,8 +207,10 @@ def warm_up(run: Run) -> None:
 
 def begin_ppo(run: Run) -> None:
     """Keep what the initial model says after some held-out prompts, to measure the drift from it."""
-    windows = probe_windows(run.inputs.held_out, run.topology.world_size)
-    prompts = probe_prompts(windows, run.config.rollout.prompt_tokens, run.topology.device)
+    p, device = run.config.rollout.prompt_tokens, run.topology.device
+    windows = [(source.tokens, torch.arange(len(source))) for source in run.inputs.held_out]
+    held_out = [PromptBatch.full(0, p, tokens, number, number) for tokens, number in windows]
+    prompts = probe_prompts(held_out, run.topology.world_size, device)
     rollouts = sample(run, prompts)
     temperature = run.config.rollout.temperature
     run.probe = Probe(rollouts, measure(run.policy, rollouts, temperature, run.topology), temperature)

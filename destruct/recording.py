@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from destruct.batch import Minibatch, ScoredBatch, TrainBatch, UpdateStats, micro_batches
+from destruct.batch import Minibatch, ScoredBatch, TrainBatch, micro_batches
 from destruct.checkpoint import contents
 from destruct.curriculum.estimates import Estimates
 from destruct.engine.topology import Topology
 from destruct.evaluation import Validation
 from destruct.ppo.kl import k1
+from destruct.ppo.update import UpdateStats
 from destruct.run import Run
 from destruct.tracking.summary import Summary
 
@@ -85,7 +86,8 @@ def record_update(
         f"rollout/reward/{name}": total / n for name, (total, n) in zip(run.names, rewards.tolist(), strict=True) if n
     }
     watch = run.watch.take()
-    tokens = count * (scored[0].rollouts.tokens.shape[1]) + values["rollout/response_tokens"] * count
+    drawn = topology.sum(torch.tensor(sum(batch.rollouts.prompts.real_tokens for batch in scored))).item()
+    tokens = drawn + values["rollout/response_tokens"] * count
     values |= {
         "rollout/reward": reward,
         "kl/to_reference": kl,
@@ -157,16 +159,16 @@ def _record_samples(run: Run, scored: list[ScoredBatch]) -> None:
         return
     left = run.config.run.samples_per_update
     for batch in scored:
-        rollouts = batch.rollouts
-        for row in range(min(left, len(rollouts.tokens))):
-            p, length = rollouts.prompts.prompt_tokens, int(rollouts.lengths[row])
+        rollouts = batch.rollouts.select(torch.arange(min(left, len(batch.rollouts.tokens))))
+        texts = (rollouts.prompts.prompt_ids(), rollouts.response_ids(), rollouts.prompts.continuation_ids())
+        for row, (prompt, response, continuation) in enumerate(zip(*texts, strict=True)):
             run.sinks.sample(
                 run.state.update,
                 {
                     "source": run.names[int(rollouts.prompts.source[row])],
-                    "prompt": run.tokenizer.decode(rollouts.tokens[row, :p].tolist()),
-                    "response": run.tokenizer.decode(rollouts.responses[row, :length].tolist()),
-                    "continuation": run.tokenizer.decode(rollouts.prompts.windows[row, p:].tolist()),
+                    "prompt": run.tokenizer.decode(prompt),
+                    "response": run.tokenizer.decode(response),
+                    "continuation": run.tokenizer.decode(continuation),
                     "stopped": bool(rollouts.stopped[row]),
                     "reward": batch.rewarded.score[row].item(),
                     "terms": dict(zip(run.reward.names, batch.rewarded.terms[row].tolist(), strict=True)),

@@ -5,10 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from destruct.batch import Minibatch, TrainBatch
+from destruct.batch import Minibatch, TokenWindows, TrainBatch
 from destruct.engine.base import TrainEngine
 from destruct.engine.topology import Topology
-from destruct.models.policy import next_token_rows
 from destruct.ops.rows import LossCoefficients, LossRows, PolicyLoss
 from destruct.ppo.update import value_loss
 
@@ -16,22 +15,22 @@ from destruct.ppo.update import value_loss
 _CROSS_ENTROPY = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl="none", entropy_coef=0.0)
 
 
-def cross_entropy_step(policy: TrainEngine, windows: Tensor, lr: float, topology: Topology) -> tuple[float, bool]:
-    """One optimizer step of plain cross-entropy on all tokens of B windows but each first, policy alone.
+def cross_entropy_step(policy: TrainEngine, windows: TokenWindows, lr: float, topology: Topology) -> tuple[float, bool]:
+    """One optimizer step of plain cross-entropy on the predicted tokens of B windows, policy alone.
 
     Args:
-        windows: (B, T) int64, equal on every rank.
+        windows: B of them, equal on every rank.
 
     Returns:
-        loss: nats per token, over all ranks.
+        loss: nats per predicted token, over all ranks; 0 where there is none.
         stepped: False when a loss was not finite and the step was dropped.
     """
-    n, t = windows.shape
-    weight = 1.0 / (n * (t - 1))
+    weight = 1.0 / max(1, int(windows.target_counts.sum()))
     nats = torch.zeros((), dtype=torch.float64, device=topology.device)
-    for part in windows[topology.share(n)].tensor_split(policy.accumulation):
-        rows = next_token_rows(len(part), t, topology.device)
-        output = policy(part, rows, PolicyLoss(_ptx_rows(part[:, 1:].flatten(), weight), _CROSS_ENTROPY))
+    for items in topology.share(len(windows)).tensor_split(policy.accumulation):
+        part = windows.select(items)
+        asked = PolicyLoss(_ptx_rows(part.targets, weight), _CROSS_ENTROPY)
+        output = policy(part.tokens, part.rows, asked, part.positions)
         policy.backward(output.loss)
         nats += output.loss.detach().double()
     loss = topology.sum(nats).item()

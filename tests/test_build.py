@@ -123,9 +123,9 @@ def test_held_out_windows_are_shuffled_and_their_bytes_are_those_of_what_is_scor
         packed = pack_sources(load_sources(run.config.data, run.config.run.seed), run.config.data, 16, run.tokenizer)
         for source, panel, held_out in zip(packed, run.curriculum.held_out, run.inputs.validation, strict=True):
             in_order = source.validation.tokens.tolist()
-            assert panel.tolist() != in_order and sorted(panel.tolist()) == sorted(in_order)
-            assert held_out.windows.tolist() == panel.tolist()[:4]
-            assert held_out.bytes == sum(len(run.tokenizer.decode(window[1:])) for window in held_out.windows)
+            assert panel.tokens.tolist() != in_order and sorted(panel.tokens.tolist()) == sorted(in_order)
+            assert held_out.windows.tokens.tolist() == panel.tokens.tolist()[:4]
+            assert held_out.bytes == sum(len(run.tokenizer.decode(window[1:])) for window in held_out.windows.tokens)
 
 
 def test_the_tokenizer_has_seen_no_held_out_text(tmp_path):

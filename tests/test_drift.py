@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from destruct.drift import Probe, kl_from_initial, probe_from, probe_windows
+from destruct.batch import PromptBatch
+from destruct.drift import Probe, kl_from_initial, probe_from, probe_prompts
 from destruct.loop import evaluate_update, one_update, warm_up
 from destruct.recording import summarize
 from tests.tiny import tiny_run
@@ -18,12 +19,18 @@ def options(mode: str) -> list[str]:
     return [mode, *(MATCH if mode.endswith("per_position") else [])]
 
 
+def held_out(windows: torch.Tensor) -> PromptBatch:
+    number = torch.arange(len(windows))
+    return PromptBatch.full(0, 1, windows, number, number)
+
+
 def test_the_probe_takes_turns_among_the_sources_and_divides_among_the_ranks():
     """Three windows of a, one of b: a0 b0 a1 a2, and again from the front to fill the ranks."""
-    a, b = torch.arange(6).view(3, 2), torch.tensor([[10, 11]])
-    assert probe_windows([a, b], ranks=1).tolist() == [[0, 1], [10, 11], [2, 3], [4, 5]]
-    assert probe_windows([a, b], ranks=3).tolist() == [[0, 1], [10, 11], [2, 3], [4, 5], [0, 1], [10, 11]]
-    assert len(probe_windows([torch.zeros(100, 2)] * 2, ranks=3)) == 33
+    a, b = held_out(torch.arange(6).view(3, 2)), held_out(torch.tensor([[10, 11]]))
+    cpu = torch.device("cpu")
+    assert probe_prompts([a, b], 1, cpu).windows.tolist() == [[0, 1], [10, 11], [2, 3], [4, 5]]
+    assert probe_prompts([a, b], 3, cpu).windows.tolist() == [[0, 1], [10, 11], [2, 3], [4, 5], [0, 1], [10, 11]]
+    assert len(probe_prompts([held_out(torch.zeros(100, 2).long())] * 2, 3, cpu).windows) == 33
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from destruct.batch import TokenWindows
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.engine import topology
@@ -33,17 +34,17 @@ def engine(network) -> SingleEngine:
     return SingleEngine(network, Optimizer(), 1, 1.0)
 
 
-def windows(count: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, V, (count, T), generator=torch.Generator().manual_seed(seed))
+def windows(count: int, seed: int = 0) -> TokenWindows:
+    return TokenWindows.full(torch.randint(0, V, (count, T), generator=torch.Generator().manual_seed(seed)))
 
 
-def plain_nats(network: PolicyNetwork, tokens: Tensor) -> Tensor:
+def plain_nats(network: PolicyNetwork, windows: TokenWindows) -> Tensor:
     """(n,) float64 nats, window by window: full logits in float64, no batching."""
     plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V), dtype=torch.float32)
     plain.load_state_dict({n.removeprefix("lm."): p for n, p in network.named_parameters()}, strict=False)
     plain = plain.double()
     with torch.no_grad():
-        sums = [F.cross_entropy(plain(row[None]).logits[0, :-1], row[1:], reduction="sum") for row in tokens]
+        sums = [F.cross_entropy(plain(row[None]).logits[0, :-1], row[1:], reduction="sum") for row in windows.tokens]
     return torch.stack(sums)
 
 

@@ -32,7 +32,7 @@ def trained(returns: list[list[float]], values: list[list[float]], lengths: list
     """Rollouts of which only returns, old values and lengths matter; P = 1."""
     b, r = len(returns), len(returns[0])
     windows = torch.zeros(b, r + 1, dtype=torch.int64)
-    prompts = PromptBatch(0, 1, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
+    prompts = PromptBatch.full(0, 1, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
     mask = torch.arange(r) < torch.tensor(lengths)[:, None]
     rollouts = RolloutBatch(prompts, windows[:, 1:], mask, torch.zeros(b, dtype=torch.bool), teacher_forced=False)
     zero, old = torch.zeros(b, r), torch.tensor(values)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TokenWindows, TrainBatch
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import LlamaShape, PolicyShape
 from destruct.engine.single import SingleEngine
@@ -52,7 +52,7 @@ def test_loss_and_step_are_those_of_cross_entropy_over_all_tokens_but_each_first
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, eps=1e-5, weight_decay=0.0)
     expected = F.cross_entropy(plain(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     expected.backward()
-    loss, stepped = cross_entropy_step(engine, tokens, 1e-3, ALONE)
+    loss, stepped = cross_entropy_step(engine, TokenWindows.full(tokens), 1e-3, ALONE)
     assert stepped
     assert loss == pytest.approx(expected.item(), rel=1e-6)
     optimizer.step()
@@ -65,8 +65,8 @@ def test_loss_and_step_are_those_of_cross_entropy_over_all_tokens_but_each_first
 def test_the_step_does_not_depend_on_the_accumulation(accumulation):
     """Six windows in 1, 2, 4 (uneven) and 8 (two of them empty) micro-batches."""
     whole, split = policy(1), policy(accumulation)
-    expected, _ = cross_entropy_step(whole, windows(), 1e-3, ALONE)
-    loss, stepped = cross_entropy_step(split, windows(), 1e-3, ALONE)
+    expected, _ = cross_entropy_step(whole, TokenWindows.full(windows()), 1e-3, ALONE)
+    loss, stepped = cross_entropy_step(split, TokenWindows.full(windows()), 1e-3, ALONE)
     assert stepped
     assert loss == pytest.approx(expected, rel=1e-6)
     for (name, a), (_, b) in zip(whole.tensors_in_full(), split.tensors_in_full(), strict=True):
@@ -82,10 +82,10 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_is_told():
     bad = windows()
     bad[0, 3] = 0
     before = bits(engine)
-    loss, stepped = cross_entropy_step(engine, bad, 1e-3, ALONE)
+    loss, stepped = cross_entropy_step(engine, TokenWindows.full(bad), 1e-3, ALONE)
     assert stepped is False and loss != loss
     assert equal(bits(engine), before)
-    losses = [cross_entropy_step(each, windows(), 1e-3, ALONE) for each in (engine, untouched)]
+    losses = [cross_entropy_step(each, TokenWindows.full(windows()), 1e-3, ALONE) for each in (engine, untouched)]
     assert losses[0] == losses[1] and losses[0][1]
     assert equal(bits(engine), bits(untouched))
     assert not equal(bits(engine), before)
@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_is_told():
 
 def test_repeated_steps_learn_the_batch_by_heart():
     engine, tokens = policy(2, clip=1.0), windows()
-    losses = [cross_entropy_step(engine, tokens, 1e-2, ALONE)[0] for _ in range(30)]
+    losses = [cross_entropy_step(engine, TokenWindows.full(tokens), 1e-2, ALONE)[0] for _ in range(30)]
     assert losses[-1] < 0.2 * losses[0]
 
 
@@ -101,7 +101,7 @@ def rollouts() -> RolloutBatch:
     lengths = torch.tensor([5, 2, 4])
     mask = torch.arange(R) < lengths[:, None]
     tokens = windows(3, seed=2)
-    prompts = PromptBatch(0, P, tokens, torch.zeros(3, dtype=torch.int64), torch.arange(3))
+    prompts = PromptBatch.full(0, P, tokens, torch.zeros(3, dtype=torch.int64), torch.arange(3))
     return RolloutBatch(prompts, tokens[:, P:], mask, torch.zeros(3, dtype=torch.bool), teacher_forced=False)
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from destruct.batch import TokenWindows
 from destruct.curriculum.estimates import Estimates, ProgressEstimator
 from destruct.curriculum.panels import PanelLosses, panel_items
 from destruct.curriculum.strategies import Strategy
@@ -13,9 +13,16 @@ from destruct.evaluation import window_nats
 
 
 class Curriculum:
-    """The rolling estimate of each source's difficulty and the strategy that reads it."""
+    """The rolling estimate of each source's difficulty and the strategy that reads it.
 
-    def __init__(self, estimator: ProgressEstimator, strategy: Strategy, held_out: list[Tensor], panel_size: int):
+    Raises ValueError where a held-out window predicts nothing: an item of a panel is a mean loss, and it has none.
+    """
+
+    def __init__(self, estimator: ProgressEstimator, strategy: Strategy, held_out: list[TokenWindows], panel_size: int):
+        for source, windows in enumerate(held_out):
+            if not windows.target_counts.all():
+                empty = int((windows.target_counts == 0).nonzero()[0])
+                raise ValueError(f"Curriculum.held_out[{source}]: nothing is predicted in window {empty}")
         self.estimator = estimator
         self.strategy = strategy
         self.held_out = held_out
@@ -60,18 +67,19 @@ class Curriculum:
 
 
 def measure_panels(
-    frozen: FrozenEngine, held_out: list[Tensor], round_index: int, panel_size: int, topology: Topology
+    frozen: FrozenEngine, held_out: list[TokenWindows], round_index: int, panel_size: int, topology: Topology
 ) -> list[PanelLosses]:
     """Score this round's panel of each source with the frozen model.
 
     Args:
-        held_out: per source (n_k, T) int64 held-out windows, equal on every rank.
+        held_out: of each source, equal on every rank; something is predicted in each window.
         panel_size: windows per source; all of a source that has fewer.
     """
     panels = []
     for windows in held_out:
         items = panel_items(round_index, panel_size, len(windows))
-        tokens = np.full(len(items), windows.shape[1] - 1, dtype=np.int64)
-        nats = window_nats(frozen, windows[torch.from_numpy(items)], topology).cpu().numpy()
+        panel = windows.select(torch.from_numpy(items))
+        tokens = panel.target_counts.cpu().numpy()
+        nats = window_nats(frozen, panel, topology).cpu().numpy()
         panels.append(PanelLosses(items, nats / tokens, tokens, population=len(windows)))
     return panels

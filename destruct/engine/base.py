@@ -17,8 +17,8 @@ class TrainEngine(Protocol):
         """The module's own forward, through the backend's hooks.
 
         Args:
-            args: of the policy (tokens, rows, request), see `PolicyNetwork.forward`; of the value network (tokens,
-                rows), see `ValueNetwork.forward`.
+            args: of the policy (tokens, rows, request, positions), see `PolicyNetwork.forward`; of the value network
+                (tokens, rows, positions), see `ValueNetwork.forward`.
         """
 
     def backward(self, loss: Tensor) -> None:
@@ -65,8 +65,8 @@ class InferenceEngine(Protocol):
         """The module's own forward, through the backend's hooks; no gradient is kept.
 
         Args:
-            args: of a frozen copy of the policy (tokens, rows, request), see `PolicyNetwork.forward`; of the reward
-                model (tokens, mask), see `RewardModel.forward`.
+            args: of a frozen copy of the policy (tokens, rows, request, positions), see `PolicyNetwork.forward`; of
+                the reward model (tokens, mask), see `RewardModel.forward`.
         """
 
 

@@ -19,6 +19,9 @@ from destruct.ops.head import FusedHead, HeadOutput, HeadRequest
 LARGEST_HEAD_GAP = {torch.bfloat16: 2e-2, torch.float32: 1e-3}
 """Of our logits to the model's own, relative to the largest one; a product of another shape may round differently."""
 
+SEES_ONE_ROW = {"flash_attention_2"}
+"""Kinds of attention for which transformers looks for documents in a batch of one row alone."""
+
 
 class PolicyNetwork(nn.Module):
     """A transformers language model under `lm`, its head replaced by a `FusedHead` on the same Parameter.
@@ -26,8 +29,8 @@ class PolicyNetwork(nn.Module):
     Args:
         loss, chunk_rows: of the head.
 
-    Masks come from lengths: rows are left-aligned and causal, so padding on the right is never seen by a real token
-    and the model gets positions but no attention mask.
+    The model gets positions and never an attention mask: where they begin again so does a document, which sees nothing
+    of those before it; padding is a document of its own, or comes after all that is real.
 
     Raises:
         DestructError: the head has a bias.
@@ -45,7 +48,7 @@ class PolicyNetwork(nn.Module):
         self.lm = lm
 
     @property
-    def body(self) -> nn.Module:
+    def body(self) -> PreTrainedModel:
         """The decoder below the head."""
         return self.lm.base_model
 
@@ -54,15 +57,18 @@ class PolicyNetwork(nn.Module):
         """The head."""
         return self.lm.get_output_embeddings()
 
-    def forward(self, tokens: Tensor, rows: Tensor, request: HeadRequest | None) -> HeadOutput:
+    def forward(
+        self, tokens: Tensor, rows: Tensor, request: HeadRequest | None, positions: Tensor | None = None
+    ) -> HeadOutput:
         """Run the body on `tokens` and the head on the hidden states at `rows`.
 
         Args:
             tokens: (n, T) int64; n may be 0 (the head then gets no row, but every layer is still called).
             rows: (N,) int64 indices into the n*T positions; the state at position t predicts token t + 1.
             request: what the head computes, see `FusedHead.forward`; logits for None.
+            positions: (n, T) int64, see `body_states`.
         """
-        hidden = body_states(self.body, tokens)
+        hidden = body_states(self.body, tokens, positions)
         return self.head.logits(hidden[rows]) if request is None else self.head(hidden[rows], request)
 
 
@@ -77,21 +83,24 @@ def speaking(network: PolicyNetwork) -> Iterator[None]:
         network.train(training)
 
 
-def body_states(body: nn.Module, tokens: Tensor) -> Tensor:
-    """Last hidden states (max(n, 1) * T, H) of a transformers decoder on left-aligned `tokens` (n, T).
+def body_states(body: PreTrainedModel, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Last hidden states (max(n, 1) * T, H) of a transformers decoder.
 
     Without sequences one token stands in: the engines' hooks count on every layer being called on every rank.
+
+    Args:
+        tokens: (n, T) int64.
+        positions: (n, T) int64, the place of each token in its document: 0 begins one, which sees nothing of those
+            before it.  0 to T - 1 for None.
     """
     if len(tokens) == 0:
-        tokens = tokens.new_zeros(1, 1)
-    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        tokens, positions = tokens.new_zeros(1, 1), None
+    if positions is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    elif body.config._attn_implementation in SEES_ONE_ROW:
+        tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
     hidden = body(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
     return hidden.flatten(0, 1)
-
-
-def next_token_rows(n: int, t: int, device: torch.device) -> Tensor:
-    """Indices (n * (t - 1),) int64 of the states that predict every token but each row's first."""
-    return (torch.arange(n, device=device)[:, None] * t + torch.arange(t - 1, device=device)).flatten()
 
 
 def llama_config(shape: LlamaShape, vocab_size: int) -> LlamaConfig:

@@ -30,9 +30,10 @@ class ValueNetwork(nn.Module):
         self.body = body
         self.head = ScalarHead(body.config.hidden_size, dtype)
 
-    def forward(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """V at the positions `rows` (N,) of `tokens` (n, T): (N,) float32, reward units."""
-        return self.head(body_states(self.body, tokens)[rows])
+    def forward(self, tokens: Tensor, rows: Tensor, positions: Tensor | None = None) -> Tensor:
+        """V at the places `rows` (N,) of `tokens` (n, T), whose `positions` are those of `body_states`: (N,) float32,
+        reward units."""
+        return self.head(body_states(self.body, tokens, positions)[rows])
 
 
 def build_value(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from destruct.batch import Minibatch, ScoredBatch, TrainBatch, UpdateStats, micro_batches
+from destruct.batch import Minibatch, ScoredBatch, TrainBatch, micro_batches
 from destruct.engine.base import TrainEngine
 from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
@@ -28,6 +28,33 @@ class UpdateSettings:
     early_stop_kl: float | None  # nats per token
     policy_lr: Schedule
     value_lr: Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """What one update did, over all ranks.  KL in nats per token; norms before clipping, mean over the steps."""
+
+    policy_loss: float
+    value_loss: float
+    ptx_loss: float  # nats per continuation token; 0 for a step without any
+    entropy: float  # nats per token
+    approx_kl: float  # k3(old || new), mean over all minibatch passes
+    approx_kl_k1: float  # the same by k1
+    reference_kl: float  # k3(policy || reference), mean over all minibatch passes
+    reference_kl_k1: float  # the same by k1
+    reference_kl_exact: float  # KL over the whole vocabulary, as the loss has it; 0 where it has none
+    first_ratio_error: float  # max |log ratio| of the first minibatch: 0 when scoring and training agree
+    ratio_mean: float
+    ratio_min: float
+    ratio_max: float
+    clip_fraction: float
+    dual_clip_fraction: float  # the part of clip_fraction that the dual clip cut; 0 without one
+    policy_grad_norm: float
+    value_grad_norm: float
+    steps: int  # optimizer steps taken by each network
+    steps_planned: int
+    skipped: int  # steps neither network took because a loss was not finite
+    epochs: int  # passes made before the early stop
 
 
 class Tally:
@@ -133,7 +160,7 @@ def accumulate(
         if coefficients.exact_kl:
             assert states is not None and reference_head is not None, "scored without its states"
             reference = ReferenceStates(states, reference_head)
-        output = policy(inputs.tokens, inputs.rows, PolicyLoss(rows, coefficients, reference))
+        output = policy(inputs.tokens, inputs.rows, PolicyLoss(rows, coefficients, reference), inputs.positions)
         policy.backward(output.loss)
         tally.add_policy(output.sums, output.extremes, output.loss.detach())
         loss = value_loss(value, train, minibatch.response_tokens, settings.value_clip_range)
@@ -147,7 +174,7 @@ def loss_rows(
 ) -> tuple[PolicyInputs, LossRows]:
     """A micro-batch laid out exactly as in scoring, and its rows of the fused loss (N,).
 
-    The weights divide by the token counts of the whole minibatch on all ranks.
+    The weights divide by the token counts of the whole minibatch on all ranks; a count may be 0, and so are its rows.
     """
     scored, mask = train.scored, train.scored.rollouts.mask
     inputs = policy_inputs(scored.rollouts, temperature, ptx=ptx_coef > 0)
@@ -164,8 +191,8 @@ def loss_rows(
         old_logprobs=flat(scored.old_logprobs),
         reference_logprobs=flat(scored.reference_logprobs),
         advantages=flat(train.advantages),
-        policy_weight=response / minibatch.response_tokens,
-        ptx_weight=~response * (ptx_coef / minibatch.continuation_tokens),
+        policy_weight=response / max(1, minibatch.response_tokens),
+        ptx_weight=~response * (ptx_coef / max(1, minibatch.continuation_tokens)),
     )
     return inputs, rows
 
@@ -175,9 +202,9 @@ def value_loss(value: TrainEngine, train: TrainBatch, response_tokens: int, clip
     response tokens."""
     mask = train.scored.rollouts.mask
     inputs = policy_inputs(train.scored.rollouts, temperature=1.0, ptx=False)
-    values = value(inputs.tokens, inputs.rows)
+    values = value(inputs.tokens, inputs.rows, inputs.positions)
     per_token = clipped_value_loss(values, train.scored.old_values[mask], train.returns[mask], clip_range)
-    return per_token.sum() / response_tokens
+    return per_token.sum() / max(1, response_tokens)
 
 
 def kl_to_reference(
@@ -215,13 +242,13 @@ def _mean_k3(
         total[0] += k3(log_ratio(scored, now))[mask].double().sum()
         total[1] += mask.sum()
     nats, tokens = topology.sum(total).tolist()
-    return nats / tokens
+    return nats / max(1, tokens)
 
 
 def _means(sums: dict[str, float], minibatch: Minibatch[TrainBatch]) -> dict[str, float]:
     """Per response token; PTX per continuation token; the value loss is normalised already."""
     counts = {"ptx_nll": minibatch.continuation_tokens, "value_loss": 1, "not_finite": 1}
-    return {name: total / counts.get(name, minibatch.response_tokens) for name, total in sums.items()}
+    return {name: total / max(1, counts.get(name, minibatch.response_tokens)) for name, total in sums.items()}
 
 
 def _ratio(log_ratio: float) -> float:

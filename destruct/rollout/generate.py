@@ -41,13 +41,14 @@ def sampling(tokenizer: Tokenizer, temperature: float, stop: tuple[str, ...]) ->
 
 @torch.no_grad()
 def sample_responses(
-    replica: PolicyNetwork, prompts: Tensor, uniforms: Tensor, how: Sampling
+    replica: PolicyNetwork, prompts: Tensor, uniforms: Tensor, how: Sampling, prompt_lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample up to R tokens after each prompt by the inverse CDF, without truncation (no top-k, no top-p).
 
     Args:
         prompts: (n, P) int64.
         uniforms: (n, R) float64 in [0, 1): the random number of each response position.
+        prompt_lengths: (n,) int64, 1 to P: so many tokens at the end of each row are its prompt; all P for None.
 
     Returns:
         responses: (n, R) int64, `pad_id` after the end.
@@ -59,12 +60,16 @@ def sample_responses(
     lengths = torch.full((n,), limit, device=prompts.device)
     alive = torch.ones(n, dtype=torch.bool, device=prompts.device)
     cache = DynamicCache(config=replica.lm.config)
-    tokens, start = prompts, 0
+    tokens, positions, mask = _laid_out(prompts, prompt_lengths)
     with speaking(replica):
         for t in range(limit):
-            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
-            start += tokens.shape[1]
-            body = replica.body(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
+            body = replica.body(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            )
             logits = replica.head.logits(body.last_hidden_state[:, -1])
             chosen = inverse_cdf(logits, how.temperature, uniforms[:, t])
             responses[alive, t] = chosen[alive]
@@ -76,8 +81,24 @@ def sample_responses(
             alive &= ~ended
             if not alive.any():
                 break
-            tokens = chosen[:, None]
+            tokens, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     return responses, lengths, ~alive
+
+
+def _laid_out(prompts: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens, positions and attention mask (n, columns), each int64, of prompts as `sample_responses` takes them.
+
+    With lengths every row has one more column of padding: transformers leaves out a mask of ones alone, and the kernels
+    that run without one round differently, so that a rank whose prompts all happened to be long would sample other
+    tokens than one process does.
+    """
+    if lengths is None:
+        return prompts, torch.arange(prompts.shape[1], device=prompts.device).expand_as(prompts), None
+    tokens = torch.cat([prompts[:, :1], prompts], 1)
+    column, width = torch.arange(tokens.shape[1], device=tokens.device), tokens.shape[1]
+    positions = column - (width - lengths[:, None])
+    return tokens, positions.clamp(min=0), (positions >= 0).long()
 
 
 def generate(
@@ -100,7 +121,9 @@ def generate(
     limit = prompts.windows.shape[1] - p
     u = uniform(seed, prompts.draw, prompts.sample[mine].cpu().numpy(), torch.arange(limit).numpy())
     uniforms = torch.from_numpy(u).to(topology.device)
-    sampled = sample_responses(replica, prompts.windows[mine, :p], uniforms, how)
+    # By the prompts of all ranks, which so make the same calls whatever their shares hold.
+    lengths = prompts.prompt_lengths[mine] if bool((prompts.prompt_lengths < p).any()) else None
+    sampled = sample_responses(replica, prompts.windows[mine, :p], uniforms, how, lengths)
     responses, lengths, stopped = (topology.interleave(part) for part in sampled)
     mask = torch.arange(limit, device=lengths.device) < lengths[:, None]
     return RolloutBatch(prompts, responses, mask, stopped, teacher_forced=False)

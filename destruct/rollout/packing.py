@@ -26,7 +26,8 @@ def pack(
 ) -> list[Minibatch[RolloutBatch]]:
     """Split B rollouts, equal on all ranks, into minibatches of accumulation x world micro-batches each.
 
-    Membership of a minibatch depends on `order` alone and never on the world size.
+    Membership of a minibatch depends on `order` alone and never on the world size.  Micro-batches are balanced by the
+    columns up to the last sampled token: the padding before a prompt costs what a token does.
 
     Args:
         order: (B,) int64, a permutation of the rollouts.
@@ -34,7 +35,7 @@ def pack(
     Returns:
         This rank's micro-batches of each minibatch: slots rank, rank + world_size, ...
     """
-    prompt, window = rollouts.prompts.prompt_tokens, rollouts.tokens.shape[1]
+    prompt = rollouts.prompts.prompt_tokens
     packed = []
     for members in order.chunk(minibatches):
         part = rollouts.select(members.to(rollouts.tokens.device))
@@ -42,5 +43,5 @@ def pack(
         slots = assign([prompt + length for length in lengths], accumulation * topology.world_size)
         mine = slots[topology.rank :: topology.world_size]
         micro = tuple(part.select(torch.tensor(slot, dtype=torch.int64, device=part.tokens.device)) for slot in mine)
-        packed.append(Minibatch(micro, sum(lengths), len(lengths) * (window - prompt)))
+        packed.append(Minibatch(micro, sum(lengths), int(part.prompts.continuation_lengths.sum())))
     return packed

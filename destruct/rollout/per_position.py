@@ -19,19 +19,22 @@ LOGITS_AT_ONCE = 2**23
 
 
 @torch.no_grad()
-def draw_tokens(replica: PolicyNetwork, windows: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    """Draw a token for each of the last R positions of every window.
+def draw_tokens(
+    replica: PolicyNetwork, windows: Tensor, positions: Tensor, uniforms: Tensor, temperature: float
+) -> Tensor:
+    """Draw a token for each of the last R columns of every window.
 
     Args:
         windows: (n, T) int64.
-        uniforms: (n, R) float64 in [0, 1): the random number of each position.
+        positions: (n, T) int64, those of `PromptBatch`.
+        uniforms: (n, R) float64 in [0, 1): the random number of each column.
         temperature: divides the logits.
 
     Returns:
-        (n, R) int64; column t is drawn given the window's first T - R + t tokens.
+        (n, R) int64; column t is drawn given the prompt and the t tokens of the data after it.
     """
     n, limit = uniforms.shape
-    hidden = body_states(replica.body, windows).view(*windows.shape, -1)
+    hidden = body_states(replica.body, windows, positions).view(*windows.shape, -1)
     states, numbers = hidden[:, -limit - 1 : -1].flatten(0, 1), uniforms.flatten()
     chunk = max(1, LOGITS_AT_ONCE // len(replica.head.weight))
     drawn = [
@@ -50,6 +53,7 @@ def draw_everywhere(
 
     Args:
         prompts: all B windows, equal on every rank; with prompt_tokens = 1 every token but the first is acted on.
+            Where a continuation is short, or not there, so are the rollout's tokens.
         seed: of the run.
         temperature: divides the logits.
 
@@ -61,7 +65,9 @@ def draw_everywhere(
     numbers = uniform(seed, prompts.draw, prompts.sample[mine].cpu().numpy(), torch.arange(limit).numpy())
     uniforms = torch.from_numpy(numbers).to(topology.device)
     parts = zip(mine.split(WINDOWS_PER_FORWARD), uniforms.split(WINDOWS_PER_FORWARD), strict=True)
-    shares = [draw_tokens(replica, prompts.windows[rows], u, temperature) for rows, u in parts]
+    windows, positions = prompts.windows, prompts.positions
+    shares = [draw_tokens(replica, windows[rows], positions[rows], u, temperature) for rows, u in parts]
     drawn = topology.interleave(torch.cat(shares))
+    mask, padding = prompts.continuation_mask, windows[:, prompts.prompt_tokens :]
     nothing = torch.zeros(len(drawn), dtype=torch.bool, device=drawn.device)
-    return RolloutBatch(prompts, drawn, torch.ones_like(drawn, dtype=torch.bool), nothing, teacher_forced=True)
+    return RolloutBatch(prompts, torch.where(mask, drawn, padding), mask, nothing, teacher_forced=True)

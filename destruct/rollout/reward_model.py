@@ -18,9 +18,8 @@ def reward_model(engine: InferenceEngine, reader: Reader) -> Term:
     """
 
     def measure(rollouts: RolloutBatch, terms: RewardContext) -> Tensor:
-        p, lengths = rollouts.prompts.prompt_tokens, rollouts.lengths.tolist()
-        rows = zip(rollouts.tokens.tolist(), lengths, strict=True)
-        texts = [terms.tokenizer.decode(row[: p + length]) for row, length in rows]
+        pairs = zip(rollouts.prompts.prompt_ids(), rollouts.response_ids(), strict=True)
+        texts = [terms.tokenizer.decode(prompt + response) for prompt, response in pairs]
         # Without rollouts one token stands in: every rank makes every forward.
         encoded = [ids or [0] for ids in reader(texts)] or [[0]]
         longest = max(map(len, encoded))

@@ -53,7 +53,8 @@ def _distinct_share(tokens: list[int], n: int) -> float:
 
 
 def continuation_overlap(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
-    """Unigram F1 between the response and the true continuation, as multisets of tokens: (B,) in [0, 1].
+    """Unigram F1 between the response and the true continuation, as multisets of tokens: (B,) in [0, 1]; 0 where the
+    data has no continuation.
 
     Source: SQuAD's F1 (arXiv:1606.05250, section 6.1), over tokens instead of words.
     """
@@ -71,11 +72,8 @@ def _f1(response: list[int], truth: list[int]) -> float:
 
 
 def _per_rollout(rollouts: RolloutBatch, measure: Callable[[list[int], list[int]], float]) -> Tensor:
-    truths = rollouts.continuations.tolist()
-    values = [
-        measure(response[:length], truth)
-        for response, length, truth in zip(rollouts.responses.tolist(), rollouts.lengths.tolist(), truths, strict=True)
-    ]
+    pairs = zip(rollouts.response_ids(), rollouts.prompts.continuation_ids(), strict=True)
+    values = [measure(response, truth) for response, truth in pairs]
     return torch.tensor(values, dtype=torch.float32, device=rollouts.responses.device)
 
 
@@ -91,7 +89,7 @@ def eos(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
 
 def match(rollouts: RolloutBatch, context: RewardContext) -> Tensor:
     """1 where the drawn token is the text's own, 0 elsewhere: (B, R)."""
-    return (rollouts.responses == rollouts.continuations).float()
+    return ((rollouts.responses == rollouts.continuations) & rollouts.prompts.continuation_mask).float()
 
 
 REWARDS: dict[str, Term] = {

@@ -15,12 +15,14 @@ from destruct.ppo.kl import k1
 
 @dataclass(frozen=True, slots=True)
 class PolicyInputs:
-    """One micro-batch as the policy reads it: n rollouts and, with PTX, their n windows of the data after them.
+    """One micro-batch as the policy reads it: n rollouts and, with PTX, after them the m <= n of their windows of the
+    data that have a continuation.
 
     Teacher-forced rollouts are those windows already: their PTX rows are the same hidden states with other targets.
     """
 
-    tokens: Tensor  # (n or 2n, T) int64
+    tokens: Tensor  # (n or n + m, T) int64
+    positions: Tensor  # (n or n + m, T) int64
     rows: Tensor  # (N,) int64     hidden states that predict: N_response response rows, then PTX rows
     targets: Tensor  # (N,) int64
     temperature: Tensor  # (N,) float32   the sampling temperature; 1 on PTX rows, as in validation
@@ -29,17 +31,23 @@ class PolicyInputs:
 
 def policy_inputs(rollouts: RolloutBatch, temperature: float, ptx: bool) -> PolicyInputs:
     """Lay a micro-batch out for the policy; scoring and training use the same layout, so their products agree."""
-    tokens, mask, targets = rollouts.tokens, rollouts.mask, rollouts.responses
+    tokens, positions, mask, targets = rollouts.tokens, rollouts.positions, rollouts.mask, rollouts.responses
     (n, t), p = tokens.shape, rollouts.prompts.prompt_tokens
-    if ptx:
-        mask = torch.cat([mask, torch.ones_like(mask)])
+    if ptx and rollouts.teacher_forced:
+        mask = torch.cat([mask, rollouts.prompts.continuation_mask])
         targets = torch.cat([targets, rollouts.continuations])
-        tokens = tokens if rollouts.teacher_forced else torch.cat([tokens, rollouts.prompts.windows])
+    elif ptx:
+        written = rollouts.prompts.continuation_lengths > 0
+        mask = torch.cat([mask, rollouts.prompts.continuation_mask[written]])
+        targets = torch.cat([targets, rollouts.continuations[written]])
+        tokens = torch.cat([tokens, rollouts.prompts.windows[written]])
+        positions = torch.cat([positions, positions[written]])
     row, step = mask.nonzero(as_tuple=True)
     is_response = row < n
     sequence = row % max(1, n) if rollouts.teacher_forced else row
     return PolicyInputs(
         tokens,
+        positions,
         rows=sequence * t + p - 1 + step,
         targets=targets[row, step],
         temperature=torch.where(is_response, temperature, 1.0),
@@ -68,9 +76,10 @@ def score(
     old = response_logprobs(policy, rollouts, settings.temperature, settings.ptx)
     inputs = policy_inputs(rollouts, settings.temperature, ptx=False)
     with torch.no_grad():
-        said = reference(inputs.tokens, inputs.rows, KeepStates(ScoreRows(inputs.targets, inputs.temperature)))
+        asked = KeepStates(ScoreRows(inputs.targets, inputs.temperature))
+        said = reference(inputs.tokens, inputs.rows, asked, inputs.positions)
         anchor = spread(said.scores.logprobs, mask)
-        values = spread(value(inputs.tokens, inputs.rows), mask)
+        values = spread(value(inputs.tokens, inputs.rows, inputs.positions), mask)
     rewards = rewarded.rewards - settings.kl_coef * k1(anchor - old) * mask
     return ScoredBatch(rewarded, old, anchor, values, rewards, said.hidden if settings.exact_kl else None)
 
@@ -81,7 +90,8 @@ def response_logprobs(
 ) -> Tensor:
     """log pi(a|s) of the sampled tokens: (B, R) float32 nats, 0 where the mask is False."""
     inputs = policy_inputs(rollouts, temperature, ptx)
-    scores = engine(inputs.tokens, inputs.rows, ScoreRows(inputs.targets, inputs.temperature, as_trained=True))
+    asked = ScoreRows(inputs.targets, inputs.temperature, as_trained=True)
+    scores = engine(inputs.tokens, inputs.rows, asked, inputs.positions)
     return spread(scores.logprobs[inputs.is_response], rollouts.mask)
 
 

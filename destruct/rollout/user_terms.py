@@ -23,7 +23,7 @@ def user_term(path: str) -> Term:
 
     Without more it gets three lists of B texts and returns B finite numbers.  With the attribute `per_token = True` on
     the function a response and a continuation are lists of texts, one per token, and it returns for each response a
-    list of as many finite numbers.
+    list of as many finite numbers.  Where the data has no continuation, it is empty.
 
     Raises:
         DestructError: the module or the function cannot be imported (here); the function raises, or returns another
@@ -46,12 +46,10 @@ def _texts(rollouts: RolloutBatch, tokenizer: Decoder, per_token: bool) -> Texts
     def text(ids: list[int]) -> str | list[str]:
         return [tokenizer.decode([token]) for token in ids] if per_token else tokenizer.decode(ids)
 
-    p = rollouts.prompts.prompt_tokens
-    responses = zip(rollouts.responses.tolist(), rollouts.lengths.tolist(), strict=True)
     return (
-        [tokenizer.decode(window[:p]) for window in rollouts.prompts.windows.tolist()],
-        [text(response[:n]) for response, n in responses],
-        [text(continuation) for continuation in rollouts.continuations.tolist()],
+        [tokenizer.decode(prompt) for prompt in rollouts.prompts.prompt_ids()],
+        [text(response) for response in rollouts.response_ids()],
+        [text(continuation) for continuation in rollouts.prompts.continuation_ids()],
     )
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from destruct.batch import TokenWindows
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.curriculum.estimates import Estimates, ProgressEstimator
@@ -39,6 +40,11 @@ def source(kind: int, count: int) -> Tensor:
 HELD_OUT = [source(0, 30), source(1, 14), source(2, 6)]
 
 
+def whole(held_out: list[Tensor]) -> list[TokenWindows]:
+    """Windows of one document each."""
+    return [TokenWindows.full(windows) for windows in held_out]
+
+
 def engines() -> tuple[SingleEngine, SingleFrozen]:
     policy = SingleEngine(build_policy(SHAPE, V, torch.float32, 1, "chunked"), Optimizer(), 1, 1.0)
     return policy, SingleFrozen(build_policy(SHAPE, V, torch.float32, 0, "chunked"))
@@ -46,7 +52,7 @@ def engines() -> tuple[SingleEngine, SingleFrozen]:
 
 def curriculum(strategy: str = "second_order", sources: int = 3) -> Curriculum:
     rule = make_strategy(strategy, PRIOR[:sources] / PRIOR[:sources].sum(), DIALS)
-    return Curriculum(ProgressEstimator(sources, kappa=0.5), rule, HELD_OUT[:sources], PANEL)
+    return Curriculum(ProgressEstimator(sources, kappa=0.5), rule, whole(HELD_OUT[:sources]), PANEL)
 
 
 def one_round(rounds: Curriculum, policy: SingleEngine, frozen: SingleFrozen) -> Estimates:
@@ -58,7 +64,7 @@ def one_round(rounds: Curriculum, policy: SingleEngine, frozen: SingleFrozen) ->
 def learn(policy: SingleEngine) -> None:
     """Steps on the first source alone."""
     for _ in range(3):
-        cross_entropy_step(policy, source(0, 30), 1e-2, ALONE)
+        cross_entropy_step(policy, TokenWindows.full(source(0, 30)), 1e-2, ALONE)
 
 
 def plain_losses(policy: SingleEngine, windows: Tensor) -> np.ndarray:
@@ -93,7 +99,7 @@ def test_each_round_measures_the_policys_own_losses_on_that_rounds_panel():
 def test_a_panel_names_its_windows_counts_their_tokens_and_knows_the_population():
     policy, frozen = engines()
     frozen.refresh(policy)
-    panels = measure_panels(frozen, HELD_OUT, round_index=11, panel_size=PANEL, topology=ALONE)
+    panels = measure_panels(frozen, whole(HELD_OUT), round_index=11, panel_size=PANEL, topology=ALONE)
     assert panels[0].items.tolist() == [22, 23, 24, 25, 26, 27, 28, 29, 0, 1]
     assert panels[2].items.tolist() == [0, 1, 2, 3, 4, 5]
     assert [panel.population for panel in panels] == [30, 14, 6]

@@ -65,7 +65,7 @@ def rollouts(count: int = len(LENGTHS)) -> RolloutBatch:
     responses = torch.randint(2, V, (count, R), generator=g)
     lengths = torch.tensor([LENGTHS[i % len(LENGTHS)] for i in range(count)])
     mask = torch.arange(R) < lengths[:, None]
-    prompts = PromptBatch(0, P, windows, torch.zeros(count, dtype=torch.int64), torch.arange(count))
+    prompts = PromptBatch.full(0, P, windows, torch.zeros(count, dtype=torch.int64), torch.arange(count))
     return RolloutBatch(
         prompts, torch.where(mask, responses, 1), mask, torch.zeros(count, dtype=torch.bool), teacher_forced=False
     )

@@ -102,7 +102,7 @@ def test_the_first_validation_is_the_loss_that_transformers_gives_the_folder_on_
     assert [source.name for source in inputs.validation] == list(SOURCES)
     for source in inputs.validation:
         with torch.no_grad():
-            loss = lm(source.windows, labels=source.windows).loss.item()
+            loss = lm(source.windows.tokens, labels=source.windows.tokens).loss.item()
         assert before[source.name] == pytest.approx(loss, rel=5e-3), source.name
     assert before["mean"] > math.log(lm.config.vocab_size) / 2
 

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from destruct.batch import TokenWindows
 from destruct.config.model import LlamaShape, PolicyShape
-from destruct.models.policy import PolicyNetwork, build_copy, build_policy, llama_config, next_token_rows
+from destruct.models.policy import PolicyNetwork, build_copy, build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients, LossRows, PolicyLoss, ScoreRows
 
@@ -35,18 +36,9 @@ def plain(network: PolicyNetwork, tied: bool) -> LlamaForCausalLM:
 
 def logprobs(network: PolicyNetwork, tokens: Tensor) -> Tensor:
     """(n, T - 1) nats of each next token."""
-    targets = tokens[:, 1:].flatten()
-    scores = network(
-        tokens, next_token_rows(*tokens.shape, tokens.device), ScoreRows(targets, torch.ones(len(targets)))
-    )
+    windows = TokenWindows.full(tokens)
+    scores = network(tokens, windows.rows, ScoreRows(windows.targets, torch.ones(len(windows.targets))))
     return scores.logprobs.view(len(tokens), -1)
-
-
-@pytest.mark.parametrize(("count", "length"), [(3, 5), (1, 2), (0, 9)])
-def test_next_token_rows_are_all_positions_but_each_windows_last(count, length):
-    """Row i is position i % length, and the last one of a window has no next token."""
-    expected = [i for i in range(count * length) if i % length != length - 1]
-    assert next_token_rows(count, length, torch.device("cpu")).tolist() == expected
 
 
 @TIED

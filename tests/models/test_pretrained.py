@@ -18,10 +18,11 @@ from transformers import (
     Qwen2Config,
 )
 
+from destruct.batch import TokenWindows
 from destruct.config.model import LlamaShape, PolicyShape
 from destruct.errors import DestructError
 from destruct.exits import Exit
-from destruct.models.policy import build_copy, build_policy, check_head, network_config, next_token_rows
+from destruct.models.policy import build_copy, build_policy, check_head, network_config
 from destruct.models.pretrained import check_fit, logit_map_of
 from destruct.models.value import build_value
 from destruct.ops.rows import LogitMap, LossCoefficients, LossRows, PolicyLoss, ScoreRows
@@ -52,9 +53,8 @@ def policy(folder, dtype=torch.float32, **options):
 
 @torch.no_grad()
 def logprobs(network, tokens: torch.Tensor) -> torch.Tensor:
-    rows = next_token_rows(*tokens.shape, tokens.device)
-    targets = tokens[:, 1:].flatten()
-    return network(tokens, rows, ScoreRows(targets, torch.ones(len(targets)))).logprobs
+    windows = TokenWindows.full(tokens)
+    return network(tokens, windows.rows, ScoreRows(windows.targets, torch.ones(len(windows.targets)))).logprobs
 
 
 @torch.no_grad()
@@ -233,11 +233,11 @@ def test_a_value_network_reads_with_a_pretrained_body_and_starts_at_zero(llama):
 
 
 def gradients(network, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    rows = next_token_rows(*tokens.shape, tokens.device)
-    targets, zeros = tokens[:, 1:].flatten(), torch.zeros(len(rows))
+    windows = TokenWindows.full(tokens)
+    targets, zeros = windows.targets, torch.zeros(len(windows.targets))
     nothing = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl="none", entropy_coef=0.0)
     loss_rows = LossRows(targets, zeros + 1, zeros, zeros, zeros, policy_weight=zeros, ptx_weight=zeros + 0.1)
-    network(tokens, rows, PolicyLoss(loss_rows, nothing)).loss.backward()
+    network(tokens, windows.rows, PolicyLoss(loss_rows, nothing)).loss.backward()
     return {name: p.grad for name, p in network.named_parameters()}
 
 

@@ -45,7 +45,7 @@ def make_batch() -> TrainBatch:
     windows = torch.randint(0, V, (B, P + R), generator=g)
     mask = torch.arange(R) < LENGTHS[:, None]
     responses = torch.randint(0, V, (B, R), generator=g)
-    prompts = PromptBatch(0, P, windows, torch.arange(B) % 2, torch.arange(B))
+    prompts = PromptBatch.full(0, P, windows, torch.arange(B) % 2, torch.arange(B))
     rollouts = RolloutBatch(prompts, responses, mask, torch.zeros(B, dtype=torch.bool), teacher_forced=False)
     noise = torch.randn(6, B, R, generator=g) * mask
     old, reference = (math.log(1 / V) + 0.4 * noise[0]) * mask, (math.log(1 / V) + 0.4 * noise[1]) * mask

@@ -107,7 +107,7 @@ def test_the_cache_changes_nothing(replica):
 def prompts_of(samples: list[int], draw: int = 0) -> PromptBatch:
     """One prompt for all, so that a response depends on its address alone; P = 5, R = 12."""
     windows = torch.arange(4, 21).expand(len(samples), 17)
-    return PromptBatch(draw, 5, windows, torch.zeros(len(samples), dtype=torch.int64), torch.tensor(samples))
+    return PromptBatch.full(draw, 5, windows, torch.zeros(len(samples), dtype=torch.int64), torch.tensor(samples))
 
 
 def rolled_out(replica, samples: list[int], draw: int = 0, seed: int = 0):

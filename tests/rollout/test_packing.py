@@ -15,7 +15,7 @@ P, R = 4, 6
 def rollouts(lengths: list[int]) -> RolloutBatch:
     b = len(lengths)
     windows = torch.arange(b * (P + R)).view(b, P + R)
-    prompts = PromptBatch(0, P, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
+    prompts = PromptBatch.full(0, P, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
     mask = torch.arange(R) < torch.tensor(lengths)[:, None]
     return RolloutBatch(prompts, windows[:, P:], mask, torch.zeros(b, dtype=torch.bool), teacher_forced=False)
 

@@ -29,7 +29,13 @@ def replica():
 
 def prompts(n: int) -> PromptBatch:
     windows = torch.randint(0, V, (n, P + R), generator=torch.Generator().manual_seed(n))
-    return PromptBatch(0, P, windows, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+    return PromptBatch.full(0, P, windows, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+
+
+def texts(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows and positions."""
+    batch = prompts(n)
+    return batch.windows, batch.positions
 
 
 @torch.no_grad()
@@ -37,8 +43,8 @@ def test_each_token_is_drawn_from_the_distribution_after_the_true_prefix(replica
     """Against a plain transformers model that reads one prefix at a time."""
     plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V))
     plain.load_state_dict({n.removeprefix("lm."): p for n, p in replica.named_parameters()}, strict=False)
-    windows, u = prompts(4).windows, torch.from_numpy(np.random.default_rng(0).random((4, R)))
-    drawn = draw_tokens(replica, windows, u, 0.7)
+    (windows, positions), u = texts(4), torch.from_numpy(np.random.default_rng(0).random((4, R)))
+    drawn = draw_tokens(replica, windows, positions, u, 0.7)
     for row in range(4):
         for t in range(R):
             logits = plain(windows[row : row + 1, : P + t]).logits[:, -1]
@@ -47,18 +53,18 @@ def test_each_token_is_drawn_from_the_distribution_after_the_true_prefix(replica
 
 
 def test_the_chunks_of_logits_change_nothing(replica, monkeypatch):
-    windows, u = prompts(5).windows, torch.from_numpy(np.random.default_rng(1).random((5, R)))
-    whole = draw_tokens(replica, windows, u, 1.0)
+    (windows, positions), u = texts(5), torch.from_numpy(np.random.default_rng(1).random((5, R)))
+    whole = draw_tokens(replica, windows, positions, u, 1.0)
     monkeypatch.setattr(per_position, "LOGITS_AT_ONCE", 7 * V)
-    assert torch.equal(draw_tokens(replica, windows, u, 1.0), whole)
+    assert torch.equal(draw_tokens(replica, windows, positions, u, 1.0), whole)
 
 
 def test_a_model_that_scales_its_logits_draws_from_the_scaled_ones(replica, monkeypatch):
     """Twice the logits are half the temperature."""
-    windows, u = prompts(5).windows, torch.from_numpy(np.random.default_rng(1).random((5, R)))
-    want = draw_tokens(replica, windows, u, 0.35)
+    (windows, positions), u = texts(5), torch.from_numpy(np.random.default_rng(1).random((5, R)))
+    want = draw_tokens(replica, windows, positions, u, 0.35)
     monkeypatch.setattr(replica.head, "logit_map", LogitMap(scale=2.0))
-    assert torch.equal(draw_tokens(replica, windows, u, 0.7), want)
+    assert torch.equal(draw_tokens(replica, windows, positions, u, 0.7), want)
 
 
 def test_every_position_counts_none_stops_and_the_networks_read_the_text_itself(replica):

@@ -26,7 +26,7 @@ def batch(
     lengths = torch.tensor([len(row) for row in responses])
     padded = torch.tensor([[*row, *[25] * (r - len(row))] for row in responses])
     n = len(responses)
-    prompts = PromptBatch(0, P, windows, torch.zeros(n, dtype=torch.int64), torch.arange(n) + 100)
+    prompts = PromptBatch.full(0, P, windows, torch.zeros(n, dtype=torch.int64), torch.arange(n) + 100)
     mask = torch.arange(r) < lengths[:, None]
     return RolloutBatch(prompts, padded, mask, torch.tensor(stopped), teacher_forced)
 

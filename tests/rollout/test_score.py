@@ -27,7 +27,7 @@ def rollouts(lengths: list[int], teacher_forced: bool = False) -> RolloutBatch:
     windows = torch.randint(0, V, (b, P + R), generator=g)
     mask = torch.arange(R) < torch.tensor(lengths)[:, None]
     responses = torch.where(mask, torch.randint(2, V, (b, R), generator=g), 1)
-    prompts = PromptBatch(0, P, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
+    prompts = PromptBatch.full(0, P, windows, torch.zeros(b, dtype=torch.int64), torch.arange(b))
     return RolloutBatch(prompts, responses, mask, torch.zeros(b, dtype=torch.bool), teacher_forced)
 
 

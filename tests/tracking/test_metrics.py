@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from destruct.batch import UpdateStats
+from destruct.ppo.update import UpdateStats
 from destruct.tracking.metrics import METRICS, check_name
 from destruct.tracking.watch import Watch
 
