@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from destruct import run_folder
 from destruct.batch import PromptBatch, RolloutBatch
@@ -16,7 +15,9 @@ from destruct.config.settings import Config, Settings
 from destruct.curriculum.estimates import ProgressEstimator
 from destruct.curriculum.round import Curriculum
 from destruct.curriculum.strategies import DynamicsSettings, Strategy, make_strategy
+from destruct.data.loader import Loader
 from destruct.data.mixture import Mixture
+from destruct.data.order import Shuffled
 from destruct.drift import probe_from
 from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
@@ -57,7 +58,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     topology.together(lambda: choose_loss(settings, topology.device))
     architectures = topology.together(lambda: read_architectures(settings))
     screen.say("reading and tokenizing the sources")
-    inputs = read_inputs(settings, topology, checkpoint)
+    inputs = read_inputs(settings, topology, screen, checkpoint)
     tokenizer, context = inputs.tokenizer, RewardContext(config.reward.ngram, inputs.tokenizer)
     check_sizes(settings, architectures, tokenizer.vocab_size)
     prompts = encode_prompts(settings.prompts, tokenizer, _longest_prompt(settings, architectures))
@@ -67,10 +68,12 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
     log_to_file(folder, topology.rank)
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, inputs.held_out, c.difficulty_sample_size)
-    mixture = Mixture([len(windows) for windows in inputs.train], config.run.seed, names)
-    per_epoch = _updates_per_epoch(config, inputs.train)
+    orders = _orders(config, inputs)
+    mixture = Mixture(orders, [name for name, s in config.data.sources.items() if s.on_exhausted == "stop"])
+    per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
-    screen.say(inputs.report)
+    for line in inputs.report:
+        screen.say(line)
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
     made = make_networks(settings, architectures, tokenizer.vocab_size, topology)
     state = TrainState(kl_coef=config.kl.coef)
@@ -87,6 +90,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         inputs=inputs,
         prompts=prompts,
         mixture=mixture,
+        loader=Loader(inputs.train, orders),
         curriculum=curriculum,
         reward=Reward(config.reward.terms, texts, _model_terms(config, made), context),
         networks=made.networks,
@@ -145,12 +149,12 @@ def _tried_terms(config: Config, context: RewardContext, inputs: Inputs) -> dict
                 f"reward term {name!r} judges a whole response, and rollout.mode=per_position samples single tokens",
                 f"set {name.rpartition(':')[2]}.per_token = True in its module, and return a number for each token",
             )
-    windows = torch.stack([held_out.tokens[0] for held_out in inputs.held_out])
-    number, p = torch.arange(len(windows)), config.rollout.prompt_tokens
-    prompts = PromptBatch.full(draw=0, prompt_tokens=p, windows=windows, source=number, sample=number)
-    said = windows[:, p:]
-    rollouts = RolloutBatch(prompts, said, torch.ones_like(said, dtype=torch.bool), number < 0, teacher_forced)
-    Reward(dict.fromkeys(terms, 1.0), terms, {}, context).of_texts(rollouts)
+    prompts = [batch.select(torch.tensor([0])) for batch in inputs.held_out_prompts]
+    for batch in prompts:
+        said = batch.windows[:, config.rollout.prompt_tokens :]
+        none = torch.zeros(1, dtype=torch.bool)
+        rollouts = RolloutBatch(batch, said, torch.ones_like(said, dtype=torch.bool), none, teacher_forced)
+        Reward(dict.fromkeys(terms, 1.0), terms, {}, context).of_texts(rollouts)
     return terms
 
 
@@ -159,9 +163,12 @@ def _model_terms(config: Config, made: Made) -> dict[str, Term]:
     return {name: term for name, term in terms.items() if name in config.reward.terms and term is not None}
 
 
-def _updates_per_epoch(config: Config, train: list[Tensor]) -> int:
-    drawn = config.rollout.batch_size * config.window_tokens
-    return config.run.updates_per_epoch or max(1, sum(windows.numel() for windows in train) // drawn)
+def _orders(config: Config, inputs: Inputs) -> list[Shuffled]:
+    """In which each source gives its pieces, and how often."""
+    return [
+        Shuffled(name, len(pieces), config.run.seed, pieces.sizes, source.most_epochs)
+        for (name, source), pieces in zip(config.data.sources.items(), inputs.train, strict=True)
+    ]
 
 
 def _update_settings(settings: Settings, updates: int) -> UpdateSettings:

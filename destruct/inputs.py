@@ -187,11 +187,10 @@ def _validation_sets(config: Config, held_out: Sequence[LanguageWindows], tokeni
 
 def _line(source: CachedSource, train: Pieces, language: LanguageWindows, held_out: LanguageWindows) -> str:
     """What became of a source, waste included."""
-    full = train.mean_size
     left_out = f"; {train.left_out:,} prompts too long" if train.left_out else ""
     return (
-        f"{source.name}: {source.tally}; {source.train.facts.tokens:,} tokens: {len(train):,} prompts with what follows, "
-        f"{full:.0%} of their windows filled{left_out}; {len(language):,} windows, {len(held_out):,} held out"
+        f"{source.name}: {source.tally}; {source.train.facts.tokens:,} tokens in {len(train):,} pieces, which fill "
+        f"{train.mean_size:.0%} of their windows{left_out}; {len(held_out):,} held-out windows"
     )
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TokenWindows, TrainBatch, micro_batches
+from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch, micro_batches
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
+from destruct.data.loader import language_mixture, read_language
+from destruct.data.mixture import OutOfData
 from destruct.drift import Probe, kl_from_initial, measure, probe_prompts
 from destruct.engine.schedule import cosine_to_tenth
 from destruct.evaluation import Validation, validate
@@ -30,10 +32,20 @@ def train(run: Run) -> TrainState:
         warm_up(run)
     with run.screen.phase("ppo", run.updates, done=run.state.update) as progress:
         while run.state.update < run.updates:
-            progress.advance(one_update(run))
+            try:
+                progress.advance(one_update(run))
+            except OutOfData as end:
+                end_early(run, end.names)
+                break
     if "after" not in run.state.validation:  # resumed before any validation, by a plan that ends here
         evaluate_update(run)
     return run.state
+
+
+def end_early(run: Run, exhausted: list[str]) -> None:
+    """Validate and save where the data ended, before the planned updates were made."""
+    run.screen.say(f"no further batch: {', '.join(exhausted)} exhausted; the run ends after update {run.state.update}")
+    run.save(evaluate_update(run))
 
 
 def one_update(run: Run) -> str:
@@ -71,14 +83,7 @@ def one_update(run: Run) -> str:
 def draw(run: Run, weights: np.ndarray) -> PromptBatch:
     """B windows by the sampling weights, the same on every rank."""
     drawn = run.mixture.draw(run.config.rollout.batch_size, weights)
-    windows = torch.stack([run.inputs.train[s][i] for s, i in zip(drawn.source, drawn.index, strict=True)]).long()
-    prompts = PromptBatch.full(
-        draw=drawn.number,
-        prompt_tokens=run.config.rollout.prompt_tokens,
-        windows=windows.to(run.topology.device),
-        source=torch.from_numpy(drawn.source).to(run.topology.device),
-        sample=torch.from_numpy(drawn.sample).to(run.topology.device),
-    )
+    prompts = run.loader.read(drawn, run.topology.device)
     run.state.tokens += prompts.real_tokens
     return prompts
 
@@ -177,11 +182,14 @@ def warm_up(run: Run) -> None:
     """Cross-entropy for the policy, then Monte-Carlo returns for the value network; the weights stay at the prior."""
     warmup, ppo, prior = run.config.warmup, run.config.ppo, run.curriculum.weights
     run.state.validation["before"] = evaluate(run, "before").as_summary()
+    # Whole windows of several documents each, in an order of their own: of the pieces none is drawn yet.
+    language = language_mixture(run.names, run.inputs.language, run.config.run.seed)
     with run.screen.phase("warm-up", warmup.lm_updates) as progress:
         for step in range(warmup.lm_updates):
-            prompts = draw(run, prior)
+            windows = read_language(run.inputs.language, language.draw(run.config.rollout.batch_size, prior))
+            run.state.tokens += windows.tokens.numel()
             lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
-            loss, stepped = cross_entropy_step(run.policy, TokenWindows.full(prompts.windows), lr, run.topology)
+            loss, stepped = cross_entropy_step(run.policy, windows.to(run.topology.device), lr, run.topology)
             run.state.skipped += not stepped
             run.mark_first_step()
             run.log("warmup", step, {"warmup/lm_loss": loss})
@@ -207,10 +215,7 @@ def warm_up(run: Run) -> None:
 
 def begin_ppo(run: Run) -> None:
     """Keep what the initial model says after some held-out prompts, to measure the drift from it."""
-    p, device = run.config.rollout.prompt_tokens, run.topology.device
-    windows = [(source.tokens, torch.arange(len(source))) for source in run.inputs.held_out]
-    held_out = [PromptBatch.full(0, p, tokens, number, number) for tokens, number in windows]
-    prompts = probe_prompts(held_out, run.topology.world_size, device)
+    prompts = probe_prompts(run.inputs.held_out_prompts, run.topology.world_size, run.topology.device)
     rollouts = sample(run, prompts)
     temperature = run.config.rollout.temperature
     run.probe = Probe(rollouts, measure(run.policy, rollouts, temperature, run.topology), temperature)

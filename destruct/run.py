@@ -10,6 +10,7 @@ from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.settings import Config, Settings
 from destruct.curriculum.round import Curriculum
+from destruct.data.loader import Loader
 from destruct.data.mixture import Mixture
 from destruct.data.tokenizing import Tokenizer
 from destruct.drift import Probe
@@ -41,6 +42,7 @@ class Run:
     inputs: Inputs
     prompts: list[list[int]]  # the user's own, as tokens
     mixture: Mixture
+    loader: Loader
     curriculum: Curriculum
     reward: Reward
     networks: contents.Networks

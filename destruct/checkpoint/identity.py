@@ -55,7 +55,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     """Dotted key -> value, as JSON; resuming with another value of one of these would be another run."""
     config, training = settings.config, settings.training
     # Where the texts lie does not matter: their digest is compared.
-    whole = config.model_dump(mode="json", include={"model", "data"}, exclude={"data": {"root"}})
+    whole = config.model_dump(mode="json", include={"model", "data"}, exclude={"data": _WHERE})
     return {
         "ranks": settings.world_size,
         "engine.backend": config.engine.backend,
@@ -74,6 +74,10 @@ def identity(settings: Settings) -> dict[str, Any]:
         **dict(_leaves(whole["model"], "model")),
         **dict(_leaves(whole["data"], "data")),
     }
+
+
+_WHERE = {"root", "cache", "cache_wait_s"}
+"""Keys of `data` that say where texts and tokens lie."""
 
 
 def _leaves(value: Any, dotted: str) -> Iterator[tuple[str, Any]]:

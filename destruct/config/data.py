@@ -95,6 +95,12 @@ class SourceConfig(Section):
     max_documents: int | None = Field(None, ge=2)
     """Take at most this many documents of each file or split, in its order; by default all of them."""
 
+    on_exhausted: Literal["repeat", "drop", "stop"] = "repeat"
+    """What follows the last of `max_epochs`: `drop` leaves the source's weight to the others, `stop` ends the run with
+    the last whole batch; `repeat` goes through the source for ever, each time in another order."""
+    max_epochs: int | None = Field(None, ge=1)
+    """Times the source is gone through under `on_exhausted: drop` or `stop`, by default once."""
+
     @field_validator("format")
     @classmethod
     def _known_format(cls, format: str) -> str:
@@ -124,6 +130,8 @@ class SourceConfig(Section):
         if self.format == "fields" and self.template is None:
             raise ValueError("format: fields needs a template; give one, such as 'Question: {question}'")
         readers: dict[str, str] = {}  # of the keys that this source does not read
+        if self.on_exhausted == "repeat":
+            readers["max_epochs"] = "on_exhausted: drop or stop"
         if self.format != "fields":
             readers["template"] = "format: fields"
         if self.format != "translation":
@@ -138,6 +146,11 @@ class SourceConfig(Section):
             if self.changed(key):
                 raise ValueError(f"{key} is read by {reader} alone; remove {key}")
         return self
+
+    @property
+    def most_epochs(self) -> int | None:
+        """Times the source is gone through; None for ever."""
+        return None if self.on_exhausted == "repeat" else self.max_epochs or 1
 
     @property
     def columns(self) -> list[str] | None:
@@ -178,6 +191,11 @@ class DataConfig(Section):
     downloaded and paths start at the working folder."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the documents held out from training, for sources without a held-out file or split of their own."""
+    cache: str = Field("~/.cache/destruct", min_length=1)
+    """A folder for the tokens of the sources, which are made once for all runs and all ranks that see it; it may be
+    removed whenever nothing runs."""
+    cache_wait_s: float = Field(600, gt=0)
+    """How long a rank waits, in seconds, for another process that builds a source's cache and does not go on."""
     embedded_bytes: int = Field(400_000, ge=10_000)
     """Size in bytes of the text of each embedded source."""
 

@@ -1,7 +1,11 @@
 """A round after the frozen model was renewed: estimate difficulty with it, let the strategy move the weights."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from destruct.batch import TokenWindows
 from destruct.curriculum.estimates import Estimates, ProgressEstimator
@@ -12,17 +16,19 @@ from destruct.engine.topology import Topology
 from destruct.evaluation import window_nats
 
 
+class HeldOut(Protocol):
+    """A source's held-out windows, of which the first n are a sample; none is read before it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, rows: Tensor) -> TokenWindows:
+        """The windows at `rows` (n,) int64."""
+
+
 class Curriculum:
-    """The rolling estimate of each source's difficulty and the strategy that reads it.
+    """The rolling estimate of each source's difficulty and the strategy that reads it."""
 
-    Raises ValueError where a held-out window predicts nothing: an item of a panel is a mean loss, and it has none.
-    """
-
-    def __init__(self, estimator: ProgressEstimator, strategy: Strategy, held_out: list[TokenWindows], panel_size: int):
-        for source, windows in enumerate(held_out):
-            if not windows.target_counts.all():
-                empty = int((windows.target_counts == 0).nonzero()[0])
-                raise ValueError(f"Curriculum.held_out[{source}]: nothing is predicted in window {empty}")
+    def __init__(self, estimator: ProgressEstimator, strategy: Strategy, held_out: Sequence[HeldOut], panel_size: int):
         self.estimator = estimator
         self.strategy = strategy
         self.held_out = held_out
@@ -67,13 +73,16 @@ class Curriculum:
 
 
 def measure_panels(
-    frozen: FrozenEngine, held_out: list[TokenWindows], round_index: int, panel_size: int, topology: Topology
+    frozen: FrozenEngine, held_out: Sequence[HeldOut], round_index: int, panel_size: int, topology: Topology
 ) -> list[PanelLosses]:
     """Score this round's panel of each source with the frozen model.
 
     Args:
-        held_out: of each source, equal on every rank; something is predicted in each window.
+        held_out: of each source, equal on every rank.
         panel_size: windows per source; all of a source that has fewer.
+
+    Raises:
+        ValueError: nothing is predicted in a window: an item of a panel is a mean loss, and it has none.
     """
     panels = []
     for windows in held_out:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from destruct.batch import PromptBatch, TokenWindows
-from destruct.data.mixture import Draw
-from destruct.data.order import Order
+from destruct.data.mixture import Draw, Mixture
+from destruct.data.order import Order, Shuffled
 from destruct.data.windows import PackedWindows, PieceBatch, Pieces
 from destruct.seeding import permuted
 
@@ -76,6 +76,20 @@ class Loader:
         read = pieces.read(self._orders[source].windows(chunk * self._chunk, self._chunk))
         pieces.release()
         return read
+
+
+def language_mixture(names: Sequence[str], sources: Sequence[LanguageWindows], seed: int) -> Mixture:
+    """Draws from the windows of each source, for ever."""
+    return Mixture([Shuffled(name, len(source), seed) for name, source in zip(names, sources, strict=True)])
+
+
+def read_language(sources: Sequence[LanguageWindows], draw: Draw) -> TokenWindows:
+    """The windows of a draw from `language_mixture`, in its order."""
+    parts = {number: (draw.source == number).nonzero()[0] for number in np.unique(draw.source).tolist()}
+    read = [sources[number].select(draw.index[places]) for number, places in parts.items()]
+    back = torch.from_numpy(np.concatenate(list(parts.values())).argsort())
+    tokens, positions = (torch.cat([getattr(part, name) for part in read]) for name in ("tokens", "positions"))
+    return TokenWindows(tokens, positions).select(back)
 
 
 def prompt_batch(

@@ -101,9 +101,9 @@ class Pieces:
         self._store, self._pad_id, self._own_prompts = store, pad_id, own_prompts
         self.prompt_tokens, self.response_tokens = prompt_tokens, response_tokens
         self._mapped = self._index()
-        self._ends = self._mapped[:-1]  # pieces of the documents up to each one
-        self.left_out = int(self._mapped[-1])
-        """Documents whose own prompt is too long."""
+        self._ends = self._mapped[:-2]  # pieces of the documents up to each one
+        self.tokens, self.left_out = int(self._mapped[-2]), int(self._mapped[-1])
+        """Of all pieces; and documents whose own prompt is too long."""
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -116,7 +116,7 @@ class Pieces:
     @property
     def mean_size(self) -> float:
         """Mean share of a window that a piece fills; the rest of the row is padding."""
-        return self._totals()[1] / max(1, len(self) * self.window_tokens)
+        return self.tokens / max(1, len(self) * self.window_tokens)
 
     def sizes(self, index: Int64) -> Float64:
         """Tokens of the pieces at `index` (n,) as shares of T: (n,) in (0, 1]."""
@@ -158,35 +158,40 @@ class Pieces:
         return _Spans(start + begins, tokens, prompts)
 
     def _index(self) -> Int64:
-        """(documents + 1,): pieces of the documents up to each one, then documents left out; made once, on the disk."""
+        """(documents + 2,): pieces of the documents up to each one, then tokens of all, and documents left out.
+
+        It is made once and lies on the disk.
+        """
         store, count = self._store, self._store.facts.documents
         kind = "own" if self._own_prompts else "any"
         file = store.folder / f"pieces-{self.prompt_tokens}-{self.response_tokens}-{kind}.bin"
         with suppress(OSError, ValueError):
-            return map_array(file, np.int64, count + 1)
+            return map_array(file, np.int64, count + 2)
         # Ranks may do this at once: each renames what it wrote, and all have written the same.
         with tempfile.NamedTemporaryFile(dir=store.folder, prefix=f"{file.name}.", delete=False) as out:
-            pieces = left_out = 0
+            totals = np.zeros(3, np.int64)
             for first in range(0, count, _AT_ONCE):
-                counts, dropped = self._count(slice(first, min(first + _AT_ONCE, count)))
-                ends = pieces + np.cumsum(counts)
-                pieces, left_out = int(ends[-1]), left_out + dropped
-                out.write(ends.tobytes())
-            out.write(np.int64(left_out).tobytes())
+                pieces, tokens, left_out = self._count(slice(first, min(first + _AT_ONCE, count)))
+                out.write((totals[0] + np.cumsum(pieces)).tobytes())
+                totals += pieces.sum(), tokens, left_out
+            out.write(totals[1:].tobytes())
         os.replace(out.name, file)
-        return map_array(file, np.int64, count + 1)
+        return map_array(file, np.int64, count + 2)
 
-    def _count(self, documents: slice) -> tuple[Int64, int]:
-        """Pieces of each of these documents, and how many of them are left out."""
-        store = self._store
-        bos = int(store.facts.bos_id is not None)
-        body = np.diff(store.starts[documents.start : documents.stop + 1]) - bos
-        counts = -(-body // (self.window_tokens - bos))
-        if not self._own_prompts:
-            return counts, 0
-        own = store.prompts[documents]
-        long = own > self.prompt_tokens
-        return np.where(own == ANYWHERE, counts, ~long), int(long.sum())
+    def _count(self, documents: slice) -> tuple[Int64, int, int]:
+        """Pieces of each of these documents; their tokens; documents that are left out."""
+        store, bos = self._store, int(self._store.facts.bos_id is not None)
+        length = np.diff(store.starts[documents.start : documents.stop + 1])
+        pieces = -(-(length - bos) // (self.window_tokens - bos))
+        tokens = length + (pieces - 1) * bos
+        left_out = 0
+        if self._own_prompts:
+            own = store.prompts[documents].astype(np.int64)
+            has_own, long = own != ANYWHERE, own > self.prompt_tokens
+            pieces = np.where(has_own, ~long, pieces)
+            tokens = np.where(has_own, np.minimum(length, own + self.response_tokens) * ~long, tokens)
+            left_out = int(long.sum())
+        return pieces, int(tokens.sum()), left_out
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,14 @@ class Screen:
             progress.add_task(name, total=total, completed=done, status="")
             yield Phase(self, progress, name, total, done)
 
+    @contextmanager
+    def count(self, name: str, what: str) -> Iterator["Count"]:
+        """Show work on documents of which nobody knows how many there are."""
+        columns = (TextColumn("{task.description}"), BarColumn(16), TextColumn("{task.fields[status]}", markup=False))
+        with Progress(*columns, console=self.console, disable=not self.live, transient=True) as progress:
+            progress.add_task(f"{name} {what}", total=None, status="")
+            yield Count(self, progress, f"{name} {what}")
+
     def table(self, summary: Summary) -> None:
         """The end of a run."""
         losses = Table(title="validation loss, nats per token", title_justify="left")
@@ -59,6 +67,23 @@ class Screen:
             facts.add_row(name, path)
         self.console.print(losses)
         self.console.print(facts)
+
+
+class Count:
+    """Documents and tokens done, on the screen."""
+
+    def __init__(self, screen: Screen, progress: Progress, name: str):
+        self.screen, self.progress, self.name = screen, progress, name
+        self._began = self._spoken = time.monotonic()
+
+    def __call__(self, documents: int, tokens: int) -> None:
+        """So many by now.  Piped, a line every ten seconds."""
+        now = time.monotonic()
+        status = f"{documents:,} documents, {tokens:,} tokens, {tokens / (now - self._began):,.0f} tokens/s"
+        self.progress.update(self.progress.task_ids[0], status=status)
+        if not self.screen.live and now - self._spoken >= 10:
+            self.screen.say(f"{self.name:<10} {status}")
+            self._spoken = now
 
 
 class Phase:

@@ -96,7 +96,8 @@ def test_pieces_hold_every_token_once_in_order_and_begin_with_their_document_or_
     assert held == [token for document in documents for token in document[int(bos) :]]
     np.testing.assert_allclose(pieces.sizes(everything(pieces)) * (prompt + response),
                                got.prompt_lengths + got.continuation_lengths)  # fmt: skip
-    assert pieces.left_out == 0
+    assert pieces.left_out == 0 and pieces.tokens == (got.prompt_lengths + got.continuation_lengths).sum()
+    assert pieces.mean_size == pytest.approx(pieces.sizes(everything(pieces)).mean())
 
 
 def test_no_piece_is_much_shorter_than_the_others_of_its_document(tmp_path):
@@ -120,7 +121,7 @@ def test_a_document_with_a_prompt_of_its_own_is_cut_there_and_left_out_where_tha
         [PAD, PAD, 41, 50, 51, 52, 53],  # what follows is cut
     ]
     assert got.prompt_lengths.tolist() == [2, 3, 1] and got.continuation_lengths.tolist() == [3, 0, 4]
-    assert pieces.left_out == 1
+    assert pieces.left_out == 1 and pieces.tokens == 5 + 3 + 5
     anywhere = Pieces(store, 3, 4, PAD, own_prompts=False)
     assert anywhere.left_out == 0 and len(anywhere) == 5
 
