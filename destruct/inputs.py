@@ -11,8 +11,9 @@ from torch import Tensor
 from destruct.checkpoint import contents
 from destruct.checkpoint.identity import check_data
 from destruct.config.settings import Settings
+from destruct.data.formatters import Chat
 from destruct.data.sources import Documents, load_sources
-from destruct.data.tokenizing import Tokenizer, train_tokenizer
+from destruct.data.tokenizing import CHAT_DATE, Tokenizer, train_tokenizer
 from destruct.data.windows import SourceData, pack_sources
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
@@ -44,8 +45,7 @@ def read_inputs(settings: Settings, topology: Topology, checkpoint: Path | None)
     """
     config = settings.config
     ready = topology.together(lambda: _pretrained_tokenizer(settings))
-    render = ready.render_chat if ready is not None and ready.has_chat_template else None
-    documents = topology.together(lambda: load_sources(config.data, config.run.seed, render))
+    documents = topology.together(lambda: load_sources(config.data, config.run.seed, _chat(ready)))
     tokenizer = ready or Tokenizer.trained(
         topology.first_rank_makes(lambda: _tokenizer_text(settings, documents, checkpoint))
     )
@@ -70,6 +70,14 @@ def _pretrained_tokenizer(settings: Settings) -> Tokenizer | None:
     if path is not None:
         return Tokenizer.pretrained("data.tokenizer.path", path)
     return None if policy.path is None else Tokenizer.pretrained("model.policy.path", policy.path, policy.revision)
+
+
+def _chat(tokenizer: Tokenizer | None) -> Chat | None:
+    """How conversations are written; None where the tokenizer has no template, as one that is trained here."""
+    if tokenizer is None or not tokenizer.has_chat_template:
+        return None
+    fast = tokenizer.fast
+    return Chat(f"{fast.get_chat_template()}{fast.special_tokens_map}{CHAT_DATE}", tokenizer.render_chat)
 
 
 def _tokenizer_text(settings: Settings, documents: list[Documents], checkpoint: Path | None) -> str:
