@@ -62,8 +62,9 @@ class SourceConfig(Section):
     embedded: Literal["prose", "code", "dialogue", "arithmetic", "markov", "noise"] | None = None
     """A text that needs no download (destruct/data/embedded.py); give this, `path` or `hub`."""
     path: str | None = Field(None, min_length=1)
-    """A .parquet, .jsonl or .txt file (.txt: one document a line), or a folder with train.* and, if it has its own
-    held-out split, validation.*; give this, `embedded` or `hub`."""
+    """A .parquet, .jsonl or .txt file (.txt: one document a line; the last two may end in .gz too), or a folder with
+    train.* and, if it has its own held-out split, validation.*; each may be shards, such as
+    train-00000-of-00003.parquet, which are read in the order of their names.  Give this, `embedded` or `hub`."""
     hub: Annotated[str, AfterValidator(_has_an_owner)] | None = None
     """Id of a data set of the Hugging Face hub, owner/name, which is downloaded into the cache below HF_HOME; give
     this, `embedded` or `path`.  `data.root` replaces the download by local files."""
@@ -78,8 +79,10 @@ class SourceConfig(Section):
     """Split of the `hub` data set to hold out; by default `data.validation_fraction` of `split` is held out."""
     format: str = "text"
     """How a row becomes a text: `text`; `dialog`, a list of turns joined by line breaks; `translation`, the text in
-    `language`; `chat`, messages in the tokenizer's chat template; `fields`, by `template`; or the user's own
-    `module:function`, called with the row as a dictionary: it returns the text, or None to leave the row out."""
+    `language`; `chat`, messages in the tokenizer's chat template, of which the last one is the continuation if the
+    assistant speaks it, and what stands before it the prompt (all of them where somebody else has the last word);
+    `fields`, by `template`; or the user's own `module:function`, called with the row as a dictionary: it returns the
+    text, a pair (prompt, continuation), or None to leave the row out."""
     column: str | None = Field(None, min_length=1)
     """Column that the format reads, by default the format's name, and `messages` for `chat`; not for `fields` and
     `module:function`, which read whole rows."""
@@ -88,12 +91,25 @@ class SourceConfig(Section):
     template: str | None = None
     """The text of a row under `format: fields`, which needs it: columns stand in braces, as in
     "Question: {question}\\nAnswer: {answer}"; rows in which one of them is null are left out."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What becomes of a row that is broken: bytes that are not UTF-8, a line that is not a JSON object, a column of it
+    that is missing or of another type, a value that the format or the user's function cannot make a text of.  `error`
+    ends the run with its file and line; `skip` leaves it out and counts it.  A damaged Parquet file is an error
+    always."""
+    min_characters: int = Field(1, ge=1)
+    """Leave out texts of fewer characters, white space around them not counted.  The filters come in this order: bad
+    rows, empty and shorter texts, texts that stand in the source's own held-out file or split too (always left out of
+    training), `deduplicate`, `max_documents`."""
+    deduplicate: bool = False
+    """Leave out texts that came before in the same file or split, by a hash of 128 bits; about 100 bytes of memory for
+    each text that stays."""
     learnable: bool = True
     """False leaves the source out of the mean validation loss (noise, for one, can never be learnt)."""
     prior: float | None = Field(None, gt=0)
     """Share of the source in the initial mixture relative to the other sources; a source without one counts 1."""
     max_documents: int | None = Field(None, ge=2)
-    """Take at most this many documents of each file or split, in its order; by default all of them."""
+    """Take at most this many documents for training, and as many of a held-out file or split, in their order, of those
+    that pass the other filters; where a share of them is held out, it is taken of these.  By default all of them."""
 
     on_exhausted: Literal["repeat", "drop", "stop"] = "repeat"
     """What follows the last of `max_epochs`: `drop` leaves the source's weight to the others, `stop` ends the run with
@@ -141,7 +157,9 @@ class SourceConfig(Section):
         if self.hub is None:
             readers |= dict.fromkeys(("config", "revision", "split", "validation_split"), "a hub source")
         if self.embedded is not None:
-            readers |= dict.fromkeys(("format", "column", "language", "template"), "a source of rows (path or hub)")
+            readers |= dict.fromkeys(
+                ("format", "column", "language", "template", "on_bad_row"), "a source of rows (path or hub)"
+            )
         for key, reader in readers.items():
             if self.changed(key):
                 raise ValueError(f"{key} is read by {reader} alone; remove {key}")

@@ -1,4 +1,4 @@
-"""Whether the columns of a table suit a source's format, asked before a row is read."""
+"""Whether the columns of a table suit a source's format, asked before a row is read where they are known by then."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -6,10 +6,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from destruct.config.data import SourceConfig
+from destruct.data.tables import Features, Row
 from destruct.errors import DestructError
 
-Features = dict[str, Any]
-"""Column -> its type, as Hugging Face `datasets` describes it."""
+
+def features_of(schema: Any) -> Features:
+    """Column -> its type, of an Arrow schema; a type that `datasets` does not know is told by Arrow's name of it."""
+    import datasets  # a second of imports that embedded sources do not need
+    import pyarrow
+
+    features: Features = {}
+    for field in schema:
+        try:
+            features |= datasets.Features.from_arrow_schema(pyarrow.schema([field.remove_metadata()]))
+        except ValueError:
+            features[field.name] = str(field.type)
+    return features
+
+
+def features_of_row(row: Row) -> Features:
+    """What the columns of one row of JSON would be in a table."""
+    import pyarrow
+
+    features: Features = {}
+    for column, value in row.items():
+        try:
+            features |= features_of(pyarrow.table({column: [value]}).schema)
+        except (pyarrow.ArrowException, ValueError, OverflowError):  # a list of unlike things, a lone surrogate
+            features[column] = f"a {type(value).__name__} of mixed types"
+    return features
 
 
 def check_columns(name: str, source: SourceConfig, origin: str, features: Features) -> None:
@@ -24,21 +49,29 @@ def check_columns(name: str, source: SourceConfig, origin: str, features: Featur
     Raises:
         DestructError: a column is missing, or of another type; the remedy names the nearest column that fits.
     """
+    fault = column_fault(name, source, origin, features)
+    if fault is not None:
+        raise fault
+
+
+def column_fault(name: str, source: SourceConfig, origin: str, features: Features) -> DestructError | None:
+    """What `check_columns` would raise, for the same arguments."""
     kind = KINDS.get(source.format)
     if kind is None:  # the user's function takes what it finds
-        return
+        return None
     for column in source.columns or []:
         if column not in features:
             there = ", ".join(map(repr, _by_nearness(column, features)))
-            raise DestructError(
+            return DestructError(
                 f"source {name!r}: {origin} has no column {column!r}; it has {there}",
                 _remedy(name, source, column, features),
             )
         if not kind.fits(features[column]):
-            raise DestructError(
+            return DestructError(
                 f"source {name!r}: column {column!r} of {origin} is {features[column]}, not {kind.words}",
                 _remedy(name, source, column, features),
             )
+    return None
 
 
 def _by_nearness(column: str, names: Iterable[str]) -> list[str]:
@@ -92,7 +125,7 @@ class Kind:
     fits: Callable[[Any], bool]
 
 
-TEXT_TYPES = ("string", "large_string", "null")
+TEXT_TYPES = ("string", "large_string", "string_view", "null")
 
 KINDS = {
     "text": Kind("text", _is_text),

@@ -1,7 +1,6 @@
-"""The one adapter to Hugging Face `datasets`: local files, and data sets of the hub, as tables of rows."""
+"""The one adapter to the Hugging Face hub, by `datasets`: its data sets as tables of rows."""
 
 import errno
-import glob
 import re
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from destruct.config.data import SourceConfig
-from destruct.data.hub_faults import PARQUET_EXPORT, first_line, hub_fault, hub_origin
+from destruct.data.columns import check_columns
+from destruct.data.hub_faults import PARQUET_EXPORT, hub_fault, hub_origin
+from destruct.data.tables import Features, Row, Table
 from destruct.errors import DestructError
 from destruct.exits import Exit
 
@@ -22,68 +23,90 @@ _BATCH = 64  # rows decoded at once: a row of a corpus of books takes 400 kB
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Rows on the disk, read when they are asked for."""
+class HubTable:
+    """One split, downloaded and on the disk."""
 
+    name: str  # of the source, for errors
+    source: SourceConfig
     origin: str
-    """What errors call it: the path, or the id on the hub with configuration and split."""
-    data: "datasets.Dataset | None"
-    """None where there is no row."""
+    data: "datasets.Dataset"
+    unit: str = "row"
 
-    def rows(self, columns: list[str] | None) -> Iterator[dict[str, Any]]:
-        """Rows in their order with these columns, or with all of them (None); what is not asked for is not read."""
-        if self.data is None:
-            return
+    @property
+    def features(self) -> Features:
+        """As `Table` says."""
+        return self.data.features
+
+    def rows(self, columns: list[str] | None) -> Iterator[tuple[int, Row | DestructError]]:
+        """As `Table` says; what is not asked for is not read."""
         table = self.data if columns is None else self.data.select_columns(columns)
-        for batch in table.iter(batch_size=_BATCH):
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
+        number = 0
+        with _faults_of(self.name, self.source):
+            for batch in table.iter(batch_size=_BATCH):
+                for values in zip(*batch.values(), strict=True):
+                    yield number, dict(zip(batch, values, strict=True))
+                    number += 1
 
 
-def read_file(name: str, file: Path) -> Table:
-    """A local file, by the builder that its suffix names in `LOADERS`.
+@dataclass(frozen=True, slots=True)
+class HubData:
+    """A data set of the hub at one commit, of which only the card and the list of files are known."""
+
+    name: str  # of the source, for errors
+    source: SourceConfig
+    builder: "datasets.DatasetBuilder"
+
+    @property
+    def own_held_out(self) -> bool:
+        """As `Origin` says."""
+        return self.source.validation_split is not None
+
+    def content(self) -> Any:
+        """The commit, whatever name it was asked for by, and what is taken of it."""
+        source = self.source
+        return [source.hub, self.builder.hash, source.config, source.split, source.validation_split]
+
+    def tables(self) -> list[list[Table]]:
+        """Download it into the cache below HF_HOME, once.
+
+        `datasets` locks its files, so that of several ranks one loads and the others wait.
+
+        Raises:
+            DestructError: it is gated; the hub cannot be reached and the cache does not hold it; the cache cannot be
+                written.
+        """
+        splits = [split for split in (self.source.split, self.source.validation_split) if split is not None]
+        with _faults_of(self.name, self.source), _quiet():
+            self.builder.download_and_prepare()
+            data = [self.builder.as_dataset(split) for split in splits]
+        origins = [_split_origin(self.source, split) for split in splits]
+        return [[HubTable(self.name, self.source, *pair)] for pair in zip(origins, data, strict=True)]
+
+
+def open_hub(name: str, source: SourceConfig) -> HubData:
+    """A data set of the hub, at the commit that its revision is now; no data file is downloaded.
 
     Raises:
-        DestructError: it cannot be read, or the cache of `datasets` cannot be written.
+        DestructError: there is no such data set, revision, configuration or split, or its card says that a column is
+            missing or of another type; it is gated, or a loading script; the hub cannot be reached and the cache does
+            not hold it; the cache cannot be written.
     """
-    import datasets  # a second of imports that embedded sources do not need
-    import pyarrow
+    with _faults_of(name, source), _quiet():
+        builder = _builder_of_the_revision(name, source)
+        _check_splits(name, source, [*(builder.info.splits or builder.config.data_files or ())])
+    if builder.info.features:
+        check_columns(name, source, _split_origin(source, source.split), builder.info.features)
+    return HubData(name, source, builder)
 
+
+def _split_origin(source: SourceConfig, split: str) -> str:
+    return f"{hub_origin(source)}, split {split}"
+
+
+@contextmanager
+def _faults_of(name: str, source: SourceConfig) -> Iterator[None]:
     try:
-        if _is_blank(file):
-            return Table(str(file), None)
-        with _quiet():
-            # Escaped, because `data_files` are patterns and a file may be called "notes [1].txt".
-            pattern = glob.escape(str(file.resolve()))
-            data = datasets.load_dataset(LOADERS[file.suffix], data_files={"train": pattern}, split="train")
-    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError) as error:
-        unwritable = _unwritable(name, error, file)
-        if unwritable is not None:
-            raise unwritable from error
-        raise DestructError(
-            f"source {name!r}: {file} cannot be read as {LOADERS[file.suffix]}: {first_line(error.__cause__ or error)}",
-            "fix the file, or give it the suffix of what it is",
-        ) from error
-    return Table(str(file), data)
-
-
-def read_hub(name: str, source: SourceConfig) -> list[Table]:
-    """The split to train on and, where the source names one, the split to hold out, of a data set of the hub.
-
-    It is downloaded into the cache below HF_HOME, once: `datasets` locks its files, so that of several ranks one loads
-    and the others wait.
-
-    Raises:
-        DestructError: there is no such data set, revision, configuration or split; it is gated, or a loading script;
-            the hub cannot be reached and the cache does not hold it; the cache cannot be written.
-    """
-    try:
-        with _quiet():
-            builder = _builder_of_the_revision(name, source)
-            _check_splits(name, source, [*(builder.info.splits or builder.config.data_files or ())])
-            builder.download_and_prepare()
-            splits = [split for split in (source.split, source.validation_split) if split is not None]
-            return [Table(f"{hub_origin(source)}, split {split}", builder.as_dataset(split)) for split in splits]
+        yield
     except DestructError:
         raise
     except Exception as error:  # two libraries and their network client have no common type
@@ -157,12 +180,12 @@ def _check_splits(name: str, source: SourceConfig, known: list[str]) -> None:
                 )
 
 
-def _unwritable(name: str, error: Exception, reading: Path | None = None) -> DestructError | None:
+def _unwritable(name: str, error: Exception) -> DestructError | None:
     """The fault of a cache that cannot be written, if that is what an error is about."""
     for cause in (error, error.__cause__):
         place = getattr(cause, "filename", None)
         is_full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if is_full or (place is not None and (reading is None or Path(place).resolve() != reading.resolve())):
+        if is_full or place is not None:
             reason = getattr(cause, "strerror", None) or cause
             return DestructError(
                 f"source {name!r}: {place or 'the cache'} cannot be written: {reason}",
@@ -170,16 +193,6 @@ def _unwritable(name: str, error: Exception, reading: Path | None = None) -> Des
                 Exit.ENVIRONMENT,
             )
     return None
-
-
-def _is_blank(file: Path) -> bool:
-    """Whether a readable file has no row: `datasets` meets that with errors that name no file."""
-    import pyarrow.parquet
-
-    if file.suffix == ".parquet":
-        return pyarrow.parquet.read_metadata(file).num_rows == 0
-    with file.open("rb") as stream:
-        return not any(line.strip() for line in stream)
 
 
 @contextmanager
@@ -194,7 +207,7 @@ def _quiet() -> Iterator[None]:
     for library in libraries:
         library.disable_progress_bars()
         library.logging.set_verbosity(library.logging.CRITICAL)
-    # Each load, of local files too, is reported to the hub: 5 s for a DNS timeout on a node without network.
+    # Each load is reported to the hub: 5 s for a DNS timeout on a node without network.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         yield
@@ -204,7 +217,3 @@ def _quiet() -> Iterator[None]:
             library.logging.set_verbosity(verbosity)
             if not disabled:
                 library.enable_progress_bars()
-
-
-LOADERS = {".parquet": "parquet", ".jsonl": "json", ".txt": "text"}
-"""Suffix of a local file -> the builder of Hugging Face `datasets` that reads it."""

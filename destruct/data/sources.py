@@ -1,161 +1,199 @@
-"""From a source of the config to its documents: embedded text, files or the hub, split into training and held-out.
+"""From a source of the config to a stream of documents: opened first, then read whenever somebody asks.
 
-Every fault of the data is found here, before any model exists.
+Opening finds whatever can be known without reading: paths, columns, the hub's commit.  The rest of the data's faults
+are found by the first pass, before any model exists.
 """
 
-import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from destruct.config.data import DataConfig, SourceConfig
 from destruct.data.columns import check_columns
+from destruct.data.documents import Document, Reading, Tally, text_digest
 from destruct.data.embedded import EMBEDDED
-from destruct.data.formatters import RenderChat, RowFormat
-from destruct.data.loading import LOADERS, Table, read_file, read_hub
+from destruct.data.files import open_files
+from destruct.data.fingerprints import FileDigests, code_digest, fingerprint, function_digest, texts_digest
+from destruct.data.formatters import FORMATTERS, Chat, RowFormat
+from destruct.data.holding_out import hold_out
+from destruct.data.loading import open_hub
+from destruct.data.tables import Origin, Table, TextTable
 from destruct.errors import DestructError
 from destruct.seeding import derive
 
 
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """The texts of one source; no text is on both sides unless the user's own validation file repeats one."""
+class Source:
+    """One data set of the mixture, opened; `open_source` makes it.
 
-    name: str
-    train: list[str]
-    """At least one non-empty document, in file order."""
-    validation: list[str]
-    """Held out: at least one non-empty document, in file order."""
-    marked_up: bool = False
-    """The texts hold the tokenizer's special tokens as such (`format: chat`), not as characters that look like them."""
+    Args:
+        name: key of the source in `data.sources`.
+        source: its section.
+        config: the whole data section.
+        seed: the run's seed.
+        origin: where its rows are.
+        row_format: what makes texts of them.
+        fingerprint: see below.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: SourceConfig,
+        config: DataConfig,
+        seed: int,
+        origin: Origin,
+        row_format: RowFormat,
+        fingerprint: str,
+    ):
+        self.name = name
+        self.marked_up = source.format == "chat"
+        """The texts hold the tokenizer's special tokens as such, not as characters that look like them."""
+        self.fingerprint = fingerprint
+        """32 hexadecimal digits, which change whenever what `documents` gives could."""
+        self.tally: Tally | None = None
+        """Of the last pass that went to its end."""
+        self._source, self._origin, self._row_format = source, origin, row_format
+        self._fraction, self._seed = config.validation_fraction, seed
+
+    def documents(self) -> Iterator[Document]:
+        """Read it once, in constant memory but for what `deduplicate` and a held-out file or split need.
+
+        A folder with a validation file, and a hub source with a validation split, are split as they say: the held-out
+        documents come first, and a text that is among them is left out of training.  Elsewhere `hold_out` decides by a
+        hash of the text, in the order of the rows.
+
+        Raises:
+            DestructError: a data set cannot be downloaded, a column is missing or of another type, a row cannot be made
+                a text, a file cannot be read, there is no document that passes the filters, or not one to hold out.
+        """
+        train, *held_out = self._origin.tables()
+        given: Counter[bool] = Counter()
+        readings = [Reading(self.name, self._source, self._row_format) for _ in range(1 + len(held_out))]
+        stream = self._split(readings, train, held_out)
+        for document in stream:
+            given[document.held_out] += 1
+            yield document
+        counts = sum((reading.counts for reading in readings), Counter())
+        self.tally = Tally.of(counts, given[False], given[True])
+
+    def _split(self, readings: list[Reading], train: list[Table], held_out: list[list[Table]]) -> Iterator[Document]:
+        if not held_out:
+            yield from hold_out(self.name, readings[0].documents(train), self._fraction, self._seed)
+            return
+        digests: set[int] = set()
+        for document in readings[1].documents(held_out[0], held_out=True):
+            digests.add(text_digest(document.text))
+            yield document
+        yield from readings[0].documents(train, elsewhere=digests)
 
 
-def load_sources(config: DataConfig, seed: int, render_chat: RenderChat | None = None) -> list[Documents]:
-    """Load every source of the config, in its order; arguments and errors are those of `load_source`."""
-    return [load_source(name, source, config, seed, render_chat) for name, source in config.sources.items()]
+def open_sources(config: DataConfig, seed: int, chat: Chat | None = None, memory: Path | None = None) -> list[Source]:
+    """Open every source of the config, in its order; arguments and errors are those of `open_source`."""
+    return [open_source(name, source, config, seed, chat, memory) for name, source in config.sources.items()]
 
 
-def load_source(
-    name: str, source: SourceConfig, config: DataConfig, seed: int, render_chat: RenderChat | None = None
-) -> Documents:
-    """Read one source and hold some of it out.
+def open_source(
+    name: str,
+    source: SourceConfig,
+    config: DataConfig,
+    seed: int,
+    chat: Chat | None = None,
+    memory: Path | None = None,
+) -> Source:
+    """Find a source and tell what it is, without making a document of it.
 
-    A folder with a validation file, and a hub source with a validation split, are split as they say.  Elsewhere a
-    document is held out where `derive(seed, "held out", text) < validation_fraction * 2**64`: a pure function of the
-    text, so that repeated rows, and rows that two sources share, lie on one side.
+    Local files are read for their digest, unless they are remembered; of a data set of the hub nothing but the card and
+    the list of files is downloaded.
 
     Args:
         name: key of the source in `data.sources`.
         source: its section.
         config: the whole data section (root, held-out share, size of embedded texts).
         seed: the run's seed; it decides the embedded text and the split.
-        render_chat: messages -> text, for `format: chat`; None where the tokenizer has no chat template.
+        chat: for `format: chat`; None where the tokenizer has no chat template.
+        memory: folder in which digests of files are kept from run to run; None to read the files each time.
 
     Raises:
-        DestructError: a path, data set or column is missing, a column is of another type than the format reads, a row
-            cannot be made a text, a file cannot be read, there is no non-empty document, or not one to hold out.
+        DestructError: a path or data set is missing, cannot be read, or has not the columns that the format reads.
     """
-    if source.embedded is not None:
-        texts = EMBEDDED[source.embedded](config.embedded_bytes, derive(seed, "embedded", name))
-        return _split(name, texts[: source.max_documents], config.validation_fraction, seed)
     try:
-        row_format = RowFormat(source, render_chat)
+        row_format = RowFormat(source, chat)
     except DestructError as error:
         raise DestructError(f"source {name!r}: {error.problem}", error.remedy, error.exit_code) from error
-    train, *held_out = (_read(name, source, row_format, table) for table in _tables(name, source, config))
-    marked_up = source.format == "chat"
-    if held_out:
-        return Documents(name, train, held_out[0], marked_up)
-    return _split(name, train, config.validation_fraction, seed, marked_up)
+    origin = _origin(name, source, config, seed, memory)
+    facts = {
+        "content": origin.content(),
+        "source": source.model_dump(exclude=_NOT_THE_TEXTS),
+        "held out": None if origin.own_held_out else [config.validation_fraction, seed],
+        "code": code_digest(),
+        "template": chat.template if chat is not None and source.format == "chat" else None,
+        "function": None if source.format in FORMATTERS else function_digest(source.format),
+    }
+    return Source(name, source, config, seed, origin, row_format, fingerprint(facts))
 
 
-def _split(name: str, texts: list[str], fraction: float, seed: int, marked_up: bool = False) -> Documents:
-    keys = {text: derive(seed, "held out", text) for text in texts}
-    if len(keys) < 2:
-        raise DestructError(
-            f"source {name!r} has {len(keys)} different document(s); it takes 2, one of them to hold out",
-            "give it more documents, or a held-out part of its own (validation.*, validation_split)",
-        )
-    # However small the source, the lowest key is held out and the highest is trained on.
-    lowest, highest = min(keys.values()), max(keys.values())
-    threshold = min(max(int(fraction * 2**64), lowest + 1), highest)
-    return Documents(
-        name,
-        train=[text for text in texts if keys[text] >= threshold],
-        validation=[text for text in texts if keys[text] < threshold],
-        marked_up=marked_up,
-    )
+_NOT_THE_TEXTS = {
+    "embedded", "path", "hub", "config", "revision", "split", "validation_split",  # their content counts
+    "learnable", "prior",
+}  # fmt: skip
+"""Keys of a source that its fingerprint does not hold as they are written."""
 
 
-def _tables(name: str, source: SourceConfig, config: DataConfig) -> list[Table]:
-    """The table to train on and, where the source has one of its own, the table to hold out."""
+def _origin(name: str, source: SourceConfig, config: DataConfig, seed: int, memory: Path | None) -> Origin:
+    if source.embedded is not None:
+        texts = EMBEDDED[source.embedded](config.embedded_bytes, derive(seed, "embedded", name))
+        return _Embedded(TextTable(f"the embedded text {source.embedded!r}", texts))
     root = None if config.root is None else Path(config.root).expanduser()
     if source.path is not None:
         path = Path(source.path).expanduser()
-        return _read_files(
-            name, path if root is None else root / path, f"set data.sources.{name}.path to a file or folder"
-        )
-    if root is None:
-        return read_hub(name, source)
-    return _read_files(name, root / name, f"put train.* of {source.hub} there, or leave data.root out to download it")
+        place, remedy = path if root is None else root / path, f"set data.sources.{name}.path to a file or folder"
+    elif root is None:
+        return open_hub(name, source)
+    else:
+        place, remedy = root / name, f"put train.* of {source.hub} there, or leave data.root out to download it"
+    files = open_files(name, place, remedy, FileDigests(memory))
+    for table in (table for part in files.parts for table in part if table.features is not None):
+        check_columns(name, source, table.origin, table.features or {})
+    return files
 
 
-def _read_files(name: str, path: Path, remedy: str) -> list[Table]:
-    """The training file and, where a folder has one, the validation file.
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    """An embedded text, made."""
 
-    Args:
-        remedy: of a path where nothing is.
-    """
-    if path.is_dir():
-        train, validation = _file_in(name, path, "train"), _file_in(name, path, "validation")
-        if train is None:
-            held = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-            raise DestructError(
-                f"source {name!r}: the folder {path} has no train file; it holds {held}",
-                f"name one of its files train ({', '.join(LOADERS)}), or let path name the file itself",
-            )
-        return [read_file(name, file) for file in (train, validation) if file is not None]
-    if not path.is_file():
-        raise DestructError(f"source {name!r}: {path} does not exist (looked up from {Path.cwd()})", remedy)
-    if path.suffix not in LOADERS:
-        raise DestructError(
-            f"source {name!r}: {path} ends in {path.suffix or 'nothing'!r}; known are {', '.join(LOADERS)}",
-            "convert or rename the file",
-        )
-    return [read_file(name, path)]
+    table: TextTable
+    own_held_out: bool = False
+
+    def content(self) -> str:
+        return texts_digest(self.table.texts)
+
+    def tables(self) -> list[list[Table]]:
+        return [[self.table]]
 
 
-def _file_in(name: str, folder: Path, split: str) -> Path | None:
-    found = [file for suffix in LOADERS if (file := folder / f"{split}{suffix}").is_file()]
-    if len(found) > 1:
-        raise DestructError(
-            f"source {name!r}: {folder} holds {' and '.join(file.name for file in found)}",
-            "keep one of them, or let path name the file itself",
-        )
-    return found[0] if found else None
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """The texts of one source; no text is on both sides."""
+
+    name: str
+    train: list[str]
+    """At least one, in file order."""
+    validation: list[str]
+    """Held out: at least one, in file order."""
+    marked_up: bool = False
+    """As `Source.marked_up`."""
 
 
-def _read(name: str, source: SourceConfig, row_format: RowFormat, table: Table) -> list[str]:
-    """The non-empty texts of a table, in its order."""
-    if table.data is not None:
-        check_columns(name, source, table.origin, table.data.features)
-    texts = list(itertools.islice(_texts(name, row_format, table), source.max_documents))
-    if not texts:
-        columns = f" with text in column {source.columns[0]!r}" if source.format == "text" and source.columns else ""
-        raise DestructError(
-            f"source {name!r}: {table.origin} holds no non-empty document",
-            f"give data.sources.{name} a table{columns}, or remove the source",
-        )
-    return texts
+def load_sources(config: DataConfig, seed: int, chat: Chat | None = None) -> list[Documents]:
+    """Open and read every source of the config, in its order; arguments and errors are those of `open_source` and
+    `Source.documents`."""
+    return [collect(source) for source in open_sources(config, seed, chat)]
 
 
-def _texts(name: str, row_format: RowFormat, table: Table) -> Iterator[str]:
-    for number, row in enumerate(table.rows(row_format.columns)):
-        try:
-            text = row_format(row)
-        except DestructError as error:
-            raise DestructError(
-                f"source {name!r}, row {number} of {table.origin}: {error.problem}", error.remedy, error.exit_code
-            ) from error
-        if text and not text.isspace():
-            yield text
+def collect(source: Source) -> Documents:
+    """Read a source whole."""
+    sides: tuple[list[str], list[str]] = ([], [])
+    for document in source.documents():
+        sides[document.held_out].append(document.text)
+    return Documents(source.name, *sides, source.marked_up)

@@ -158,11 +158,21 @@ class Tokenizer:
         """Whether `render_chat` can be called."""
         return self.fast.chat_template is not None
 
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
-        """A conversation, messages of `role` and `content`, in the words of the tokenizer's chat template."""
+    def render_chat(self, messages: list[dict[str, str]], answer_next: bool = False) -> str:
+        """A conversation, messages of `role` and `content`, in the words of the tokenizer's chat template.
+
+        Args:
+            answer_next: end with the words that begin the assistant's turn.
+        """
         # Templates that name the day would make other texts of the same rows tomorrow.
         template = f"{{% macro strftime_now(format) %}}{CHAT_DATE}{{% endmacro %}}{self.fast.get_chat_template()}"
-        return self.fast.apply_chat_template(messages, chat_template=template, tokenize=False, date_string=CHAT_DATE)
+        return self.fast.apply_chat_template(
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=answer_next,
+            date_string=CHAT_DATE,
+        )
 
     def save(self, folder: Path) -> None:
         """Write Hugging Face tokenizer files into `folder` (made if missing) for `AutoTokenizer.from_pretrained`."""

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from destruct.config.data import DataConfig
-from destruct.data.sources import load_source
+from destruct.data.sources import collect, open_source
 from destruct.errors import DestructError
 from tests.hub import impatient
 
@@ -18,7 +18,8 @@ def outcome(source: dict[str, Any]) -> dict[str, Any]:
     """Texts of both sides, or what the error says."""
     config = DataConfig.model_validate({"sources": {"mine": source}})
     try:
-        got = load_source("mine", config.sources["mine"], config, seed=0)
+        opened = open_source("mine", config.sources["mine"], config, seed=0)
+        got = collect(opened)
     except DestructError as error:
         return {"problem": error.problem, "remedy": error.remedy, "exit_code": error.exit_code}
     return {"train": got.train, "validation": got.validation}

@@ -1,31 +1,20 @@
 """Columns: what a format reads is asked for before a row is read, and the remedy names a column that fits."""
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from destruct.config.data import DataConfig
-from destruct.data.sources import load_source
-from destruct.errors import DestructError
+from destruct.data.formatters import Chat
+from tests.data import corpora
+from tests.data.corpora import texts_of
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def load(file, **options):
+    return sorted(texts_of(file, **options))
 
 
-def load(file, render_chat=None, **options):
-    config = DataConfig.model_validate({"sources": {"mine": {"path": str(file), **options}}})
-    got = load_source("mine", config.sources["mine"], config, 0, render_chat)
-    return sorted(got.train + got.validation)
-
-
-def fault(file, **options) -> DestructError:
-    with pytest.raises(DestructError) as caught:
-        load(file, lambda messages: "", **options)
-    assert "'mine'" in caught.value.problem
-    return caught.value
+def fault(file, **options):
+    return corpora.fault(file, chat=Chat("", lambda messages, answer: ""), **options)
 
 
 @pytest.fixture
@@ -73,9 +62,9 @@ def test_the_column_proposed_for_a_missing_one_fits_the_format(table):
 def test_where_no_column_fits_the_format_that_would_fit_is_named_and_works(table, columns, format, column):
     error = fault(table(**columns))
     assert error.remedy == f"set data.sources.mine.format: {format} and data.sources.mine.column: {column}"
-    render = {"chat": lambda messages: messages[0]["content"]}.get(format)
+    chat = Chat("", lambda messages, answer: messages[0]["content"])
     expected = {"dialog": ["Bye.", "Hello.\nHi."], "translation": ["no", "yes"], "chat": ["a", "b"]}
-    assert load(table(**columns), render, format=format, column=column) == expected[format]
+    assert load(table(**columns), chat=chat, format=format, column=column) == expected[format]
 
 
 def test_where_nothing_fits_at_all_a_function_is_proposed(table):

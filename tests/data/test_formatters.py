@@ -6,7 +6,7 @@ import pytest
 
 from destruct.config.data import FORMATS, SourceConfig
 from destruct.data.columns import KINDS
-from destruct.data.formatters import FORMATTERS, RowFormat
+from destruct.data.formatters import FORMATTERS, Chat, RowFormat
 from destruct.errors import DestructError
 
 MODULE = """\
@@ -31,20 +31,27 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("own_formats", None)
 
 
-def marked(messages: list[dict[str, str]]) -> str:
+def marked(messages: list[dict[str, str]], answer_next: bool) -> str:
     """A chat template of our own, which knows two roles."""
     if {message["role"] for message in messages} - {"user", "assistant"}:
         raise ValueError("only user and assistant speak")
-    return "".join(f"<|{message['role']}|>{message['content']}" for message in messages)
+    text = "".join(f"<|{message['role']}|>{message['content']}" for message in messages)
+    return f"{text}<|assistant|>" if answer_next else text
 
 
-def formatted(row, render_chat=None, **options):
-    return RowFormat(SourceConfig.model_validate({"path": "a.parquet", **options}), render_chat)(row)
+def made(row, render=None, **options):
+    """Text and end of its prompt."""
+    chat = None if render is None else Chat("", render)
+    return RowFormat(SourceConfig.model_validate({"path": "a.parquet", **options}), chat)(row)
 
 
-def fault(row, render_chat=None, **options) -> DestructError:
+def formatted(row, render=None, **options):
+    return made(row, render, **options)[0]
+
+
+def fault(row, render=None, **options) -> DestructError:
     with pytest.raises(DestructError) as caught:
-        formatted(row, render_chat, **options)
+        formatted(row, render, **options)
     return caught.value
 
 
@@ -55,14 +62,14 @@ def test_the_table_the_config_and_the_columns_know_the_same_formats():
 def test_a_text_is_taken_as_it_is():
     assert formatted({"text": " = A title = \n", "id": 3}) == " = A title = \n"
     assert formatted({"article": "news", "text": "other"}, column="article") == "news"
-    assert formatted({"text": None}) is None
+    assert not formatted({"text": None})
 
 
 def test_the_turns_of_a_dialog_stand_one_below_the_other_without_the_space_around_them():
     row = {"dialog": ["The kitchen stinks . ", " I'll throw out the garbage .", "", "  "]}
     assert formatted(row, format="dialog") == "The kitchen stinks .\nI'll throw out the garbage ."
     assert formatted({"turns": ["Hi."]}, format="dialog", column="turns") == "Hi."
-    assert formatted({"dialog": None}, format="dialog") is None
+    assert not formatted({"dialog": None}, format="dialog")
     assert not formatted({"dialog": []}, format="dialog")
 
 
@@ -83,8 +90,8 @@ def test_a_translation_gives_the_text_of_one_language():
     row = {"translation": {"en": "Resumption of the session", "fr": "Reprise de la session"}}
     assert formatted(row, format="translation") == "Resumption of the session"
     assert formatted(row, format="translation", language="fr") == "Reprise de la session"
-    assert formatted({"translation": {"en": None, "fr": "x"}}, format="translation") is None
-    assert formatted({"translation": None}, format="translation") is None
+    assert not formatted({"translation": {"en": None, "fr": "x"}}, format="translation")
+    assert not formatted({"translation": None}, format="translation")
 
 
 def test_a_language_that_is_not_there_is_told_with_those_that_are():
@@ -97,8 +104,8 @@ def test_a_language_that_is_not_there_is_told_with_those_that_are():
 def test_a_chat_is_rendered_by_the_tokenizers_template_from_role_and_content_alone():
     row = {"messages": [{"role": "user", "content": "2+2?", "name": "x"}, {"role": "assistant", "content": "4"}]}
     assert formatted(row, marked, format="chat") == "<|user|>2+2?<|assistant|>4"
-    assert formatted({"messages": []}, marked, format="chat") is None
-    assert formatted({"messages": None}, marked, format="chat") is None
+    assert not formatted({"messages": []}, marked, format="chat")
+    assert not formatted({"messages": None}, marked, format="chat")
 
 
 def test_a_chat_without_a_template_is_refused_before_a_row_is_there():
@@ -121,7 +128,7 @@ def test_fields_fill_the_template_and_a_null_leaves_the_row_out():
     options = {"format": "fields", "template": "Question: {question}\nAnswer: {answer} {{{question}}}"}
     row = {"question": "How many?", "answer": 4}
     assert formatted(row, **options) == "Question: How many?\nAnswer: 4 {How many?}"
-    assert formatted({"question": "How many?", "answer": None}, **options) is None
+    assert not formatted({"question": "How many?", "answer": None}, **options)
 
 
 def test_a_value_with_braces_in_it_is_not_a_template():
@@ -130,7 +137,7 @@ def test_a_value_with_braces_in_it_is_not_a_template():
 
 def test_a_users_function_gets_the_row_and_returns_its_text_or_none(module):
     assert formatted({"parts": ["a", "b"], "id": 1}, format="own_formats:joined") == "a / b"
-    assert formatted({"parts": [], "id": 1}, format="own_formats:joined") is None
+    assert not formatted({"parts": [], "id": 1}, format="own_formats:joined")
 
 
 def test_a_users_function_that_fails_is_told_with_its_line_and_its_type(module):

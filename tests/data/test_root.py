@@ -3,7 +3,6 @@
 import socket
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,11 +12,6 @@ from destruct.data.sources import load_sources
 from destruct.errors import DestructError
 
 TEXTS = [f"document {number}" for number in range(40)]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write_corpora(root: Path) -> Path:

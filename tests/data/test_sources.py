@@ -4,49 +4,16 @@ import importlib
 import json
 import socket
 import sys
-from pathlib import Path
-from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from destruct.config.data import DataConfig
-from destruct.data.sources import load_source, load_sources
+from destruct.data.formatters import Chat
+from destruct.data.sources import load_sources
 from destruct.errors import DestructError
-from destruct.exits import Exit
-
-TEXTS = [f"document {number}\nwith “two” lines" for number in range(40)]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def load(path, seed=0, fraction=0.1, **options):
-    config = DataConfig.model_validate(
-        {"sources": {"mine": {"path": str(path), **options}}, "validation_fraction": fraction}
-    )
-    return load_source("mine", config.sources["mine"], config, seed)
-
-
-def fault(path: Path, **options: Any) -> DestructError:
-    with pytest.raises(DestructError) as caught:
-        load(path, **options)
-    assert "'mine'" in caught.value.problem and "\n" not in caught.value.problem + caught.value.remedy
-    return caught.value
-
-
-def write(path, texts, column="text"):
-    if path.suffix == ".parquet":
-        pq.write_table(pa.table({"id": range(len(texts)), column: texts}), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"id": n, column: text}) + "\n" for n, text in enumerate(texts)))
-    else:
-        path.write_text("\n".join(texts))
-    return path
+from tests.data.corpora import TEXTS, fault, load, write
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".txt"])
@@ -123,15 +90,6 @@ def test_embedded_sources_differ_by_name_and_by_seed():
     assert set(load_sources(config, 1)[0].train).isdisjoint(a.train)
 
 
-def test_a_cache_that_cannot_be_written_is_not_a_fault_of_the_file(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way of a folder")
-    (tmp_path / "a.txt").write_text("one\ntwo\n")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
-    error = fault(tmp_path / "a.txt")
-    assert error.exit_code == Exit.ENVIRONMENT
-    assert "HF_HOME" in error.remedy and str(tmp_path / "file") in error.problem
-
-
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".txt"])
 @pytest.mark.parametrize("rows", [[], ["", " ", "\t"]])
 def test_a_source_without_text_is_refused(tmp_path, suffix, rows):
@@ -148,24 +106,6 @@ def test_nulls_alone_are_no_text(tmp_path):
     assert "no non-empty document" in fault(tmp_path / "a.jsonl").problem
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n'),
-        ("a.jsonl", b"plain words\n"),
-        ("a.jsonl", b"{}\n{}\n"),
-        ("a.parquet", b""),
-        ("a.parquet", b"PAR1 and nothing of it"),
-        ("a.txt", b"\xff\xfe not UTF-8"),
-    ],
-)
-def test_a_broken_file_is_named(tmp_path, capfd, name, content):
-    (tmp_path / name).write_bytes(content)
-    error = fault(tmp_path / name)
-    assert str(tmp_path / name) in error.problem and "cannot be read" in error.problem
-    assert capfd.readouterr().err == ""
-
-
 def test_a_broken_validation_file_is_found_too(tmp_path):
     write(tmp_path / "train.jsonl", TEXTS)
     (tmp_path / "validation.parquet").write_bytes(b"")
@@ -176,21 +116,11 @@ def test_missing_and_unknown_paths(tmp_path):
     assert "does not exist" in fault(tmp_path / "nowhere.jsonl").problem
     (tmp_path / "a.csv").write_text("text\nx\n")
     error = fault(tmp_path / "a.csv")
-    assert "'.csv'" in error.problem and ".parquet, .jsonl, .txt" in error.problem
+    assert "'.csv'" in error.problem and ".parquet, .jsonl, .jsonl.gz, .txt" in error.problem
     error = fault(tmp_path)
     assert "has no train file; it holds a.csv" in error.problem
     write(tmp_path / "train.txt", TEXTS), write(tmp_path / "train.jsonl", TEXTS)
-    assert "train.jsonl and train.txt" in fault(tmp_path).problem
-
-
-def test_loading_is_silent_and_leaves_the_settings_of_datasets_as_they_were(tmp_path, capfd):
-    def settings():
-        library = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, datasets.logging.get_verbosity()
-        return datasets.are_progress_bars_disabled(), *library
-
-    before = settings()
-    load(write(tmp_path / "a.jsonl", TEXTS))
-    assert capfd.readouterr().err == "" and settings() == before
+    assert "holds train.jsonl and train.txt" in fault(tmp_path).problem
 
 
 def test_local_files_are_read_without_the_network(tmp_path, monkeypatch):
@@ -211,9 +141,10 @@ def test_a_chat_is_marked_up_and_nothing_else_is(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = {"chat": {"path": str(tmp_path / "a.jsonl"), "format": "chat"}, "noise": {"embedded": "noise"}}
     config = DataConfig.model_validate({"sources": sources, "embedded_bytes": 10_000})
-    got, noise = load_sources(config, 0, lambda messages: f"<|user|>{messages[0]['content']}")
+    chat = Chat("mine", lambda messages, answer: f"<|user|>{messages[0]['content']}{'<|assistant|>' * answer}")
+    got, noise = load_sources(config, 0, chat)
     assert got.marked_up and not noise.marked_up and not load(write(tmp_path / "b.jsonl", TEXTS)).marked_up
-    assert sorted(got.train + got.validation) == sorted(f"<|user|>{text}" for text in TEXTS)
+    assert sorted(got.train + got.validation) == sorted(f"<|user|>{text}<|assistant|>" for text in TEXTS)
     with pytest.raises(DestructError, match="source 'chat': format: chat needs a chat template"):
         load_sources(config, 0)
 
@@ -250,4 +181,4 @@ def test_a_cap_ends_the_reading_and_rows_that_a_function_leaves_out_do_not_count
 def test_a_row_that_cannot_be_made_a_text_is_named_by_its_number_and_its_file(tmp_path, module):
     file = write(tmp_path / "a.jsonl", TEXTS)
     error = fault(file, format="row_formats:strict")
-    assert error.problem.startswith(f"source 'mine', row 5 of {file}: format 'row_formats:strict' raised Assertion")
+    assert error.problem.startswith(f"source 'mine', line 6 of {file}: format 'row_formats:strict' raised Assertion")
