@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from destruct import run_folder
-from destruct.batch import PromptBatch, RolloutBatch
+from destruct.batch import RolloutBatch
 from destruct.checkpoint import contents
 from destruct.checkpoint.identity import find_checkpoint
 from destruct.checkpoint.state import TrainState

@@ -18,7 +18,7 @@ from destruct.data.loader import LanguageWindows, prompt_batch
 from destruct.data.sources import Source, open_sources
 from destruct.data.store import TokenStore
 from destruct.data.token_cache import CachedSource, TokenCache
-from destruct.data.tokenizing import Tokenizer, train_tokenizer
+from destruct.data.tokenizing import CHAT_DATE, Tokenizer, train_tokenizer
 from destruct.data.windows import PackedWindows, Pieces
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
@@ -59,9 +59,8 @@ def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoi
     """
     config = settings.config
     ready = topology.together(lambda: _pretrained_tokenizer(settings))
-    chat = Chat(ready.chat_template, ready.render_chat) if ready is not None and ready.chat_template else None
     folder = Path(config.data.cache).expanduser()
-    sources = topology.together(lambda: open_sources(config.data, config.run.seed, chat, folder))
+    sources = topology.together(lambda: open_sources(config.data, config.run.seed, _chat(ready), folder))
     tokenizer = ready or Tokenizer.trained(
         topology.first_rank_makes(lambda: _tokenizer_text(settings, sources, checkpoint))
     )
@@ -78,6 +77,14 @@ def _pretrained_tokenizer(settings: Settings) -> Tokenizer | None:
     if path is not None:
         return Tokenizer.pretrained("data.tokenizer.path", path)
     return None if policy.path is None else Tokenizer.pretrained("model.policy.path", policy.path, policy.revision)
+
+
+def _chat(tokenizer: Tokenizer | None) -> Chat | None:
+    """How it writes conversations; None where it has no template."""
+    if tokenizer is None or not tokenizer.has_chat_template:
+        return None
+    fast = tokenizer.fast
+    return Chat(f"{fast.get_chat_template()}{fast.special_tokens_map}{CHAT_DATE}", tokenizer.render_chat)
 
 
 def _tokenizer_text(settings: Settings, sources: list[Source], checkpoint: Path | None) -> str:

@@ -13,6 +13,7 @@ from destruct.data.loader import language_mixture, read_language
 from destruct.data.mixture import OutOfData
 from destruct.drift import Probe, kl_from_initial, measure, probe_prompts
 from destruct.engine.schedule import cosine_to_tenth
+from destruct.errors import DestructError
 from destruct.evaluation import Validation, validate
 from destruct.ppo.kl import controlled_coef, next_coef
 from destruct.ppo.update import UpdateStats, kl_to_reference, ppo_update
@@ -43,7 +44,16 @@ def train(run: Run) -> TrainState:
 
 
 def end_early(run: Run, exhausted: list[str]) -> None:
-    """Validate and save where the data ended, before the planned updates were made."""
+    """Validate and save where the data ended, before the planned updates were made.
+
+    Raises:
+        DestructError: it ended before the first of them.
+    """
+    if run.state.update == 0:
+        raise DestructError(
+            f"the sources {', '.join(exhausted)} are exhausted before the first update",
+            "give them more text, raise max_epochs, set on_exhausted: repeat, or make rollout.batch_size smaller",
+        )
     run.screen.say(f"no further batch: {', '.join(exhausted)} exhausted; the run ends after update {run.state.update}")
     run.save(evaluate_update(run))
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from destruct.curriculum.estimates import Estimates
-from destruct.data.sources import load_sources
+from destruct.data.sources import open_sources
 from destruct.data.tokenizing import train_tokenizer
-from destruct.data.windows import pack_sources
 from destruct.errors import DestructError
 from destruct.loop import one_update
 from tests.tiny import ROOT, tiny_run
@@ -110,29 +109,33 @@ def test_every_part_gets_its_own_number_of_the_config(tmp_path):
         ]
 
 
-def test_an_epoch_is_the_tokens_of_all_sources_over_the_window_tokens_of_an_update(tmp_path):
-    """16 windows of 16 tokens in an update, two epochs."""
+def test_an_epoch_is_the_pieces_of_all_sources_over_those_of_an_update(tmp_path):
+    """16 pieces in an update, two epochs."""
     with tiny_run(tmp_path, "run.updates_per_epoch=null") as run:
-        tokens = sum(window.numel() for windows in run.inputs.train for window in windows)
-        assert run.updates == 2 * (tokens // 256) > 20
+        assert run.updates == 2 * (sum(map(len, run.inputs.train)) // 16) > 20
 
 
 def test_held_out_windows_are_shuffled_and_their_bytes_are_those_of_what_is_scored(tmp_path):
-    """Both sources are ASCII: a window's bytes are the characters of its text, less those of its first token."""
+    """Both sources are ASCII: a window's bytes are the characters of what is predicted, ends of documents aside."""
     with tiny_run(tmp_path) as run:
-        packed = pack_sources(load_sources(run.config.data, run.config.run.seed), run.config.data, 16, run.tokenizer)
-        for source, panel, held_out in zip(packed, run.curriculum.held_out, run.inputs.validation, strict=True):
-            in_order = source.validation.tokens.tolist()
-            assert panel.tokens.tolist() != in_order and sorted(panel.tokens.tolist()) == sorted(in_order)
-            assert held_out.windows.tokens.tolist() == panel.tokens.tolist()[:4]
-            assert held_out.bytes == sum(len(run.tokenizer.decode(window[1:])) for window in held_out.windows.tokens)
+        sources = open_sources(run.config.data, run.config.run.seed)
+        for source, panel, held_out in zip(sources, run.curriculum.held_out, run.inputs.validation, strict=True):
+            texts = [document.text for document in source.documents() if document.held_out]
+            stream = [token for ids in run.tokenizer.encode(texts) for token in [*ids.tolist(), run.tokenizer.eos_id]]
+            in_order = [stream[start : start + 16] for start in range(0, len(stream) - 15, 15)]
+            windows = panel.select(torch.arange(len(panel))).tokens.tolist()
+            assert windows != in_order and sorted(windows) == sorted(in_order)
+            assert held_out.windows.tokens.tolist() == windows[:4]
+            predicted = held_out.windows.targets.tolist()
+            assert held_out.bytes == sum(len(run.tokenizer.decode([token])) for token in predicted)
 
 
 def test_the_tokenizer_has_seen_no_held_out_text(tmp_path):
     with tiny_run(tmp_path, "data.tokenizer.vocab_size=400") as run:
-        documents = load_sources(run.config.data, run.config.run.seed)
-        training = [text for source in documents for text in source.train]
-        held_out = [text for source in documents for text in source.validation]
+        sources = open_sources(run.config.data, run.config.run.seed)
+        documents = [document for source in sources for document in source.documents()]
+        training = [document.text for document in documents if not document.held_out]
+        held_out = [document.text for document in documents if document.held_out]
         assert run.tokenizer.text == train_tokenizer(training, 400) != train_tokenizer(training + held_out, 400)
 
 

@@ -1,9 +1,9 @@
 """What a run reads, where a tokenizer's chat template has a part in it."""
 
-import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -12,9 +12,12 @@ from destruct.config.settings import load
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.inputs import read_inputs
+from destruct.tracking.console import Screen
 from tests.pretrained import write_tokenizer
 from tests.tiny import write_config
 
+SILENT = Screen(first_rank=False)
+WIDE = ["data.validation_fraction=0.3", "rollout.prompt_tokens=48", "rollout.response_tokens=48"]
 ALONE = Topology(0, 1, torch.device("cpu"))
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}<|eos|>{% endfor %}"
 
@@ -31,20 +34,27 @@ def chats(folder: Path, *overrides: str):
 
 
 def test_a_chat_is_trained_on_as_its_tokenizer_itself_writes_it(tmp_path):
-    """The windows end to end against transformers' own tokenizing of each conversation, its last eos included."""
+    """Prompt and continuation against transformers' own tokenizing of each conversation, its last eos included."""
     write_tokenizer(tmp_path / "tokenizer", template=TEMPLATE)
-    settings, talks = chats(tmp_path, f"data.tokenizer.path={tmp_path / 'tokenizer'}", "data.tokenizer.vocab_size=1024")
-    inputs = read_inputs(settings, ALONE, None)
+    settings, talks = chats(
+        tmp_path, f"data.tokenizer.path={tmp_path / 'tokenizer'}", "data.tokenizer.vocab_size=1024", *WIDE
+    )
+    inputs = read_inputs(settings, ALONE, SILENT, None)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    whole = {tuple(theirs.apply_chat_template(talk)["input_ids"]) for talk in talks}
-    stream = inputs.train[0].flatten().tolist()
-    starts = [place for place, token in enumerate(stream) if token == theirs.bos_token_id]
-    read = [tuple(stream[start:end]) for start, end in itertools.pairwise(starts)]
-    assert len(read) > 40 and set(read) <= whole
+    written = {tuple(theirs.apply_chat_template(talk)["input_ids"]): talk for talk in talks}
+    (pieces,) = inputs.train
+    read = pieces.read(np.arange(len(pieces)))
+    lengths = zip(read.prompt_lengths, read.continuation_lengths, strict=True)
+    rows = [(row[48 - p : 48], row[48 : 48 + c]) for row, (p, c) in zip(read.tokens.tolist(), lengths, strict=True)]
+    assert len(rows) > 40
+    for prompt, continuation in rows:
+        talk = written.pop((*prompt, *continuation))
+        asked = theirs.apply_chat_template(talk[:1], add_generation_prompt=True)["input_ids"]
+        assert prompt == asked and continuation
 
 
 def test_a_trained_tokenizer_has_no_chat_template_and_says_what_to_do(tmp_path):
     settings, _ = chats(tmp_path)
     with pytest.raises(DestructError, match="format: chat needs a chat template") as error:
-        read_inputs(settings, ALONE, None)
+        read_inputs(settings, ALONE, SILENT, None)
     assert "data.tokenizer.path" in error.value.remedy

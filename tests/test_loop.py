@@ -128,16 +128,17 @@ def test_returns_are_discounted_by_the_configs_gamma(tmp_path):
 
 
 def test_rollouts_come_from_the_policys_weights_of_now_and_their_tokens_are_counted(tmp_path):
-    """With a replica of its own, as the sharded engines have one; 16 windows of 16 tokens, and what was sampled."""
+    """With a replica of its own, as the sharded engines have one; drawn tokens without padding, and sampled ones."""
     with tiny_run(tmp_path) as run:
         shape, size = run.config.model.policy, run.tokenizer.vocab_size
         run.replica = build_copy(shape, size, torch.bfloat16, "chunked")
         replica = dict(run.replica.named_parameters())
         assert not all(torch.equal(replica[name], p) for name, p in run.policy.tensors_in_full())
-        scored = pack_and_score(run, roll_out(run, draw(run, run.curriculum.weights)))
+        prompts = draw(run, run.curriculum.weights)
+        scored = pack_and_score(run, roll_out(run, prompts))
         assert all(torch.equal(replica[name], p) for name, p in run.policy.tensors_in_full())
         sampled = sum(int(micro.rollouts.mask.sum()) for micro in micro_batches(scored))
-        assert run.state.tokens == 16 * 16 + sampled
+        assert run.state.tokens == int((prompts.windows != run.tokenizer.pad_id).sum()) + sampled
 
 
 def test_the_first_ratio_is_one_at_another_temperature_too(tmp_path):

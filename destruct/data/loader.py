@@ -78,20 +78,6 @@ class Loader:
         return read
 
 
-def language_mixture(names: Sequence[str], sources: Sequence[LanguageWindows], seed: int) -> Mixture:
-    """Draws from the windows of each source, for ever."""
-    return Mixture([Shuffled(name, len(source), seed) for name, source in zip(names, sources, strict=True)])
-
-
-def read_language(sources: Sequence[LanguageWindows], draw: Draw) -> TokenWindows:
-    """The windows of a draw from `language_mixture`, in its order."""
-    parts = {number: (draw.source == number).nonzero()[0] for number in np.unique(draw.source).tolist()}
-    read = [sources[number].select(draw.index[places]) for number, places in parts.items()]
-    back = torch.from_numpy(np.concatenate(list(parts.values())).argsort())
-    tokens, positions = (torch.cat([getattr(part, name) for part in read]) for name in ("tokens", "positions"))
-    return TokenWindows(tokens, positions).select(back)
-
-
 def prompt_batch(
     pieces: PieceBatch, draw: int, source: Int64, sample: Int64, prompt_tokens: int, device: torch.device
 ) -> PromptBatch:
@@ -123,3 +109,17 @@ class LanguageWindows:
         """The windows at `items` (n,) int64 of that order."""
         tokens, positions = self._packed.read(permuted(np.asarray(items), len(self), self._key))
         return TokenWindows(torch.from_numpy(tokens), torch.from_numpy(positions))
+
+
+def language_mixture(names: Sequence[str], sources: Sequence[LanguageWindows], seed: int) -> Mixture:
+    """Draws from the windows of each source, for ever."""
+    return Mixture([Shuffled(name, len(source), seed) for name, source in zip(names, sources, strict=True)])
+
+
+def read_language(sources: Sequence[LanguageWindows], draw: Draw) -> TokenWindows:
+    """The windows of a draw from `language_mixture`, in its order."""
+    parts = {number: (draw.source == number).nonzero()[0] for number in np.unique(draw.source).tolist()}
+    read = [sources[number].select(draw.index[places]) for number, places in parts.items()]
+    back = torch.from_numpy(np.concatenate(list(parts.values())).argsort())
+    tokens, positions = (torch.cat([getattr(part, name) for part in read]) for name in ("tokens", "positions"))
+    return TokenWindows(tokens, positions).select(back)

@@ -90,7 +90,7 @@ def map_array(file: Path, dtype: DTypeLike, size: int) -> np.ndarray:
 
 def release(array: np.ndarray) -> None:
     """Take the pages of a `map_array` out of this process's memory; they come back when they are looked at."""
-    mapped = array.base.obj if isinstance(array.base, memoryview) else array.base
+    mapped = getattr(array.base, "obj", None)
     if isinstance(mapped, mmap.mmap):
         mapped.madvise(mmap.MADV_DONTNEED)
 

@@ -193,6 +193,7 @@ def _fill(stage: Path, source: Source, tokenizer: Tokenizer, watch: Watch) -> No
             watch(documents, tokens)
         train.finish()
         held_out.finish()
+    assert source.tally is not None, "a pass that went to its end has counted"
     (stage / TALLY).write_text(source.tally.line, encoding="utf-8")
     sync(stage / TALLY)
 
