@@ -97,7 +97,7 @@ class TokenCache:
         beat, since = 0, time.monotonic()
         while True:
             with suppress(filelock.Timeout):
-                lock.acquire(timeout=1.0, poll_interval=_POLL_S)
+                lock.acquire(timeout=min(1.0, self.patience_s), poll_interval=_POLL_S)
                 return
             with suppress(FileNotFoundError):
                 now = os.stat(lock.lock_file).st_mtime_ns
