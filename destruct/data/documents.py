@@ -77,7 +77,7 @@ class Reading:
         self.counts: Counter[str] = Counter()
         """Fields of `Tally` that end with a row -> how many."""
         self._name, self._source, self._format = name, source, row_format
-        self._first_bad = ""
+        self._first_bad = ""  # what the first row that was skipped says, for a part that has no other
 
     def documents(
         self, tables: Sequence[Table], held_out: bool = False, elsewhere: Container[int] = ()

@@ -60,7 +60,10 @@ class ParquetTable:
         return str(self.file)
 
     def rows(self, columns: list[str] | None) -> Iterator[tuple[int, Row | DestructError]]:
-        """As `Table` says; a damaged page is a fault of the file, never of a row."""
+        """As `Table` says; a damaged page is a fault of the file, never of a row.
+
+        Damage of a few bytes is sure to be seen only where the writer gave each page its checksum.
+        """
         import pyarrow.parquet
 
         number = 0
