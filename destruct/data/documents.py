@@ -53,7 +53,8 @@ class Tally:
     @property
     def line(self) -> str:
         """The counts in words; what is left out for no row is not mentioned."""
-        kept = f"{self.rows:,} rows: {self.trained:,} documents to train on, {self.held_out:,} held out"
+        rows = f"{self.rows:,} row{'s' * (self.rows != 1)}"
+        kept = f"{rows}: {self.trained:,} to train on, {self.held_out:,} held out"
         named = {name: count for name, count in asdict(self).items() if name not in ("rows", "trained", "held_out")}
         rest = [f"{count:,} {name.replace('_', ' ')}" for name, count in named.items() if count]
         return f"{kept}; left out: {', '.join(rest)}" if rest else kept

@@ -21,6 +21,7 @@ from destruct.errors import DestructError
 _BATCH = 64  # rows decoded at once: a row of a corpus of books takes 400 kB
 _PAGES = 1 << 20  # bytes of a Parquet column read at once; without it a whole column of a row group lies in memory
 _BOM = b"\xef\xbb\xbf"
+_DECODER = json.JSONDecoder(strict=False)  # a tab or a NUL that nobody escaped is text all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ def _faults_of(
         yield
     except DestructError:
         raise
-    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # of a column's name
         is_denied = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO)
         kind = "" if is_denied or _suffix(file) is None else f" as {(_suffix(file) or '').lstrip('.')}"
         raise DestructError(
@@ -220,7 +221,7 @@ def _json_row(line: str) -> Row | None:
     if not line or line.isspace():
         return None
     try:
-        row = json.loads(line)
+        row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         raise DestructError(f"not JSON: {error.msg} at character {error.pos + 1} of {len(line)}", "fix it") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep

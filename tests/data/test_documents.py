@@ -16,7 +16,7 @@ def test_texts_of_too_few_characters_are_left_out_white_space_around_them_not_co
     source = opened(file, min_characters=3)
     assert len(list(source.documents())) == 3
     assert (source.tally.rows, source.tally.empty, source.tally.short) == (7, 2, 2)
-    assert source.tally.line == "7 rows: 2 documents to train on, 1 held out; left out: 2 empty, 2 short"
+    assert source.tally.line == "7 rows: 2 to train on, 1 held out; left out: 2 empty, 2 short"
 
 
 def test_a_text_that_came_before_is_left_out_where_that_is_asked_for(tmp_path):
@@ -58,7 +58,7 @@ def test_a_held_out_file_that_holds_all_of_training_leaves_nothing_and_says_so(t
     write(tmp_path / "train.jsonl", TEXTS[:3]), write(tmp_path / "validation.jsonl", TEXTS)
     problem = fault(tmp_path).problem
     assert f"{tmp_path / 'train.jsonl'} holds no non-empty document" in problem
-    assert "(3 rows: 0 documents to train on, 0 held out; left out: 3 also held out)" in problem
+    assert "(3 rows: 0 to train on, 0 held out; left out: 3 also held out)" in problem
 
 
 @settings(deadline=None, max_examples=40)
@@ -89,4 +89,4 @@ def test_each_pass_counts_anew_and_a_pass_that_is_given_up_counts_nothing(tmp_pa
 @pytest.mark.parametrize("suffix", [".jsonl", ".txt", ".parquet"])
 def test_a_file_of_nothing_or_of_empty_rows_says_how_many_rows_it_has(tmp_path, suffix):
     file = write(tmp_path / f"a{suffix}", ["", " ", "\t"])
-    assert "(3 rows: 0 documents to train on, 0 held out; left out: 3 empty)" in fault(file).problem
+    assert "(3 rows: 0 to train on, 0 held out; left out: 3 empty)" in fault(file).problem

@@ -11,7 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from destruct.errors import DestructError
 from tests.data.corpora import TEXTS, fault, load, opened, texts_of, write
 
 SKIP = {"on_bad_row": "skip"}
@@ -25,8 +28,28 @@ def test_lines_end_with_lf_or_crlf_and_every_other_character_is_text(tmp_path):
     lines = b"\r\n".join(json.dumps({"text": text}).encode() for text in odd)
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
     assert sorted(texts_of(tmp_path / "a.jsonl")) == sorted(odd)
+    (tmp_path / "b.jsonl").write_bytes(b"\n".join(b'{"text": "%s"}' % text.encode() for text in odd))
+    assert sorted(texts_of(tmp_path / "b.jsonl")) == sorted(odd), "nor need they be escaped"
     pq.write_table(pa.table({"text": odd}), tmp_path / "a.parquet")
     assert sorted(texts_of(tmp_path / "a.parquet")) == sorted(odd)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_whatever_bytes_a_file_is_made_of_it_gives_documents_or_names_itself(tmp_path_factory, data):
+    """Whole files with some bytes changed or taken out."""
+    suffix, options = data.draw(st.sampled_from([".jsonl", ".txt", ".parquet"])), data.draw(st.sampled_from([{}, SKIP]))
+    file = write(tmp_path_factory.mktemp("damaged") / f"a{suffix}", [f"text {n} \u00fc" for n in range(20)])
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(1, 4))] = data.draw(st.binary(max_size=4))
+    file.write_bytes(content)
+    try:
+        for document in opened(file, **options).documents():
+            document.text.encode()
+    except DestructError as error:
+        assert str(file) in error.problem or "1 different document" in error.problem
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".txt"])
@@ -88,7 +111,11 @@ def test_a_column_that_one_line_lacks_or_fills_otherwise_is_told_with_the_column
     (tmp_path / "b.jsonl").write_text('{"text": ["a", 1], "body": "a"}\n')
     assert "column 'text' of line 1 of" in fault(tmp_path / "b.jsonl").problem
     problem = fault(tmp_path / "b.jsonl", **SKIP).problem
-    assert "1 rows" in problem and "1 bad" in problem and "line 1: column 'text' holds ['a', 1], not a text" in problem
+    assert (
+        "(1 row: 0 to train on" in problem
+        and "1 bad" in problem
+        and "line 1: column 'text' holds ['a', 1], not a text" in problem
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,6 +181,13 @@ def test_a_damaged_page_is_an_error_whatever_is_done_with_bad_rows(tmp_path, dam
     (tmp_path / "a.parquet").write_bytes(whole)
     problem = fault(tmp_path / "a.parquet", on_bad_row=on_bad_row).problem
     assert problem.startswith(f"source 'mine': {tmp_path / 'a.parquet'} cannot be read as parquet: ")
+
+
+def test_a_parquet_file_whose_columns_have_broken_names_is_refused(tmp_path):
+    """A footer has no checksum."""
+    whole = write(tmp_path / "a.parquet", TEXTS, column="ordinary").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole.replace(b"ordinary", b"ordi\xffary"))
+    assert f"{tmp_path / 'a.parquet'} cannot be read as parquet: " in fault(tmp_path / "a.parquet").problem
 
 
 def test_compressed_lines_are_read_and_a_file_cut_short_is_refused(tmp_path):
