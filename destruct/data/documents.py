@@ -95,7 +95,7 @@ class Reading:
         """
         seen: set[int] = set()
         taken = 0
-        for document in self._formatted(tables, held_out):
+        for document in self.formatted(tables, held_out):
             reason = self._reason(document.text, elsewhere, seen)
             if reason is not None:
                 self.counts[reason] += 1
@@ -125,7 +125,12 @@ class Reading:
         seen.add(digest)
         return None
 
-    def _formatted(self, tables: Sequence[Table], held_out: bool) -> Iterator[Document]:
+    def formatted(self, tables: Sequence[Table], held_out: bool = False) -> Iterator[Document]:
+        """Documents of tables before any filter but that of bad rows; empty texts are among them.
+
+        Raises:
+            DestructError: as `documents`, but for the last cause.
+        """
         for table in tables:
             if table.features is not None:
                 check_columns(self._name, self._source, table.origin, table.features)

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.corpora import TEXTS, fault, opened, texts_of
+from destruct.errors import DestructError
+from tests.data.corpora import TEXTS, fault, opened, texts_of, write
 
 SKIP = {"on_bad_row": "skip"}
 
@@ -68,6 +69,17 @@ def test_a_column_that_one_line_lacks_or_fills_otherwise_is_told_with_the_column
         and "1 bad" in problem
         and "line 1: column 'text' holds ['a', 1], not a text" in problem
     )
+
+
+def test_a_column_that_no_line_has_is_told_before_the_file_is_read_for_its_digest(tmp_path):
+    """The second file's first row; its last one is told when it is read."""
+    write(tmp_path / "train-0.jsonl", TEXTS)
+    (tmp_path / "train-1.jsonl").write_text('\n{"body": "a"}\n')
+    with pytest.raises(DestructError, match=r"line 2 of .*train-1.jsonl has no column 'text'; it has 'body'"):
+        opened(tmp_path)
+    assert opened(tmp_path, **SKIP).fingerprint
+    (tmp_path / "train-1.jsonl").write_text('{"text": "a"}\n{"body": "a"}\n')
+    assert opened(tmp_path).fingerprint and "line 2 of" in fault(tmp_path).problem
 
 
 @pytest.mark.parametrize(
