@@ -9,9 +9,11 @@ import torch
 from transformers import AutoTokenizer
 
 from destruct.config.settings import load
+from destruct.data.sources import open_sources
+from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
-from destruct.inputs import read_inputs
+from destruct.inputs import _chat, read_inputs
 from destruct.tracking.console import Screen
 from tests.pretrained import write_tokenizer
 from tests.tiny import write_config
@@ -51,6 +53,21 @@ def test_a_chat_is_trained_on_as_its_tokenizer_itself_writes_it(tmp_path):
         talk = written.pop((*prompt, *continuation))
         asked = theirs.apply_chat_template(talk[:1], add_generation_prompt=True)["input_ids"]
         assert prompt == asked and continuation
+
+
+def test_the_prompt_of_a_chat_is_what_its_tokenizer_writes_before_it_answers(tmp_path):
+    """A template as pretrained models bring them, with words of its own that begin the assistant's turn."""
+    template = TEMPLATE + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    write_tokenizer(tmp_path / "tokenizer", template=template)
+    settings, talks = chats(tmp_path, f"data.tokenizer.path={tmp_path / 'tokenizer'}", "data.tokenizer.vocab_size=1024")
+    chat = _chat(Tokenizer.pretrained("data.tokenizer.path", str(tmp_path / "tokenizer")))
+    (source,) = open_sources(settings.config.data, 0, chat)
+    documents = list(source.documents())
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    prompts = [theirs.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True) for talk in talks]
+    assert [document.text[: document.prompt_end] for document in documents] == prompts
+    wholes = [theirs.apply_chat_template(talk, tokenize=False) for talk in talks]
+    assert [document.text for document in documents] == wholes
 
 
 def test_a_trained_tokenizer_has_no_chat_template_and_says_what_to_do(tmp_path):

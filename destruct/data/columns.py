@@ -31,9 +31,9 @@ def features_of_row(row: Row) -> Features:
     features: Features = {}
     for column, value in row.items():
         try:
-            features |= features_of(pyarrow.table({column: [value]}).schema)
-        except (pyarrow.ArrowException, ValueError, OverflowError):  # a list of unlike things, a lone surrogate
-            features[column] = f"a {type(value).__name__} of mixed types"
+            features |= features_of(pyarrow.table({column: ["" if isinstance(value, str) else value]}).schema)
+        except (pyarrow.ArrowException, ValueError, OverflowError):  # a list of unlike things, a large number
+            features[column] = f"a {type(value).__name__} that is no column of a table"
     return features
 
 

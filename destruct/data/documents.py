@@ -53,7 +53,8 @@ class Tally:
     @property
     def line(self) -> str:
         """The counts in words; what is left out for no row is not mentioned."""
-        kept = f"{self.rows:,} rows: {self.trained:,} documents to train on, {self.held_out:,} held out"
+        rows = f"{self.rows:,} row{'s' * (self.rows != 1)}"
+        kept = f"{rows}: {self.trained:,} to train on, {self.held_out:,} held out"
         named = {name: count for name, count in asdict(self).items() if name not in ("rows", "trained", "held_out")}
         rest = [f"{count:,} {name.replace('_', ' ')}" for name, count in named.items() if count]
         return f"{kept}; left out: {', '.join(rest)}" if rest else kept
@@ -77,7 +78,7 @@ class Reading:
         self.counts: Counter[str] = Counter()
         """Fields of `Tally` that end with a row -> how many."""
         self._name, self._source, self._format = name, source, row_format
-        self._first_bad = ""
+        self._first_bad = ""  # what the first row that was skipped says, for a part that has no other
 
     def documents(
         self, tables: Sequence[Table], held_out: bool = False, elsewhere: Container[int] = ()
@@ -94,7 +95,7 @@ class Reading:
         """
         seen: set[int] = set()
         taken = 0
-        for document in self._formatted(tables, held_out):
+        for document in self.formatted(tables, held_out):
             reason = self._reason(document.text, elsewhere, seen)
             if reason is not None:
                 self.counts[reason] += 1
@@ -124,7 +125,12 @@ class Reading:
         seen.add(digest)
         return None
 
-    def _formatted(self, tables: Sequence[Table], held_out: bool) -> Iterator[Document]:
+    def formatted(self, tables: Sequence[Table], held_out: bool = False) -> Iterator[Document]:
+        """Documents of tables before any filter but that of bad rows; empty texts are among them.
+
+        Raises:
+            DestructError: as `documents`, but for the last cause.
+        """
         for table in tables:
             if table.features is not None:
                 check_columns(self._name, self._source, table.origin, table.features)

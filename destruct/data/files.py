@@ -1,6 +1,5 @@
 """Local files as tables of rows: Parquet, JSON lines and plain text, read as they are, in constant memory."""
 
-import errno
 import gzip
 import json
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from destruct.data.columns import features_of
-from destruct.data.fingerprints import FileDigests
+from destruct.data.fingerprints import FileDigests, unreadable
 from destruct.data.hub_faults import first_line
 from destruct.data.tables import Features, Row, Table
 from destruct.errors import DestructError
@@ -21,6 +20,7 @@ from destruct.errors import DestructError
 _BATCH = 64  # rows decoded at once: a row of a corpus of books takes 400 kB
 _PAGES = 1 << 20  # bytes of a Parquet column read at once; without it a whole column of a row group lies in memory
 _BOM = b"\xef\xbb\xbf"
+_DECODER = json.JSONDecoder(strict=False)  # a tab or a NUL that nobody escaped is text all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,10 @@ class ParquetTable:
         return str(self.file)
 
     def rows(self, columns: list[str] | None) -> Iterator[tuple[int, Row | DestructError]]:
-        """As `Table` says; a damaged page is a fault of the file, never of a row."""
+        """As `Table` says; a damaged page is a fault of the file, never of a row.
+
+        Damage of a few bytes is sure to be seen only where the writer gave each page its checksum.
+        """
         import pyarrow.parquet
 
         number = 0
@@ -118,28 +121,31 @@ def open_files(name: str, path: Path, remedy: str, digests: FileDigests) -> Loca
         DestructError: there is no such file or folder, it cannot be read, its names leave open what is meant, or a
             file of a numbered set is missing.
     """
-    with _faults_of(name, path, "fix its permissions, or name another path"):
-        is_folder, is_file = path.is_dir(), path.is_file()
-        train, held_out = ([path], []) if not is_folder else (_files_in(name, path, s) for s in ("train", "validation"))
-        held = ", ".join(sorted(file.name for file in path.iterdir())[:8]) if is_folder else ""
-    if not train:
+    with _faults_of(name, path):
+        if path.is_dir():
+            parts = [_files_in(name, path, split) for split in ("train", "validation")]
+        elif path.is_file():
+            parts = [[path]]
+        else:
+            raise DestructError(f"source {name!r}: {path} does not exist (looked up from {Path.cwd()})", remedy)
+        held = ", ".join(sorted(file.name for file in path.iterdir())[:8]) if path.is_dir() else ""
+    if not parts[0]:
         raise DestructError(
             f"source {name!r}: the folder {path} has no train file; it holds {held or 'nothing'}",
             f"name one of its files train ({', '.join(OPENERS)}), or let path name the file itself",
         )
-    if not is_folder and not is_file:
-        raise DestructError(f"source {name!r}: {path} does not exist (looked up from {Path.cwd()})", remedy)
-    if _suffix(path) is None and not is_folder:
-        raise DestructError(
-            f"source {name!r}: {path} ends in {path.suffix or 'nothing'!r}; known are {', '.join(OPENERS)}",
-            "convert or rename the file",
-        )
-    return LocalFiles([[_opened(name, file) for file in part] for part in (train, held_out) if part], digests)
+    return LocalFiles([[_opened(name, file) for file in part] for part in parts if part], digests)
 
 
 def _opened(name: str, file: Path) -> ParquetTable | LineTable:
+    suffix = _suffix(file)
+    if suffix is None:
+        raise DestructError(
+            f"source {name!r}: {file} ends in {file.suffix or 'nothing'!r}; known are {', '.join(OPENERS)}",
+            "convert or rename the file",
+        )
     with _faults_of(name, file):
-        return OPENERS[_suffix(file) or ""](name, file)
+        return OPENERS[suffix](name, file)
 
 
 def _suffix(file: Path) -> str | None:
@@ -167,8 +173,8 @@ def _files_in(name: str, folder: Path, split: str) -> list[Path]:
 def _check_count(name: str, folder: Path, files: list[Path]) -> None:
     """A shard that was not copied would otherwise be missed by nobody."""
     numbered = [match for file in files if (match := re.search(r"-(\d+)-of-(\d+)\.", file.name))]
-    totals = {int(match[2]) for match in numbered}
-    if numbered and (len(numbered) < len(files) or totals != {len(files)}):
+    numbers, totals = ({int(match[group]) for match in numbered} for group in (1, 2))
+    if numbered and not (len(numbers) == len(files) and totals == {len(files)}):
         of = " and ".join(map(str, sorted(totals)))
         raise DestructError(
             f"source {name!r}: {folder} holds {len(files)} {files[0].name.partition('-')[0]} files, numbered of {of}",
@@ -177,22 +183,20 @@ def _check_count(name: str, folder: Path, files: list[Path]) -> None:
 
 
 @contextmanager
-def _faults_of(
-    name: str, file: Path, remedy: str = "fix the file, or give it the suffix of what it is"
-) -> Iterator[None]:
-    """What reading raises as an error that names the file."""
+def _faults_of(name: str, file: Path) -> Iterator[None]:
+    """What reading raises as an error that names the file; one that has a number is the system's."""
     import pyarrow
 
     try:
         yield
     except DestructError:
         raise
-    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
-        is_denied = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO)
-        kind = "" if is_denied or _suffix(file) is None else f" as {(_suffix(file) or '').lstrip('.')}"
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # of a column's name
+        if getattr(error, "errno", None) is not None:
+            raise unreadable(name, file, error) from error
         raise DestructError(
-            f"source {name!r}: {file} cannot be read{kind}: {first_line(error)}",
-            "fix its permissions, or name another path" if is_denied else remedy,
+            f"source {name!r}: {file} cannot be read as {(_suffix(file) or '').lstrip('.')}: {first_line(error)}",
+            "fix the file, or give it the suffix of what it is",
         ) from error
 
 
@@ -217,7 +221,7 @@ def _json_row(line: str) -> Row | None:
     if not line or line.isspace():
         return None
     try:
-        row = json.loads(line)
+        row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         raise DestructError(f"not JSON: {error.msg} at character {error.pos + 1} of {len(line)}", "fix it") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep

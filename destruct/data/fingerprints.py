@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 from destruct.errors import DestructError
+from destruct.exits import Exit
 
 _BLOCK = 1 << 22  # bytes hashed at once
 _SETTLED_NS = (
@@ -58,6 +59,15 @@ def texts_digest(texts: list[str]) -> str:
     return digest.hexdigest()
 
 
+def unreadable(name: str, file: Path, error: Exception) -> DestructError:
+    """What the system says of a file, as an error that names it and its source."""
+    return DestructError(
+        f"source {name!r}: {file} cannot be read: {getattr(error, 'strerror', None) or error}",
+        "look after its permissions and its disk, or name another path",
+        Exit.ENVIRONMENT,
+    )
+
+
 class FileDigests:
     """XXH3-128 of files' contents; what was read once is known as long as `stat` says the same of the file.
 
@@ -87,10 +97,7 @@ class FileDigests:
             if stat == _stat(file) and max(stat[1:3]) < started - _SETTLED_NS:
                 self._remember(path, [*stat, digest])
         except OSError as error:
-            raise DestructError(
-                f"source {name!r}: {file} cannot be read: {error.strerror or error}",
-                "fix the file or the disk it is on",
-            ) from error
+            raise unreadable(name, file, error) from error
         return digest
 
     def _remembered(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from destruct.data.documents import Document
 from destruct.errors import DestructError
@@ -48,4 +47,5 @@ def hold_out(name: str, documents: Iterable[Document], fraction: float, seed: in
             "give it more documents, or a held-out part of its own (validation.*, validation_split)",
         )
     for key, document in itertools.chain(waiting, keyed):
-        yield replace(document, held_out=key == lowest or (key < share and key != highest))
+        is_held_out = key == lowest or (key < share and key != highest)
+        yield Document(document.text, is_held_out, document.prompt_end)

@@ -13,7 +13,7 @@ from destruct.config.data import DataConfig, SourceConfig
 from destruct.data.columns import check_columns
 from destruct.data.documents import Document, Reading, Tally, text_digest
 from destruct.data.embedded import EMBEDDED
-from destruct.data.files import open_files
+from destruct.data.files import LocalFiles, open_files
 from destruct.data.fingerprints import FileDigests, code_digest, fingerprint, function_digest, texts_digest
 from destruct.data.formatters import FORMATTERS, Chat, RowFormat
 from destruct.data.holding_out import hold_out
@@ -122,6 +122,8 @@ def open_source(
     except DestructError as error:
         raise DestructError(f"source {name!r}: {error.problem}", error.remedy, error.exit_code) from error
     origin = _origin(name, source, config, seed, memory)
+    if isinstance(origin, LocalFiles):
+        _check_tables(name, source, row_format, origin)
     facts = {
         "content": origin.content(),
         "source": source.model_dump(exclude=_NOT_THE_TEXTS),
@@ -152,10 +154,16 @@ def _origin(name: str, source: SourceConfig, config: DataConfig, seed: int, memo
         return open_hub(name, source)
     else:
         place, remedy = root / name, f"put train.* of {source.hub} there, or leave data.root out to download it"
-    files = open_files(name, place, remedy, FileDigests(memory))
-    for table in (table for part in files.parts for table in part if table.features is not None):
-        check_columns(name, source, table.origin, table.features or {})
-    return files
+    return open_files(name, place, remedy, FileDigests(memory))
+
+
+def _check_tables(name: str, source: SourceConfig, row_format: RowFormat, files: LocalFiles) -> None:
+    """Columns by each file's schema, or else by its first row: a digest of large files takes minutes."""
+    for table in (table for part in files.parts for table in part):
+        if table.features is not None:
+            check_columns(name, source, table.origin, table.features)
+        elif source.on_bad_row == "error" and source.format in FORMATTERS:
+            next(Reading(name, source, row_format).formatted([table]), None)
 
 
 @dataclass(frozen=True, slots=True)

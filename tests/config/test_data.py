@@ -46,6 +46,7 @@ def test_an_id_of_the_hub_is_owner_and_name(files, refusal, hub):
         ("path: a.txt, split: test", "split", "a hub source"),
         ("embedded: noise, validation_split: test", "validation_split", "a hub source"),
         ("embedded: noise, format: dialog", "format", "a source of rows (path or hub)"),
+        ("embedded: noise, on_bad_row: skip", "on_bad_row", "a source of rows (path or hub)"),
         ("embedded: noise, column: text", "column", "a source of rows (path or hub)"),
         (f"{HUB}, language: fr", "language", "format: translation"),
         (f"{HUB}, template: '{{a}}'", "template", "format: fields"),

@@ -33,6 +33,16 @@ PAIRS = [{"en": "yes", "fr": "oui"}, {"en": "no", "fr": "non"}]
 CHATS = [[{"role": "user", "content": word}] for word in ("a", "b")]
 
 
+@pytest.mark.parametrize(
+    "type_", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_a_text_is_a_text_however_arrow_keeps_it(table, type_):
+    turns = pa.array([["c", "d"], ["e"], None], pa.large_list(pa.large_string()))
+    file = table(text=pa.array(["a", None, "b"], type_), turns=turns)
+    assert load(file) == ["a", "b"]
+    assert load(file, format="dialog", column="turns") == ["c\nd", "e"]
+
+
 def test_a_missing_column_names_those_there_are_nearest_first(table):
     error = fault(table(id=[1], title=["b"], articles=["a"]), column="article")
     assert "has no column 'article'; it has 'articles', 'title', 'id'" in error.problem

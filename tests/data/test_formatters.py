@@ -14,12 +14,15 @@ def joined(row):
     return " / ".join(row["parts"]) if row["parts"] else None
 
 def number(row):
-    return 3
+    return {"one": 3, "two": ("a", 3), "three": ("a", "b", "c")}[row["what"]]
 
 def careless(row):
     return row["title"].upper()
 
 LIST = [1]
+
+def asked(row):
+    return row["question"], row["answer"]
 """
 
 
@@ -108,6 +111,42 @@ def test_a_chat_is_rendered_by_the_tokenizers_template_from_role_and_content_alo
     assert not formatted({"messages": None}, marked, format="chat")
 
 
+USER, ASSISTANT = ({"role": role, "content": role[0]} for role in ("user", "assistant"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "prompt", "continuation"),
+    [
+        ([USER, ASSISTANT], "<|user|>u<|assistant|>", "a"),
+        ([USER, ASSISTANT, USER, ASSISTANT], "<|user|>u<|assistant|>a<|user|>u<|assistant|>", "a"),
+        ([USER], "<|user|>u<|assistant|>", ""),
+        ([USER, ASSISTANT, USER], "<|user|>u<|assistant|>a<|user|>u<|assistant|>", ""),
+    ],
+)
+def test_the_prompt_of_a_chat_ends_where_the_assistants_last_message_begins(messages, prompt, continuation):
+    assert made({"messages": messages}, marked, format="chat") == (prompt + continuation, len(prompt))
+
+
+def closing(messages: list[dict[str, str]], answer_next: bool) -> str:
+    """A template that names the number of messages first, and so begins no two conversations alike."""
+    return f"{len(messages)}: {marked(messages, answer_next)}"
+
+
+def strict(messages: list[dict[str, str]], answer_next: bool) -> str:
+    """A template that will not ask for an answer to nothing, nor to an answer."""
+    if answer_next and (not messages or messages[-1]["role"] == "assistant"):
+        raise ValueError("after user comes assistant")
+    return marked(messages, answer_next)
+
+
+def test_where_the_prompt_alone_reads_otherwise_or_is_refused_no_prompt_is_told_apart():
+    both = {"messages": [USER, ASSISTANT]}
+    assert made(both, closing, format="chat") == ("2: <|user|>u<|assistant|>a", None)
+    assert made({"messages": [ASSISTANT]}, strict, format="chat") == ("<|assistant|>a", None)
+    assert made({"messages": [ASSISTANT, ASSISTANT]}, strict, format="chat") == ("<|assistant|>a<|assistant|>a", None)
+    assert made({"messages": [USER]}, closing, format="chat")[1] == len("1: <|user|>u<|assistant|>")
+
+
 def test_a_chat_without_a_template_is_refused_before_a_row_is_there():
     source = SourceConfig.model_validate({"path": "a.parquet", "format": "chat"})
     with pytest.raises(DestructError, match="needs a chat template, and the tokenizer has none") as caught:
@@ -140,12 +179,36 @@ def test_a_users_function_gets_the_row_and_returns_its_text_or_none(module):
     assert not formatted({"parts": [], "id": 1}, format="own_formats:joined")
 
 
+def test_a_users_pair_is_a_prompt_and_its_continuation(module):
+    options = {"format": "own_formats:asked"}
+    assert made({"question": "2+2?", "answer": " 4"}, **options) == ("2+2? 4", 4)
+    assert made({"question": "2+2?", "answer": ""}, **options) == ("2+2?", 4)
+    assert made({"question": "", "answer": "4"}, **options) == ("4", 0)
+    assert made({"parts": ["a"]}, format="own_formats:joined") == ("a", None)
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "problem"),
+    [
+        ({"text": 3}, {}, "column 'text' holds 3, not a text"),
+        ({"translation": {"en": 3}}, {"format": "translation"}, "language 'en' of column 'translation' holds 3, not"),
+        ({"a": [1]}, {"format": "fields", "template": "{a}"}, "column 'a' holds [1], not text or a number"),
+        ({"a": 1}, {"format": "fields", "template": "{a}{b}"}, "it has no column 'b'"),
+        ({"body": "a"}, {}, "it has no column 'text'"),
+    ],
+)
+def test_a_row_without_what_the_format_reads_is_told(row, options, problem):
+    assert fault(row, **options).problem.startswith(problem)
+
+
 def test_a_users_function_that_fails_is_told_with_its_line_and_its_type(module):
     problem = fault({"title": None}, format="own_formats:careless").problem
     assert problem.startswith("format 'own_formats:careless' raised AttributeError: ")
     assert problem.endswith(f"({module}:8)")
-    error = fault({}, format="own_formats:number")
-    assert "returned a value of type int, not a text" in error.problem and "own_formats:number" in error.remedy
+    for what, types in (("one", "int"), ("two", "str and int"), ("three", "tuple")):
+        error = fault({"what": what}, format="own_formats:number")
+        assert f"returned a value of type {types}, not a text or two" in error.problem
+        assert "own_formats:number" in error.remedy
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from destruct.exits import Exit
-from tests.data.hub_datasets import EXPORT, fill
+from tests.data.hub_datasets import EXPORT, fill, tales
 from tests.hub import Hub
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +80,11 @@ def online(hub, cache):
     return finish(start(hub, cache), CASES)
 
 
+def texts(outcome: dict[str, Any]) -> dict[str, list[str]]:
+    assert "problem" not in outcome, outcome
+    return {side: outcome[side] for side in ("train", "validation")}
+
+
 def fault(outcome: dict[str, Any], exit_code: Exit = Exit.CONFIG) -> tuple[str, str]:
     assert outcome.keys() == {"problem", "remedy", "exit_code"}, outcome
     assert outcome["exit_code"] == exit_code and outcome["problem"].startswith("source 'mine': ")
@@ -87,7 +92,7 @@ def fault(outcome: dict[str, Any], exit_code: Exit = Exit.CONFIG) -> tuple[str, 
 
 
 def test_split_and_held_out_split_of_a_configuration_are_read_in_order_over_their_files(online):
-    assert online["tales"] == {"train": ["first tale", "second tale", "third tale"], "validation": ["held out"]}
+    assert texts(online["tales"]) == {"train": ["first tale", "second tale", "third tale"], "validation": ["held out"]}
     assert online["capped"]["train"] == ["first tale", "second tale"]
 
 
@@ -99,13 +104,13 @@ def test_another_split_configuration_or_revision_gives_its_own_rows(online):
 
 def test_slices_and_sums_of_splits_work(online):
     """Row 1 of the file is empty."""
-    assert online["slice"] == {"train": ["second tale", "third tale"], "validation": ["first tale"]}
+    assert texts(online["slice"]) == {"train": ["second tale", "third tale"], "validation": ["first tale"]}
     assert online["sum"]["train"] == ["first tale", "second tale", "third tale", "tested on"]
 
 
 def test_the_hubs_own_conversion_of_a_script_is_read_with_its_folders_as_configurations(online):
     assert sorted(online["export"]["train"] + online["export"]["validation"]) == ["Bye.", "Hello.\nHi!"]
-    got = online["folder of the export"]
+    got = texts(online["folder of the export"])
     assert got == {"train": ["en-fr train 1", "en-fr train 2"], "validation": ["en-fr test 1", "en-fr test 2"]}
 
 
@@ -172,7 +177,11 @@ def test_a_gated_data_set_asks_for_its_terms_and_opens_with_the_right_token(onli
         problem, remedy = fault(outcome, Exit.ENVIRONMENT)
         assert "is gated" in problem
         assert "https://huggingface.co/datasets/me/closed" in remedy and "`hf auth login` (or set HF_TOKEN)" in remedy
-    assert "a secret" in finish(start(hub, tmp_path, HF_TOKEN=hub.token), case)["gated"]["train"]
+    opened = finish(start(hub, tmp_path, HF_TOKEN=hub.token), case)["gated"]
+    assert "a secret" in opened["train"] + opened["validation"]
+    before = len(hub.requests)
+    offline = finish(start(hub, tmp_path, HF_HUB_OFFLINE="1"), case)["gated"]
+    assert offline == opened and len(hub.requests) == before, "the cache asks for no token"
 
 
 def test_ranks_that_start_together_download_each_file_once(hub, tmp_path):
@@ -217,6 +226,40 @@ def test_offline_another_revision_than_the_newest_in_the_cache_is_refused(online
     assert got["v1.0"] == online["revision"], "the later one of the two"
     problem, remedy = fault(got["main"], Exit.ENVIRONMENT)
     assert f"({commits['v1.0']}) is not of its revision main ({commits['main']})" in problem and "HF_HOME" in remedy
+
+
+def test_offline_an_empty_cache_holds_nothing_and_says_what_to_do(tmp_path):
+    with Hub() as hub:
+        fill(hub)
+        got = finish(start(hub, tmp_path, HF_HUB_OFFLINE="1"), {"tales": TALES, "script": CASES["export"]})
+        assert not hub.requests
+    for outcome in got.values():
+        problem, remedy = fault(outcome, Exit.ENVIRONMENT)
+        assert problem.endswith("cannot be reached on the hub, and the cache below HF_HOME does not hold it")
+        assert remedy == "load it once where there is a network, or give data.root a folder with mine/train.*"
+
+
+def test_the_fingerprint_is_known_without_a_download_and_is_that_of_the_data_read(online, hub, tmp_path):
+    before = len(hub.requests)
+    names = ("tales", "split", "slice", "revision", "capped", "export", "folder of the export")
+    got = finish(start(hub, tmp_path, "open"), {name: CASES[name] for name in names})
+    assert not [request for request in hub.requests[before:] if "GET" in request and request.endswith(".parquet")]
+    assert [got[name]["fingerprint"] for name in names] == [online[name]["fingerprint"] for name in names]
+    assert len({outcome["fingerprint"] for outcome in got.values()}) == len(names), "no two of them read the same"
+    commit = hub.repositories["datasets", "me/tales"].commit("v1.0")
+    by_commit = finish(start(hub, tmp_path, "open"), {"one": TALES | {"revision": commit}})["one"]
+    assert by_commit == got["revision"], "whatever name the commit was asked for by"
+
+
+def test_a_revision_that_moves_between_two_openings_changes_the_fingerprint_and_the_texts(tmp_path):
+    with Hub() as hub:
+        fill(hub)
+        first = finish(start(hub, tmp_path), {"one": TALES})["one"]
+        hub.add("datasets", "me/tales", tales("first tale, told anew"))
+        moved = finish(start(hub, tmp_path), {"one": TALES})["one"]
+        offline = finish(start(hub, tmp_path, HF_HUB_OFFLINE="1"), {"one": TALES})["one"]
+    assert moved["fingerprint"] != first["fingerprint"] and offline == moved
+    assert [outcome["train"][0] for outcome in (first, moved)] == ["first tale", "first tale, told anew"]
 
 
 @pytest.mark.parametrize("how", ["refused", "down"])

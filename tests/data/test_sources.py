@@ -181,4 +181,7 @@ def test_a_cap_ends_the_reading_and_rows_that_a_function_leaves_out_do_not_count
 def test_a_row_that_cannot_be_made_a_text_is_named_by_its_number_and_its_file(tmp_path, module):
     file = write(tmp_path / "a.jsonl", TEXTS)
     error = fault(file, format="row_formats:strict")
+    assert error.remedy.endswith("or set data.sources.mine.on_bad_row: skip")
+    got = load(file, format="row_formats:strict", on_bad_row="skip")
+    assert sorted(got.train + got.validation) == TEXTS[:5]
     assert error.problem.startswith(f"source 'mine', line 6 of {file}: format 'row_formats:strict' raised Assertion")
