@@ -69,7 +69,7 @@ def rollouts(count: int = len(LENGTHS), mixed: bool = False) -> RolloutBatch:
     number = torch.arange(count)
     prompts = PromptBatch.full(0, P, windows, torch.zeros_like(number), number)
     if mixed:
-        lengths = {"prompt_lengths": 1 + number * 5 % P, "continuation_lengths": number * 3 % (R + 1)}
+        lengths = {"prompt_lengths": 1 + (number + 4) % P, "continuation_lengths": number * 3 % (R + 1)}
         prompts = dataclasses.replace(prompts, **lengths)
     return RolloutBatch(
         prompts, torch.where(mask, responses, 1), mask, torch.zeros(count, dtype=torch.bool), teacher_forced=False

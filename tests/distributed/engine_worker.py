@@ -190,7 +190,7 @@ def replica_case(topology: Topology, mixed: bool) -> dict[str, Any]:
     policy.fill(replica)
     plain = LlamaForCausalLM._from_config(llama_config(shape(True), V), dtype=torch.float32)
     plain.load_state_dict({n.removeprefix("lm."): t for n, t in policy.tensors_in_full()}, strict=False)
-    batch = generate(replica, rollouts(24, mixed).prompts, topology, 3, Sampling(0.8, eos_id=0, pad_id=1))
+    batch = generate(replica, rollouts(24, mixed).prompts, topology, 3, Sampling(0.8, eos_id=5, pad_id=1))
     recorded = response_logprobs(policy, batch, 0.8, ptx=False)
     gap = 0.0
     for prompt, said, got in zip(batch.prompts.prompt_ids(), batch.response_ids(), recorded, strict=True):
