@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import FalconConfig, LlamaConfig, MistralConfig, OPTConfig
+from transformers import FalconConfig, GPT2Config, LlamaConfig, MistralConfig, OPTConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from destruct.config.model import PolicyShape
@@ -92,9 +92,16 @@ TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_si
 CPU = torch.device("cpu")
 
 
-def network_of(config) -> PolicyNetwork:
+def network_of(config, dtype: torch.dtype = torch.float32) -> PolicyNetwork:
     torch.manual_seed(0)
-    return PolicyNetwork(AutoModelForCausalLM.from_config(config, dtype=torch.float32), "chunked").eval()
+    return PolicyNetwork(AutoModelForCausalLM.from_config(config, dtype=dtype), "chunked").eval()
+
+
+@torch.no_grad()
+def test_learned_positions_begin_again_with_each_document():
+    """Rotary ones are relative: of them a shift of a whole document does not show."""
+    body = network_of(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=V), torch.float64).body
+    torch.testing.assert_close(body_states(body, TOKENS, POSITIONS), alone(body, TOKENS), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaForCausalLM
 
 from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch
 from destruct.config.deepspeed import Optimizer
@@ -60,10 +60,17 @@ def random_numbers(batch: PromptBatch, seed: int) -> Tensor:
     return torch.from_numpy(uniform(seed, batch.draw, batch.sample.numpy(), torch.arange(R).numpy()))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_response_after_a_padded_prompt_is_that_after_the_bare_prompt_alone(attention):
+def learned_positions() -> PolicyNetwork:
+    """Rotary positions are relative, and would not tell of a prompt that begins elsewhere than at 0."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=V, initializer_range=0.4)
+    return PolicyNetwork(AutoModelForCausalLM.from_config(config, dtype=torch.float32), "chunked")
+
+
+@pytest.mark.parametrize("make", [network, lambda: network(attention="eager"), learned_positions])
+def test_a_response_after_a_padded_prompt_is_that_after_the_bare_prompt_alone(make):
     """Token for token; the bare prompt goes through the call without a mask."""
-    replica, batch = network(attention=attention), prompts()
+    replica, batch = make(), prompts()
     rollouts, numbers = generate(replica, batch, ALONE, 5, HOW), random_numbers(batch, 5)
     for row, prompt in enumerate(batch.prompt_ids()):
         bare, length, stopped = sample_responses(replica, torch.tensor([prompt]), numbers[row : row + 1], HOW)
