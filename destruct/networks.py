@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from destruct.checkpoint.contents import Networks
@@ -14,6 +15,7 @@ from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.models.documents import check_documents
 from destruct.models.policy import PolicyNetwork, build_copy, build_policy, check_head, network_config
 from destruct.models.pretrained import check_fit
 from destruct.models.reward_model import Reader, RewardModel, build_reward_model, reward_model_reader
@@ -127,14 +129,29 @@ def make_networks(settings: Settings, architectures: Architectures, vocab_size: 
         vocab_size: of the tokenizer.
 
     Raises:
-        DestructError: pretrained weights cannot be read, or the model's logits are not hidden states times head.
+        DestructError: pretrained weights cannot be read, a model's logits are not hidden states times head, or it lets
+            documents see each other.
     """
     maker = _Maker(settings, architectures, architectures.vocab_size(vocab_size), topology)
     made = _single(maker) if settings.config.engine.backend == "single" else _deepspeed(maker)
     if settings.config.model.policy.path is not None:
         made.networks.policy.fill(made.replica)
         check_head(made.replica)
+    _check_documents(settings, made.networks, topology.device)
     return made
+
+
+def _check_documents(settings: Settings, networks: Networks, device: torch.device) -> None:
+    """Refuse pretrained models that do not keep the documents of a row apart; those from scratch do."""
+    model, policy, value = settings.config.model, networks.policy, networks.value
+    if model.policy.path is not None:
+
+        def logits(tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+            return policy(tokens, rows, None, positions)
+
+        check_documents("model.policy", policy.module, logits, device)
+    if model.value.path is not None:
+        check_documents("model.value", value.module, value, device)
 
 
 @dataclass(frozen=True, slots=True)

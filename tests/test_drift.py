@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from destruct.batch import PromptBatch
+from destruct.batch import PromptBatch, RolloutBatch
 from destruct.drift import Probe, kl_from_initial, probe_from, probe_prompts
 from destruct.loop import evaluate_update, one_update, warm_up
 from destruct.recording import summarize
@@ -67,6 +67,22 @@ def test_the_probe_comes_back_from_its_state_to_the_last_bit(tmp_path, mode):
     assert isinstance(again, Probe) and torch.equal(again.logprobs, probe.logprobs)
     for name in ("tokens", "responses", "mask"):
         assert torch.equal(getattr(again.rollouts, name), getattr(probe.rollouts, name)), name
+
+
+def test_the_probe_holds_prompts_and_continuations_of_any_length():
+    """Prompts of 1 and 2 tokens, one without a continuation: the state gives back where they stand."""
+    windows, number = torch.arange(10).view(2, 5), torch.arange(2)
+    source = PromptBatch(0, 2, windows, torch.tensor([1, 2]), torch.tensor([3, 0]), number, number)
+    prompts = probe_prompts([source, source], 1, torch.device("cpu"))
+    assert prompts.prompt_ids() == [[1], [1], [5, 6], [5, 6]] and prompts.continuation_ids()[0::2] == [[2, 3, 4], []]
+    assert prompts.sample.tolist() == [0, 1, 2, 3]
+    mask = torch.arange(3) < torch.tensor([[1], [2], [3], [1]])
+    rollouts = RolloutBatch(prompts, torch.ones(4, 3, dtype=torch.int64), mask, torch.zeros(4) > 0, False)
+    state = Probe(rollouts, torch.zeros(4, 3), 0.7).state_dict()
+    again = probe_from(json.loads(json.dumps(state)), torch.device("cpu")).rollouts
+    for name in ("tokens", "positions", "mask", "continuations"):
+        assert torch.equal(getattr(again, name), getattr(rollouts, name)), name
+    assert torch.equal(again.prompts.continuation_mask, prompts.continuation_mask)
 
 
 def sampled_kl(folder, *overrides: str) -> list[float]:

@@ -1,6 +1,7 @@
 """Held-out losses against F.cross_entropy on a plain transformers model, and their means by hand."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,6 +56,41 @@ def test_the_nats_of_each_window_are_transformers_cross_entropy(network, engine,
     got = window_nats(engine, tokens, ALONE)
     torch.testing.assert_close(got, plain_nats(network, tokens), rtol=1e-6, atol=0)
     assert got.max() - got.min() > 1 or count == 1, "the windows differ, so an exchange would show"
+
+
+def packed(tokens: Tensor, borders: list[list[int]]) -> TokenWindows:
+    """Windows whose documents begin at 0 and at the borders."""
+    edges = [[0, *row, T] for row in borders]
+    positions = [[place for a, b in pairwise(row) for place in range(b - a)] for row in edges]
+    return TokenWindows(tokens, torch.tensor(positions))
+
+
+def test_documents_in_one_window_have_the_nats_of_each_document_alone(network, engine):
+    """Of 4 and 5 tokens; of 2, 1 and 6; of 3 with a padding of single tokens, whose content is nothing; a whole one."""
+    tokens = windows(4).tokens
+    several = packed(tokens, [[4], [2, 3], [3, 4, 5, 6, 7, 8], []])
+    spans = [(0, 0, 4), (0, 4, 9), (1, 0, 2), (1, 3, 9), (2, 0, 3), (3, 0, 9)]
+    want = torch.zeros(4, dtype=torch.float64)
+    for row, start, end in spans:
+        want[row] += plain_nats(network, TokenWindows.full(tokens[row : row + 1, start:end]))[0]
+    torch.testing.assert_close(window_nats(engine, several, ALONE), want, rtol=1e-6, atol=0)
+    assert several.target_counts.tolist() == [7, 6, 2, 8]
+    padded = tokens.clone()
+    padded[2, 3:] = 0
+    again = TokenWindows(padded, several.positions)
+    assert torch.equal(window_nats(engine, again, ALONE), window_nats(engine, several, ALONE))
+    source = ValidationSet("prose", several, 50, True)
+    got = validate(engine, [source], ALONE)
+    assert got.nats_per_token == {"prose": pytest.approx(want.sum().item() / 23, rel=1e-6)}
+
+
+def test_a_window_in_which_nothing_is_predicted_has_no_nats_and_a_source_of_such_windows_no_loss(engine):
+    several = packed(windows(2).tokens, [[*range(1, 9)], [4]])
+    nats = window_nats(engine, several, ALONE)
+    assert nats[0] == 0 and nats[1] > 0
+    assert window_nats(engine, several.select(torch.tensor([0])), ALONE).tolist() == [0]
+    with pytest.raises(ValueError, match="'prose': nothing is predicted in its 1 windows"):
+        ValidationSet("prose", several.select(torch.tensor([0])), 50, True)
 
 
 def test_no_graph_is_kept_while_windows_are_scored(engine):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from destruct.batch import micro_batches
+from destruct import loop
+from destruct.batch import PromptBatch, micro_batches
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
 from destruct.curriculum.strategies import FixedWeights
@@ -21,6 +22,31 @@ from tests.tiny import tiny_run
 
 SCORE_1 = ["reward.terms={'tests.tiny:one': 1.0}", "kl.coef=0.0"]  # the reward of a rollout is 1, at its last token
 ONE_STEP = ["ppo.epochs=1", "ppo.minibatches=1"]
+
+
+@pytest.mark.parametrize("mode", ["generate", "per_position"])
+def test_an_update_on_prompts_and_continuations_of_any_length_begins_at_a_ratio_of_one(tmp_path, monkeypatch, mode):
+    """Draws whose windows are cut: prompts of 1 to 8 tokens, continuations of 0 to 8.  Each of two updates is skipped
+    by nothing, learns from the last token sampled before the padding, and the KL to the model just copied is 0."""
+
+    def shorter(run: Run, weights: np.ndarray) -> PromptBatch:
+        whole = draw(run, weights)
+        lengths = {"prompt_lengths": 1 + whole.sample % 8, "continuation_lengths": whole.sample * 5 % 9}
+        return dataclasses.replace(whole, **lengths)
+
+    monkeypatch.setattr(loop, "draw", shorter)
+    terms = "{match: 1.0}" if mode == "per_position" else "{continuation_overlap: 1.0, repetition: 1.0}"
+    with tiny_run(tmp_path, f"rollout.mode={mode}", f"reward.terms={terms}") as run:
+        warm_up(run)
+        for _ in range(2):
+            one_update(run)
+    logged = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in logged if "ppo/steps" in line]
+    assert [line["ppo/first_ratio_error"] for line in updates] == [0, 0]
+    assert [line["kl/sampled"] for line in updates] == [0, 0]
+    assert all(line["ppo/skipped"] == 0 and line["ppo/policy_grad_norm"] > 0 for line in updates)
+    samples = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
+    assert len({len(sample["prompt"]) for sample in samples}) > 1
 
 
 def test_a_breach_counts_raises_beta_once_and_is_said():

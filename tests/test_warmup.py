@@ -61,6 +61,37 @@ def test_loss_and_step_are_those_of_cross_entropy_over_all_tokens_but_each_first
         torch.testing.assert_close(p, theirs[name.removeprefix("lm.")], rtol=0, atol=2e-6)
 
 
+DOCUMENTS = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 0, 0, 0, 0, 0, 0, 0]])
+
+
+def test_the_loss_is_the_mean_over_what_is_predicted_in_documents_read_alone():
+    """3 and 6 tokens, 9 tokens, 9 documents of one token: 2 + 5 + 8 targets."""
+    engine, tokens = policy(2), windows(3)
+    plain = LlamaForCausalLM._from_config(llama_config(shape(), V), dtype=torch.float32)
+    plain.load_state_dict({n.removeprefix("lm."): p for n, p in engine.module.named_parameters()}, strict=False)
+    plain = plain.double()
+    documents = [tokens[0, :3], tokens[0, 3:], tokens[1]]
+    sums = [F.cross_entropy(plain(d[None]).logits[0, :-1], d[1:], reduction="sum") for d in documents]
+    expected = torch.stack(sums).sum() / 15
+    expected.backward()
+    taken = {}
+    engine.step = lambda lr: taken.update({n: p.grad for n, p in engine.module.named_parameters()})
+    loss, _ = cross_entropy_step(engine, TokenWindows(tokens, DOCUMENTS), 1e-3, ALONE)
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    theirs = dict(plain.named_parameters())
+    for name, gradient in taken.items():
+        want = theirs[name.removeprefix("lm.")].grad
+        assert (gradient.double() - want).norm() <= 1e-5 * want.norm(), name
+
+
+def test_windows_in_which_nothing_is_predicted_have_no_loss_and_no_gradient():
+    engine = policy(2)
+    before = [p.detach().clone() for p in engine.parameters]
+    nothing = TokenWindows(windows(3), torch.zeros_like(DOCUMENTS))
+    assert cross_entropy_step(engine, nothing, 1e-3, ALONE) == (0, True)
+    assert all(torch.equal(a, b) for a, b in zip(before, engine.parameters, strict=True))
+
+
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
 def test_the_step_does_not_depend_on_the_accumulation(accumulation):
     """Six windows in 1, 2, 4 (uneven) and 8 (two of them empty) micro-batches."""

@@ -13,14 +13,12 @@ from transformers.utils import is_flash_attn_2_available
 from destruct.config.model import LlamaShape, PolicyShape
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.models.documents import body_states
 from destruct.models.pretrained import load_weights, logit_map_of, read_config
 from destruct.ops.head import FusedHead, HeadOutput, HeadRequest
 
 LARGEST_HEAD_GAP = {torch.bfloat16: 2e-2, torch.float32: 1e-3}
 """Of our logits to the model's own, relative to the largest one; a product of another shape may round differently."""
-
-SEES_ONE_ROW = {"flash_attention_2"}
-"""Kinds of attention for which transformers looks for documents in a batch of one row alone."""
 
 
 class PolicyNetwork(nn.Module):
@@ -81,26 +79,6 @@ def speaking(network: PolicyNetwork) -> Iterator[None]:
         yield
     finally:
         network.train(training)
-
-
-def body_states(body: PreTrainedModel, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Last hidden states (max(n, 1) * T, H) of a transformers decoder.
-
-    Without sequences one token stands in: the engines' hooks count on every layer being called on every rank.
-
-    Args:
-        tokens: (n, T) int64.
-        positions: (n, T) int64, the place of each token in its document: 0 begins one, which sees nothing of those
-            before it.  0 to T - 1 for None.
-    """
-    if len(tokens) == 0:
-        tokens, positions = tokens.new_zeros(1, 1), None
-    if positions is None:
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    elif body.config._attn_implementation in SEES_ONE_ROW:
-        tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
-    hidden = body(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-    return hidden.flatten(0, 1)
 
 
 def llama_config(shape: LlamaShape, vocab_size: int) -> LlamaConfig:

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from destruct.config.model import LlamaShape
-from destruct.models.policy import body_states, model_to_train, network_config
+from destruct.models.documents import body_states
+from destruct.models.policy import model_to_train, network_config
 
 
 class ScalarHead(nn.Module):

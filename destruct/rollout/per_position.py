@@ -10,7 +10,8 @@ from torch import Tensor
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.engine.topology import Topology
 from destruct.evaluation import WINDOWS_PER_FORWARD
-from destruct.models.policy import PolicyNetwork, body_states
+from destruct.models.documents import body_states
+from destruct.models.policy import PolicyNetwork
 from destruct.rollout.sampling import inverse_cdf
 from destruct.seeding import uniform
 

@@ -108,6 +108,26 @@ def test_a_panel_names_its_windows_counts_their_tokens_and_knows_the_population(
     np.testing.assert_allclose(panels[0].losses, expected, rtol=1e-6)
 
 
+def test_a_panels_losses_are_per_token_that_is_predicted():
+    """Windows of 8 tokens, the second of documents of 3 and 5, against each document alone."""
+    policy, frozen = engines()
+    frozen.refresh(policy)
+    tokens = HELD_OUT[2][:2]
+    positions = torch.tensor([[*range(8)], [*range(3), *range(5)]])
+    (panel,) = measure_panels(frozen, [TokenWindows(tokens, positions)], 0, PANEL, ALONE)
+    assert panel.tokens.tolist() == [7, 6]
+    parts = [plain_losses(policy, part)[0] for part in (tokens[:1], tokens[1:, :3], tokens[1:, 3:])]
+    np.testing.assert_allclose(panel.losses, [parts[0], (2 * parts[1] + 4 * parts[2]) / 6], rtol=1e-6)
+
+
+def test_a_held_out_window_in_which_nothing_is_predicted_is_refused():
+    windows = TokenWindows(HELD_OUT[1], torch.arange(T).repeat(14, 1))
+    windows.positions[3] = 0
+    rule = make_strategy("second_order", PRIOR[:1] / PRIOR[:1].sum(), DIALS)
+    with pytest.raises(ValueError, match=r"held_out\[0\]: nothing is predicted in window 3"):
+        Curriculum(ProgressEstimator(1, kappa=0.5), rule, [windows], PANEL)
+
+
 def test_weights_stay_at_the_prior_for_two_rounds_and_then_follow_progress():
     """Three rounds are the fewest with a slope; from then on the learnt source gains, the noise keeps its floor."""
     (policy, frozen), rounds = engines(), curriculum()

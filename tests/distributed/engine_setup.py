@@ -59,13 +59,18 @@ def settings(lr: float = LR) -> UpdateSettings:
     )
 
 
-def rollouts(count: int = len(LENGTHS)) -> RolloutBatch:
+def rollouts(count: int = len(LENGTHS), mixed: bool = False) -> RolloutBatch:
+    """`mixed`: prompts of 1 to P tokens, continuations of 0 to R."""
     g = torch.Generator().manual_seed(5)
     windows = torch.randint(2, V, (count, P + R), generator=g)
     responses = torch.randint(2, V, (count, R), generator=g)
     lengths = torch.tensor([LENGTHS[i % len(LENGTHS)] for i in range(count)])
     mask = torch.arange(R) < lengths[:, None]
-    prompts = PromptBatch.full(0, P, windows, torch.zeros(count, dtype=torch.int64), torch.arange(count))
+    number = torch.arange(count)
+    prompts = PromptBatch.full(0, P, windows, torch.zeros_like(number), number)
+    if mixed:
+        lengths = {"prompt_lengths": 1 + (number + 4) % P, "continuation_lengths": number * 3 % (R + 1)}
+        prompts = dataclasses.replace(prompts, **lengths)
     return RolloutBatch(
         prompts, torch.where(mask, responses, 1), mask, torch.zeros(count, dtype=torch.bool), teacher_forced=False
     )
@@ -83,9 +88,11 @@ def trained_on(batch: RolloutBatch) -> TrainBatch:
     return TrainBatch(scored, grid[4], grid[3] * 2)
 
 
-def minibatches(accumulation: int, topology: Topology, count: int = 1) -> list[Minibatch[TrainBatch]]:
+def minibatches(
+    accumulation: int, topology: Topology, count: int = 1, mixed: bool = False
+) -> list[Minibatch[TrainBatch]]:
     order = torch.arange(len(LENGTHS) * count)
-    packed = pack(rollouts(len(order)), order, count, accumulation, topology)
+    packed = pack(rollouts(len(order), mixed), order, count, accumulation, topology)
     return [minibatch.map(trained_on) for minibatch in packed]
 
 
@@ -127,7 +134,13 @@ def yardstick(dtype: str, tied: bool) -> tuple[SingleEngine, SingleEngine]:
 
 
 def add_gradients(
-    policy: Any, value: Any, accumulation: int, dtype: str, coefficients: LossCoefficients, topology: Topology
+    policy: Any,
+    value: Any,
+    accumulation: int,
+    dtype: str,
+    coefficients: LossCoefficients,
+    topology: Topology,
+    mixed: bool = False,
 ) -> None:
     """Forward and backward of one minibatch, against a reference of another width where its states are read."""
     head = torch.randn(V, ANCHOR_WIDTH, generator=torch.Generator().manual_seed(8)).to(DTYPES[dtype])
@@ -136,7 +149,7 @@ def add_gradients(
         states = train.scored.reference_states.to(DTYPES[dtype]) if coefficients.exact_kl else None
         return dataclasses.replace(train, scored=dataclasses.replace(train.scored, reference_states=states))
 
-    minibatch = minibatches(accumulation, topology)[0].map(cast)
+    minibatch = minibatches(accumulation, topology, mixed=mixed)[0].map(cast)
     accumulate(policy, value, minibatch, coefficients, settings(), topology.device, head)
 
 

@@ -27,7 +27,6 @@ from tests.distributed.engine_setup import (
     EXACT,
     HEAD,
     STAGES,
-    P,
     V,
     add_gradients,
     compare,
@@ -57,6 +56,20 @@ def gradient_cases(topology: Topology) -> dict[str, dict[str, float]]:
         for role, engine, single in zip(("policy", "value"), engines, plain, strict=True):
             name = f"{dtype} stage{stage} accumulation{accumulation} {'tied' if tied else 'untied'} {role}"
             results[name] = compare(engine, single)
+            engine.engine.destroy()
+    return results
+
+
+def length_cases(topology: Topology) -> dict[str, dict[str, float]]:
+    """Prompts and continuations of any length at ZeRO-3, tied and not (which checkpoints its layers)."""
+    results = {}
+    for tied in (True, False):
+        engines = [sharded(m, 3, "float32", 2, topology) for m in networks("float32", tied)]
+        plain = yardstick("float32", tied)
+        add_gradients(*engines, 2, "float32", COEFFICIENTS, topology, mixed=True)
+        add_gradients(*plain, 1, "float32", COEFFICIENTS, ALONE, mixed=True)
+        for role, engine, single in zip(("policy", "value"), engines, plain, strict=True):
+            results[f"{'tied' if tied else 'untied'} {role}"] = compare(engine, single)
             engine.engine.destroy()
     return results
 
@@ -170,19 +183,21 @@ def shard_padding(engine: DeepSpeedEngine, topology: Topology) -> list[Tensor]:
     return found
 
 
-def replica_case(topology: Topology) -> dict[str, Any]:
-    """Replica against engine, recorded logprobs against plain transformers, and the rollouts themselves."""
+def replica_case(topology: Topology, mixed: bool) -> dict[str, Any]:
+    """Replica against engine, recorded logprobs against plain transformers on bare sequences, and the rollouts."""
     policy = sharded(networks("float32", tied=True)[0], 3, "float32", 1, topology)
     replica = build_copy(shape(True), V, torch.float32, "chunked")
     policy.fill(replica)
     plain = LlamaForCausalLM._from_config(llama_config(shape(True), V), dtype=torch.float32)
     plain.load_state_dict({n.removeprefix("lm."): t for n, t in policy.tensors_in_full()}, strict=False)
-    batch = generate(replica, rollouts(24).prompts, topology, 3, Sampling(0.8, eos_id=0, pad_id=1))
+    batch = generate(replica, rollouts(24, mixed).prompts, topology, 3, Sampling(0.8, eos_id=5, pad_id=1))
     recorded = response_logprobs(policy, batch, 0.8, ptx=False)
-    with torch.no_grad():
-        logprobs = torch.log_softmax(plain(batch.tokens).logits / 0.8, -1)[:, P - 1 : -1]
-    expected = logprobs.gather(2, batch.responses[:, :, None]).squeeze(2)
-    gap = ((recorded - expected) * batch.mask).abs().max().item()
+    gap = 0.0
+    for prompt, said, got in zip(batch.prompts.prompt_ids(), batch.response_ids(), recorded, strict=True):
+        with torch.no_grad():
+            logits = plain(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits / 0.8, -1).gather(1, torch.tensor(said)[:, None]).squeeze(1)
+        gap = max(gap, (got[: len(said)] - expected).abs().max().item())
     policy.engine.destroy()
     return {"logprob_gap": gap, "tokens": batch.tokens.tolist(), "lengths": batch.lengths.tolist()}
 
@@ -194,7 +209,8 @@ def main() -> None:
         "scores": score_cases(topology),
         "skips": skip_cases(topology),
         "refresh": {f"stage{s} threshold{t}": refresh_case(s, t, topology) for s, t in ((1, 0), (3, 0), (3, 10**5))},
-        "replica": replica_case(topology),
+        "lengths": length_cases(topology),
+        "replica": {name: replica_case(topology, name == "mixed") for name in ("full", "mixed")},
         "unlike": [topology.unlike_the_first(topology.rank), topology.unlike_the_first("same")],
     }
     if topology.is_first:

@@ -13,6 +13,7 @@ from tests.distributed.launching import ROOT, run, torchrun
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 WORKER = str(ROOT / "tests" / "distributed" / "engine_worker.py")
+PROMPTS = pytest.mark.parametrize("prompts", ["full", "mixed"])
 TOLERANCE = {
     "float32": {"gradient": 1e-6, "norm": 1e-6, "weights": 1e-5},
     "bfloat16": {"gradient": 1e-2, "norm": 1e-3, "weights": 1e-2},
@@ -48,6 +49,15 @@ def test_gradients_of_both_networks_equal_one_process_with_one_micro_batch(figur
         if not value <= TOLERANCE[dtype][figure]
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gradients_of_prompts_and_continuations_of_any_length_equal_those_of_one_process(figures, ranks):
+    """ZeRO-3, accumulation 2, tied and not, against one micro-batch on plain torch."""
+    cases = figures[ranks]["lengths"]
+    assert len(cases) == 4
+    for name, case in cases.items():
+        assert all(value <= TOLERANCE["float32"][figure] for figure, value in case.items()), (name, case)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -91,13 +101,16 @@ def test_a_rank_that_holds_another_value_is_found(figures, ranks, others):
     assert figures[ranks]["unlike"] == [others, []]
 
 
+@PROMPTS
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_recorded_logprobs_equal_a_plain_transformers_forward(figures, ranks):
-    assert figures[ranks]["replica"]["logprob_gap"] < 5e-6
+def test_recorded_logprobs_equal_a_plain_transformers_forward(figures, ranks, prompts):
+    assert figures[ranks]["replica"][prompts]["logprob_gap"] < 5e-6
 
 
-def test_rollouts_from_equal_float32_weights_are_equal_token_for_token_at_one_and_two_ranks(figures):
-    assert figures[1]["replica"]["tokens"] == figures[2]["replica"]["tokens"]
-    lengths = figures[1]["replica"]["lengths"]
-    assert lengths == figures[2]["replica"]["lengths"]
+@PROMPTS
+def test_rollouts_from_equal_float32_weights_are_equal_token_for_token_at_one_and_two_ranks(figures, prompts):
+    one, two = (figures[ranks]["replica"][prompts] for ranks in (1, 2))
+    assert one["tokens"] == two["tokens"]
+    lengths = one["lengths"]
+    assert lengths == two["lengths"]
     assert min(lengths) < max(lengths), "some response should end early, or stopping is not compared"

@@ -1,6 +1,7 @@
 """A batch of invented rollouts and scores, and the engines that train on it."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -40,12 +41,18 @@ def settings(**changes) -> UpdateSettings:
     return UpdateSettings(**(values | changes))
 
 
-def make_batch() -> TrainBatch:
+def full(windows: torch.Tensor) -> PromptBatch:
+    """Prompts of P tokens, continuations of R."""
+    return PromptBatch.full(0, P, windows, torch.arange(B) % 2, torch.arange(B))
+
+
+def make_batch(prompts_of: Callable[[torch.Tensor], PromptBatch] = full) -> TrainBatch:
+    """Scores do not depend on `prompts_of`, which says what of the windows (B, P + R) is prompt and continuation."""
     g = torch.Generator().manual_seed(0)
     windows = torch.randint(0, V, (B, P + R), generator=g)
     mask = torch.arange(R) < LENGTHS[:, None]
     responses = torch.randint(0, V, (B, R), generator=g)
-    prompts = PromptBatch.full(0, P, windows, torch.arange(B) % 2, torch.arange(B))
+    prompts = prompts_of(windows)
     rollouts = RolloutBatch(prompts, responses, mask, torch.zeros(B, dtype=torch.bool), teacher_forced=False)
     noise = torch.randn(6, B, R, generator=g) * mask
     old, reference = (math.log(1 / V) + 0.4 * noise[0]) * mask, (math.log(1 / V) + 0.4 * noise[1]) * mask
@@ -61,7 +68,7 @@ def engines(policy: PolicyNetwork, accumulation: int = 2) -> tuple[SingleEngine,
     return SingleEngine(policy, adam, accumulation, 1e6), SingleEngine(value, adam, accumulation, 1e6)
 
 
-def packed(batch: TrainBatch, minibatches: int = 1) -> list[Minibatch[TrainBatch]]:
+def packed(batch: TrainBatch, minibatches: int = 1, accumulation: int = 2) -> list[Minibatch[TrainBatch]]:
     def refill(rollouts: RolloutBatch) -> TrainBatch:
         i = rollouts.prompts.sample
         s = batch.scored
@@ -74,5 +81,5 @@ def packed(batch: TrainBatch, minibatches: int = 1) -> list[Minibatch[TrainBatch
         )
         return TrainBatch(scored, batch.advantages[i], batch.returns[i])
 
-    parts = pack(batch.scored.rollouts, torch.arange(B), minibatches, 2, ALONE)
+    parts = pack(batch.scored.rollouts, torch.arange(B), minibatches, accumulation, ALONE)
     return [part.map(refill) for part in parts]
