@@ -17,7 +17,8 @@ from destruct.curriculum.round import Curriculum
 from destruct.curriculum.strategies import DynamicsSettings, Strategy, make_strategy
 from destruct.data.loader import Loader
 from destruct.data.mixture import Mixture
-from destruct.data.order import Shuffled
+from destruct.data.order import Order, Shuffled, Streamed
+from destruct.data.stream_pieces import StreamPieces
 from destruct.drift import probe_from
 from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
@@ -68,8 +69,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
     log_to_file(folder, topology.rank)
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, inputs.held_out, c.difficulty_sample_size)
-    orders = _orders(config, inputs)
-    mixture = Mixture(orders, [name for name, s in config.data.sources.items() if s.on_exhausted == "stop"])
+    mixture, orders = topology.together(lambda: _mixture(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
     for line in inputs.report:
@@ -78,7 +78,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     made = make_networks(settings, architectures, tokenizer.vocab_size, topology)
     state = TrainState(kl_coef=config.kl.coef)
     if checkpoint is not None:
-        state = _resume(checkpoint, store, made.networks, mixture, curriculum)
+        state = _resume(checkpoint, store, made.networks, mixture, curriculum, topology)
         screen.say(f"resumed after update {state.update} from {checkpoint}")
     return Run(
         settings=settings,
@@ -108,11 +108,16 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
 
 
 def _resume(
-    checkpoint: Path, store: CheckpointStore, networks: contents.Networks, mixture: Mixture, curriculum: Curriculum
+    checkpoint: Path,
+    store: CheckpointStore,
+    networks: contents.Networks,
+    mixture: Mixture,
+    curriculum: Curriculum,
+    topology: Topology,
 ) -> TrainState:
     """Put everything that goes on to where a verified checkpoint was taken, the pointers of its folder too."""
     state = contents.load(checkpoint, networks)
-    mixture.load_state_dict(state.mixture)
+    topology.together(lambda: mixture.load_state_dict(state.mixture))
     curriculum.load_state_dict(state.curriculum)
     if store.holds(checkpoint):
         store.stand_at(checkpoint, contents.best_checkpoint(store, state))
@@ -163,12 +168,20 @@ def _model_terms(config: Config, made: Made) -> dict[str, Term]:
     return {name: term for name, term in terms.items() if name in config.reward.terms and term is not None}
 
 
-def _orders(config: Config, inputs: Inputs) -> list[Shuffled]:
-    """In which each source gives its pieces, and how often."""
-    return [
-        Shuffled(name, len(pieces), config.run.seed, pieces.sizes, source.most_epochs)
-        for (name, source), pieces in zip(config.data.sources.items(), inputs.train, strict=True)
-    ]
+def _mixture(config: Config, inputs: Inputs) -> tuple[Mixture, list[Order]]:
+    """The sources by turns; in which order each gives its pieces, and how often.
+
+    Raises:
+        DestructError: a stream cannot be read.
+    """
+    orders: list[Order] = []
+    for (name, source), pieces in zip(config.data.sources.items(), inputs.train, strict=True):
+        if isinstance(pieces, StreamPieces):
+            orders.append(Streamed(name, pieces, config.run.seed, source.most_epochs))
+        else:
+            orders.append(Shuffled(name, len(pieces), config.run.seed, pieces.sizes, source.most_epochs))
+    stopping = [name for name, source in config.data.sources.items() if source.on_exhausted == "stop"]
+    return Mixture(orders, stopping), orders
 
 
 def _update_settings(settings: Settings, updates: int) -> UpdateSettings:

@@ -15,8 +15,11 @@ from destruct.checkpoint.identity import check_data
 from destruct.config.settings import Config, Settings
 from destruct.data.formatters import Chat
 from destruct.data.loader import LanguageWindows, prompt_batch
-from destruct.data.sources import Source, open_sources
+from destruct.data.sources import AnySource, open_sources
 from destruct.data.store import TokenStore
+from destruct.data.stream import StreamSource
+from destruct.data.stream_pieces import StreamPieces
+from destruct.data.stream_shards import CachedStream, StreamShards
 from destruct.data.token_cache import CachedSource, TokenCache
 from destruct.data.tokenizing import CHAT_DATE, Tokenizer, train_tokenizer
 from destruct.data.windows import PackedWindows, Pieces
@@ -38,12 +41,12 @@ class Inputs:
     """Texts as the run uses them, equal on every rank; lists are in the order of the sources."""
 
     tokenizer: Tokenizer
-    train: list[Pieces]  # what rollouts begin from
-    language: list[LanguageWindows]  # the same documents for cross-entropy
+    train: list[Pieces | StreamPieces]  # what rollouts begin from
+    language: list[LanguageWindows]  # the same documents for cross-entropy; of a stream those of its first shard
     held_out: list[LanguageWindows]
     held_out_prompts: list[PromptBatch]  # the first pieces of each source's held-out documents
     validation: list[ValidationSet]
-    digest: str  # of all tokens
+    digest: str  # of all tokens; of a stream, those of its first shard and what decides the others
     report: list[str]  # lines for the screen
 
 
@@ -64,11 +67,12 @@ def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoi
     tokenizer = ready or Tokenizer.trained(
         topology.first_rank_makes(lambda: _tokenizer_text(settings, sources, checkpoint))
     )
-    cached = topology.together(lambda: _cached(config, sources, tokenizer, topology, screen))
+    resumes = checkpoint is not None
+    cached = topology.together(lambda: _cached(config, sources, tokenizer, topology, screen, resumes))
     digest = _equal_data(cached, topology)
     if checkpoint is not None:
         check_data(checkpoint, digest)
-    return topology.together(lambda: _windows(config, cached, tokenizer, digest))
+    return topology.together(lambda: _windows(config, cached, tokenizer, digest, topology, screen))
 
 
 def _pretrained_tokenizer(settings: Settings) -> Tokenizer | None:
@@ -87,14 +91,14 @@ def _chat(tokenizer: Tokenizer | None) -> Chat | None:
     return Chat(f"{fast.get_chat_template()}{fast.special_tokens_map}{CHAT_DATE}", tokenizer.render_chat)
 
 
-def _tokenizer_text(settings: Settings, sources: list[Source], checkpoint: Path | None) -> str:
+def _tokenizer_text(settings: Settings, sources: list[AnySource], checkpoint: Path | None) -> str:
     if checkpoint is not None:
         return (checkpoint / contents.TOKENIZER).read_text(encoding="utf-8")
     texts = itertools.chain.from_iterable(map(_training_texts, sources))
     return train_tokenizer(texts, settings.config.data.tokenizer.vocab_size)
 
 
-def _training_texts(source: Source) -> Iterator[str]:
+def _training_texts(source: AnySource) -> Iterator[str]:
     characters = 0
     for document in source.documents():
         if not document.held_out:
@@ -105,14 +109,20 @@ def _training_texts(source: Source) -> Iterator[str]:
 
 
 def _cached(
-    config: Config, sources: list[Source], tokenizer: Tokenizer, topology: Topology, screen: Screen
+    config: Config, sources: list[AnySource], tokenizer: Tokenizer, topology: Topology, screen: Screen, resumes: bool
 ) -> list[CachedSource]:
     cache = TokenCache(Path(config.data.cache).expanduser(), config.data.cache_wait_s)
     head_start = 0.0 if topology.is_first else HEAD_START_S
-    cached = []
+    cached: list[CachedSource] = []
     for source in sources:
         with screen.count("tokenize", source.name) as tell:
-            cached.append(cache.open(source, tokenizer, tell, head_start))
+            if isinstance(source, StreamSource):
+                shards = StreamShards(cache.folder, source, tokenizer, cache.patience_s)
+                if resumes and shards.is_new:
+                    screen.say(f"{source.name}: its cache is gone; the stream is read again up to where the run was")
+                cached.append(shards.cached(tell, head_start))
+            else:
+                cached.append(cache.open(source, tokenizer, tell, head_start))
     return cached
 
 
@@ -122,7 +132,7 @@ def _equal_data(cached: list[CachedSource], topology: Topology) -> str:
     Raises:
         DestructError: they do not.
     """
-    digests = "".join(source.train.facts.digest + source.held_out.facts.digest for source in cached)
+    digests = "".join(source.digest for source in cached)
     digest = hashlib.sha256(digests.encode()).hexdigest()
     others = topology.unlike_the_first(digest)
     if others:
@@ -134,11 +144,13 @@ def _equal_data(cached: list[CachedSource], topology: Topology) -> str:
     return digest
 
 
-def _windows(config: Config, cached: list[CachedSource], tokenizer: Tokenizer, digest: str) -> Inputs:
+def _windows(
+    config: Config, cached: list[CachedSource], tokenizer: Tokenizer, digest: str, topology: Topology, screen: Screen
+) -> Inputs:
     language = [_packed(source.name, "training", source.train, config, least=1) for source in cached]
     # A panel of one window has no error bar, and no progress would ever count.
     held_out = [_packed(source.name, "held out", source.held_out, config, least=2) for source in cached]
-    train = [_pieces(source.name, "training", source.train, config, tokenizer) for source in cached]
+    train = [_training_pieces(source, config, tokenizer, topology, screen) for source in cached]
     prompts = [_pieces(source.name, "held out", source.held_out, config, tokenizer) for source in cached]
     return Inputs(
         tokenizer=tokenizer,
@@ -177,6 +189,16 @@ def _pieces(name: str, split: str, store: TokenStore, config: Config, tokenizer:
     return pieces
 
 
+def _training_pieces(
+    source: CachedSource, config: Config, tokenizer: Tokenizer, topology: Topology, screen: Screen
+) -> Pieces | StreamPieces:
+    first = _pieces(source.name, "training", source.train, config, tokenizer)
+    if not isinstance(source, CachedStream):
+        return first
+    head_start = 0.0 if topology.is_first else HEAD_START_S
+    return StreamPieces(source.shards, first, head_start, screen.say)
+
+
 def _first_prompts(pieces: Pieces) -> PromptBatch:
     number = np.arange(min(PROMPTS, len(pieces)))
     return prompt_batch(pieces.read(number), 0, number, number, pieces.prompt_tokens, torch.device("cpu"))
@@ -192,11 +214,14 @@ def _validation_sets(config: Config, held_out: Sequence[LanguageWindows], tokeni
     return sets
 
 
-def _line(source: CachedSource, train: Pieces, language: LanguageWindows, held_out: LanguageWindows) -> str:
-    """What became of a source, waste included."""
+def _line(
+    source: CachedSource, train: Pieces | StreamPieces, language: LanguageWindows, held_out: LanguageWindows
+) -> str:
+    """What became of a source, waste included; of a stream, what became of its first shard."""
+    name = f"{source.name} (streaming, first shard)" if isinstance(source, CachedStream) else source.name
     left_out = f"; {train.left_out:,} prompts too long" if train.left_out else ""
     return (
-        f"{source.name}: {source.tally}; {source.train.facts.tokens:,} tokens in {len(train):,} pieces, which fill "
+        f"{name}: {source.tally}; {source.train.facts.tokens:,} tokens in {len(train):,} pieces, which fill "
         f"{train.mean_size:.0%} of their windows{left_out}; {len(held_out):,} held-out windows"
     )
 

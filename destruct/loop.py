@@ -91,9 +91,17 @@ def one_update(run: Run) -> str:
 
 
 def draw(run: Run, weights: np.ndarray) -> PromptBatch:
-    """B windows by the sampling weights, the same on every rank."""
-    drawn = run.mixture.draw(run.config.rollout.batch_size, weights)
-    prompts = run.loader.read(drawn, run.topology.device)
+    """B windows by the sampling weights, the same on every rank.
+
+    Raises:
+        DestructError: a stream cannot be read, be it on one rank alone.
+        OutOfData: as `Mixture.draw`.
+    """
+
+    def read() -> PromptBatch:
+        return run.loader.read(run.mixture.draw(run.config.rollout.batch_size, weights), run.topology.device)
+
+    prompts = run.topology.together(read)
     run.state.tokens += prompts.real_tokens
     return prompts
 

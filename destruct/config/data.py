@@ -77,6 +77,13 @@ class SourceConfig(Section):
     """Split of the `hub` data set to train on; slices such as train[:50%] work too."""
     validation_split: str | None = Field(None, min_length=1)
     """Split of the `hub` data set to hold out; by default `data.validation_fraction` of `split` is held out."""
+    streaming: bool = False
+    """Read the `hub` data set while the run goes on, and keep no more of it on the disk than a few shards of tokens:
+    for what does not fit there.  Its windows are shuffled within a shard; held-out windows come from the first shard
+    alone.  It needs `run.updates_per_epoch`; under `data.root` it is not looked at."""
+    shard_mib: float = Field(64, gt=0)
+    """Text of a shard of a `streaming` source in MiB, of which the disk takes about as much for each of six shards at
+    most; another size is another order of the windows.  Of a `validation_split` as much is held out."""
     format: str = "text"
     """How a row becomes a text: `text`; `dialog`, a list of turns joined by line breaks; `translation`, the text in
     `language`; `chat`, messages in the tokenizer's chat template, of which the last one is the continuation if the
@@ -155,7 +162,9 @@ class SourceConfig(Section):
         if self.format not in COLUMNS:
             readers["column"] = f"format: {', '.join(COLUMNS)}"
         if self.hub is None:
-            readers |= dict.fromkeys(("config", "revision", "split", "validation_split"), "a hub source")
+            readers |= dict.fromkeys(("config", "revision", "split", "validation_split", "streaming"), "a hub source")
+        if not self.streaming:
+            readers["shard_mib"] = "a source with streaming: true"
         if self.embedded is not None:
             readers |= dict.fromkeys(
                 ("format", "column", "language", "template", "on_bad_row"), "a source of rows (path or hub)"
@@ -163,6 +172,20 @@ class SourceConfig(Section):
         for key, reader in readers.items():
             if self.changed(key):
                 raise ValueError(f"{key} is read by {reader} alone; remove {key}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_stream_is_read_in_constant_memory(self) -> Self:
+        if self.streaming and self.deduplicate:
+            raise ValueError(
+                "deduplicate would keep a hash of every text of a stream; leave deduplicate or streaming out"
+            )
+        for key in ("split", "validation_split"):
+            if self.streaming and "[" in (getattr(self, key) or ""):
+                raise ValueError(
+                    f"{key}={getattr(self, key)} is a slice, which streaming cannot take; name whole splits, as in "
+                    "train+test, and cut with max_documents"
+                )
         return self
 
     @property
@@ -216,6 +239,11 @@ class DataConfig(Section):
     """How long a rank waits, in seconds, for another process that builds a source's cache and does not go on."""
     embedded_bytes: int = Field(400_000, ge=10_000)
     """Size in bytes of the text of each embedded source."""
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of the sources that are streamed."""
+        return [name for name, source in self.sources.items() if source.streaming and self.root is None]
 
     @property
     def prior(self) -> dict[str, float]:

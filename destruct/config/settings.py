@@ -80,6 +80,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_run_on_streams_says_how_long_an_epoch_is(self) -> Self:
+        if self.data.streams and self.run.updates_per_epoch is None:
+            raise ValueError(
+                f"data.sources.{self.data.streams[0]} is streaming, so nobody knows how many tokens an epoch has; "
+                "set run.updates_per_epoch"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _every_prior_is_above_the_floor(self) -> Self:
         if self.curriculum.strategy != "second_order":
             return self

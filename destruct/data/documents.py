@@ -81,7 +81,7 @@ class Reading:
         self._first_bad = ""  # what the first row that was skipped says, for a part that has no other
 
     def documents(
-        self, tables: Sequence[Table], held_out: bool = False, elsewhere: Container[int] = ()
+        self, tables: Sequence[Table], held_out: bool = False, elsewhere: Container[int] = (), taken: int = 0
     ) -> Iterator[Document]:
         """Documents of tables, in order, after the filters in the order that `min_characters` names.
 
@@ -89,12 +89,12 @@ class Reading:
             tables: to read.
             held_out: of all these documents.
             elsewhere: digests of texts that are left out.
+            taken: documents that came before, in a pass that this one goes on with.
 
         Raises:
             DestructError: a table cannot be read, a row is bad and not to be skipped, or no document is left.
         """
         seen: set[int] = set()
-        taken = 0
         for document in self.formatted(tables, held_out):
             reason = self._reason(document.text, elsewhere, seen)
             if reason is not None:

@@ -27,6 +27,7 @@ CODE = (
     "data/holding_out.py",
     "data/loading.py",
     "data/sources.py",
+    "data/stream.py",
     "data/tables.py",
     "seeding.py",
 )

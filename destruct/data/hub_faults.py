@@ -33,12 +33,32 @@ def hub_fault(name: str, source: SourceConfig, error: Exception) -> DestructErro
             there = found.group(1).replace("'", "") if found.groups() else ""
             said = [sentence.format(there=there, **words) for sentence in (problem, remedy)]
             return DestructError(f"source {name!r}: the hub's data set {source.hub} {said[0]}", said[1], exit_code)
-    is_network = isinstance(error, OSError) or type(error).__module__.startswith("httpx")
     return DestructError(
         f"source {name!r}: {hub_origin(source)} cannot be loaded: {type(error).__name__}: {first_line(error)}",
         f"compare data.sources.{name} with https://huggingface.co/datasets/{source.hub}, or give data.root a folder "
         f"with {name}/train.*",
-        Exit.ENVIRONMENT if is_network else Exit.CONFIG,
+        Exit.ENVIRONMENT if is_network_fault(error) else Exit.CONFIG,
+    )
+
+
+def is_network_fault(error: Exception) -> bool:
+    """Whether the hub, or the way to it, is at fault and not the data."""
+    return isinstance(error, OSError) or type(error).__module__.startswith("httpx")
+
+
+def stream_fault(name: str, source: SourceConfig, rows: int, error: Exception) -> DestructError:
+    """A network fault in the middle of a stream, which `datasets` has tried to get over for minutes.
+
+    Args:
+        rows: that came before it.
+        error: what it raised in the end; the other arguments are those of `hub_fault`.
+    """
+    return DestructError(
+        f"source {name!r}: {hub_origin(source)} could not be read on behind row {rows:,} of its stream: "
+        f"{type(error).__name__}: {first_line(error)}",
+        "go on from the last checkpoint (--resume auto) when the hub answers again, or give data.root a folder with "
+        f"{name}/train.*",
+        Exit.ENVIRONMENT,
     )
 
 

@@ -5,6 +5,7 @@ Nothing here is state: a batch is a pure function of its `Draw`, and what was re
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,13 +15,30 @@ from torch import Tensor
 from destruct.batch import PromptBatch, TokenWindows
 from destruct.data.mixture import Draw, Mixture
 from destruct.data.order import Order, Shuffled
-from destruct.data.windows import PackedWindows, PieceBatch, Pieces
+from destruct.data.windows import PackedWindows, PieceBatch
 from destruct.seeding import permuted
 
 Int64 = NDArray[np.int64]
 
 CHUNK_TOKENS = 1 << 17
 """Of a source, read at a time."""
+
+
+class Windows(Protocol):
+    """What a loader reads: the pieces of a store or of a stream."""
+
+    prompt_tokens: int
+    """P."""
+
+    @property
+    def window_tokens(self) -> int:
+        """T."""
+
+    def read(self, index: Int64) -> PieceBatch:
+        """The pieces at `index` (n,).  Raises DestructError where a stream cannot be read."""
+
+    def release(self) -> None:
+        """Let go of what was looked at."""
 
 
 class Loader:
@@ -31,7 +49,7 @@ class Loader:
         orders: in which they are drawn.
     """
 
-    def __init__(self, sources: Sequence[Pieces], orders: Sequence[Order]):
+    def __init__(self, sources: Sequence[Windows], orders: Sequence[Order]):
         self._sources, self._orders = list(sources), list(orders)
         self._window_tokens, self._prompt_tokens = sources[0].window_tokens, sources[0].prompt_tokens
         self._chunk = max(16, CHUNK_TOKENS // self._window_tokens)

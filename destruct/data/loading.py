@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from destruct.config.data import SourceConfig
 from destruct.data.columns import check_columns
-from destruct.data.hub_faults import PARQUET_EXPORT, hub_fault, hub_origin
+from destruct.data.hub_faults import PARQUET_EXPORT, hub_fault, hub_origin, is_network_fault, stream_fault
 from destruct.data.tables import Features, Row, Table
 from destruct.errors import DestructError
 from destruct.exits import Exit
@@ -49,6 +49,54 @@ class HubTable:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A place between two rows of a stream, as `datasets` finds it again."""
+
+    state: dict[str, Any] | None = None
+    """Of the stream before some batch of rows; None at its beginning."""
+    behind: int = 0
+    """Rows between that state and this place."""
+    rows: int = 0
+    """Between the beginning and this place."""
+
+
+@dataclass(slots=True)
+class HubStream:
+    """One split, downloaded row by row while it is read and kept nowhere."""
+
+    name: str  # of the source, for errors
+    source: SourceConfig
+    origin: str
+    data: "datasets.IterableDataset"
+    place: Place = Place()
+    """Before the next row: of what `rows` gave none is after it, whatever was read ahead."""
+    unit: str = "row"
+
+    @property
+    def features(self) -> Features | None:
+        """As `Table` says."""
+        return self.data.features
+
+    def rows(self, columns: list[str] | None) -> Iterator[tuple[int, Row | DestructError]]:
+        """The rows from `place` on, which moves with them; as `Table` says.
+
+        From a place inside a file the file is downloaded from its beginning: to go on with an iterator is cheaper.
+        """
+        with _faults_of(self.name, self.source, self):
+            data = self.data if columns is None or not self.features else self.data.select_columns(columns)
+            if self.place.state is not None:
+                data.load_state_dict(self.place.state)
+            state, skip = self.place.state, self.place.behind
+            for batch in data.iter(batch_size=_BATCH):
+                rows = list(zip(*batch.values(), strict=True))
+                for behind, values in enumerate(rows[skip:], skip + 1):
+                    number = self.place.rows
+                    self.place = Place(state, behind, number + 1)
+                    yield number, dict(zip(batch, values, strict=True))
+                state, skip = data.state_dict(), max(0, skip - len(rows))
+
+
+@dataclass(frozen=True, slots=True)
 class HubData:
     """A data set of the hub at one commit, of which only the card and the list of files are known."""
 
@@ -82,6 +130,16 @@ class HubData:
         origins = [_split_origin(self.source, split) for split in splits]
         return [[HubTable(self.name, self.source, *pair)] for pair in zip(origins, data, strict=True)]
 
+    def stream(self, split: str, place: Place = Place()) -> HubStream:
+        """One split from a place on, of which nothing is kept.
+
+        Raises:
+            DestructError: the hub cannot be reached, or a file of the split is damaged.
+        """
+        with _faults_of(self.name, self.source), _quiet():
+            data = self.builder.as_streaming_dataset(split)
+        return HubStream(self.name, self.source, _split_origin(self.source, split), data, place)
+
 
 def open_hub(name: str, source: SourceConfig) -> HubData:
     """A data set of the hub, at the commit that its revision is now; no data file is downloaded.
@@ -104,12 +162,14 @@ def _split_origin(source: SourceConfig, split: str) -> str:
 
 
 @contextmanager
-def _faults_of(name: str, source: SourceConfig) -> Iterator[None]:
+def _faults_of(name: str, source: SourceConfig, stream: HubStream | None = None) -> Iterator[None]:
     try:
         yield
     except DestructError:
         raise
     except Exception as error:  # two libraries and their network client have no common type
+        if stream is not None and is_network_fault(error):
+            raise stream_fault(name, source, stream.place.rows, error) from error
         raise _unwritable(name, error) or hub_fault(name, source, error) from error
 
 

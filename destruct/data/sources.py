@@ -17,7 +17,8 @@ from destruct.data.files import LocalFiles, open_files
 from destruct.data.fingerprints import FileDigests, code_digest, fingerprint, function_digest, texts_digest
 from destruct.data.formatters import FORMATTERS, Chat, RowFormat
 from destruct.data.holding_out import hold_out
-from destruct.data.loading import open_hub
+from destruct.data.loading import HubData, open_hub
+from destruct.data.stream import StreamSource
 from destruct.data.tables import Origin, Table, TextTable
 from destruct.errors import DestructError
 from destruct.seeding import derive
@@ -88,7 +89,12 @@ class Source:
         yield from readings[0].documents(train, elsewhere=digests)
 
 
-def open_sources(config: DataConfig, seed: int, chat: Chat | None = None, memory: Path | None = None) -> list[Source]:
+AnySource = Source | StreamSource
+
+
+def open_sources(
+    config: DataConfig, seed: int, chat: Chat | None = None, memory: Path | None = None
+) -> list[AnySource]:
     """Open every source of the config, in its order; arguments and errors are those of `open_source`."""
     return [open_source(name, source, config, seed, chat, memory) for name, source in config.sources.items()]
 
@@ -100,7 +106,7 @@ def open_source(
     seed: int,
     chat: Chat | None = None,
     memory: Path | None = None,
-) -> Source:
+) -> AnySource:
     """Find a source and tell what it is, without making a document of it.
 
     Local files are read for their digest, unless they are remembered; of a data set of the hub nothing but the card and
@@ -132,12 +138,15 @@ def open_source(
         "template": chat.template if chat is not None and source.format == "chat" else None,
         "function": None if source.format in FORMATTERS else function_digest(source.format),
     }
+    if isinstance(origin, HubData) and source.streaming:
+        facts["shard"] = source.shard_mib
+        return StreamSource(name, source, config, seed, origin, row_format, fingerprint(facts))
     return Source(name, source, config, seed, origin, row_format, fingerprint(facts))
 
 
 _NOT_THE_TEXTS = {
     "embedded", "path", "hub", "config", "revision", "split", "validation_split",  # their content counts
-    "learnable", "prior",
+    "streaming", "shard_mib", "learnable", "prior",
 }  # fmt: skip
 """Keys of a source that its fingerprint does not hold as they are written."""
 
@@ -199,7 +208,7 @@ def load_sources(config: DataConfig, seed: int, chat: Chat | None = None) -> lis
     return [collect(source) for source in open_sources(config, seed, chat)]
 
 
-def collect(source: Source) -> Documents:
+def collect(source: AnySource) -> Documents:
     """Read a source whole."""
     sides: tuple[list[str], list[str]] = ([], [])
     for document in source.documents():

@@ -6,32 +6,26 @@ tokenizer, and the code that makes the one of the other.  It appears under that 
 
 import hashlib
 import json
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from destruct.data.documents import Document
-from destruct.data.sources import Source
-from destruct.data.store import ANYWHERE, StoreWriter, TokenStore
+from destruct.data.documents import Document, Tally
+from destruct.data.made_once import Beat, MadeOnce
+from destruct.data.sources import AnySource, Source
+from destruct.data.store import ANYWHERE, StoreFacts, StoreWriter, TokenStore
 from destruct.data.tokenizing import Tokenizer
-from destruct.durable import publish, sync
-from destruct.errors import DestructError
-from destruct.exits import Exit
+from destruct.durable import sync
 
 TALLY = "tally.txt"
 _BATCH_CHARACTERS = 1 << 20  # of documents tokenized at once
 _BATCH_DOCUMENTS = 4096
-_POLL_S = 0.05
 _CODE = ("store.py", "token_cache.py", "tokenizing.py")
 
 Encoded = tuple[list[NDArray[np.int32]], list[int], NDArray[np.bool_]]
@@ -48,6 +42,11 @@ class CachedSource:
     held_out: TokenStore
     tally: str
     """What was left out while the source was read, for the screen."""
+
+    @property
+    def digest(self) -> str:
+        """Of all tokens."""
+        return self.train.facts.digest + self.held_out.facts.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,60 +72,18 @@ class TokenCache:
             DestructError: the source cannot be read; the folder cannot be written; another process builds the cache and
                 has not gone on for `patience_s`.
         """
+
+        def fill(stage: Path, beat: Beat) -> None:
+            fill_stores(stage, source.documents(), tokenizer, source.marked_up, beating(beat, watch))
+            assert source.tally is not None, "a pass that went to its end has counted"
+            write_tally(stage, source.tally)
+
         final = self.folder / f"{source.name}-{cache_key(source, tokenizer)}"
-        lock = filelock.FileLock(final.with_name(f"{final.name}.lock"))
-        with self._disk_faults(source.name):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _let_begin(final, Path(lock.lock_file), head_start_s)
-            found = _opened(source.name, final)
-            if found is not None:
-                return found
-            self._take(lock, source.name)
-            try:
-                found = _opened(source.name, final)  # built while this process waited
-                if found is None:
-                    _build(source, tokenizer, final, _heartbeat(Path(lock.lock_file), watch))
-                    found = _opened(source.name, final)
-                assert found is not None, "a cache that was just built opens"
-                return found
-            finally:
-                lock.release()
-
-    def _take(self, lock: filelock.BaseFileLock, name: str) -> None:
-        """Wait for the lock for as long as its holder, which touches the file, goes on."""
-        beat, since = 0, time.monotonic()
-        while True:
-            with suppress(filelock.Timeout):
-                lock.acquire(timeout=min(1.0, self.patience_s), poll_interval=_POLL_S)
-                return
-            with suppress(FileNotFoundError):
-                now = os.stat(lock.lock_file).st_mtime_ns
-                beat, since = (now, time.monotonic()) if now != beat else (beat, since)
-            if time.monotonic() - since > self.patience_s:
-                raise DestructError(
-                    f"source {name!r}: another process holds {lock.lock_file} and has written nothing for "
-                    f"{self.patience_s:.0f} s",
-                    "end that process, or give data.cache another folder",
-                    Exit.ENVIRONMENT,
-                )
-
-    @contextmanager
-    def _disk_faults(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, NotImplementedError) as error:  # the latter where a file system cannot lock
-            free = "unknown"
-            with suppress(OSError):
-                free = f"{shutil.disk_usage(self.folder).free / 2**20:,.0f} MiB"
-            raise DestructError(
-                f"source {name!r}: the token cache in {self.folder} cannot be written ({free} free): "
-                f"{getattr(error, 'strerror', None) or error}",
-                "make room there, or set data.cache to a folder on another disk",
-                Exit.ENVIRONMENT,
-            ) from error
+        cache = MadeOnce(source.name, final, self.patience_s)
+        return cache.get(lambda folder: open_stores(source.name, folder), fill, head_start_s)
 
 
-def cache_key(source: Source, tokenizer: Tokenizer) -> str:
+def cache_key(source: AnySource, tokenizer: Tokenizer) -> str:
     """20 hexadecimal digits of all that decides a source's tokens."""
     folder = Path(__file__).parent
     code = [hashlib.blake2b((folder / name).read_bytes()).hexdigest() for name in _CODE]
@@ -134,45 +91,44 @@ def cache_key(source: Source, tokenizer: Tokenizer) -> str:
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=10).hexdigest()
 
 
-def _let_begin(final: Path, lock: Path, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not final.exists() and not lock.exists():
-        time.sleep(_POLL_S)
-
-
-def _opened(name: str, folder: Path) -> CachedSource | None:
-    """The cache in a folder; None where there is none that is whole."""
+def open_stores(name: str, folder: Path) -> CachedSource | None:
+    """The stores in a folder; None where there are none that are whole."""
     with suppress(OSError, ValueError, TypeError):
         tally = (folder / TALLY).read_text(encoding="utf-8")
         return CachedSource(name, TokenStore(folder / "train"), TokenStore(folder / "held_out"), tally)
     return None
 
 
-def _heartbeat(lock: Path, watch: Watch) -> Watch:
-    """Tell those who wait for the lock that its holder goes on."""
+def write_tally(stage: Path, tally: Tally) -> None:
+    """The last thing that makes stores a `CachedSource`."""
+    (stage / TALLY).write_text(tally.line, encoding="utf-8")
+    sync(stage / TALLY)
 
-    def beat(documents: int, tokens: int) -> None:
-        os.utime(lock)
+
+def beating(beat: Beat, watch: Watch) -> Watch:
+    """Told of a build, tell those who wait for it too."""
+
+    def told(documents: int, tokens: int) -> None:
+        beat()
         watch(documents, tokens)
 
-    return beat
+    return told
 
 
-def _build(source: Source, tokenizer: Tokenizer, final: Path, watch: Watch) -> None:
-    """Write a cache beside its final name and give it that name; the lock is held."""
-    for left in final.parent.glob(f"{final.name}.*.tmp"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    if final.exists():  # and does not open
-        shutil.rmtree(final)
-    stage = final.with_name(f"{final.name}.{os.getpid()}.tmp")
-    try:
-        _fill(stage, source, tokenizer, watch)
-        publish(stage, final)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+def fill_stores(
+    stage: Path, given: Iterator[Document], tokenizer: Tokenizer, marked_up: bool, watch: Watch
+) -> tuple[StoreFacts, StoreFacts]:
+    """Write the stores of both sides, training first.
 
+    Args:
+        stage: a folder that is not there yet.
+        given: documents of both sides.
+        marked_up: as `Source.marked_up`.
 
-def _fill(stage: Path, source: Source, tokenizer: Tokenizer, watch: Watch) -> None:
+    Raises:
+        OSError: the disk is full.
+        DestructError: the documents cannot be read.
+    """
     documents = tokens = 0
     bos_id = tokenizer.fast.bos_token_id
     with (
@@ -181,9 +137,7 @@ def _fill(stage: Path, source: Source, tokenizer: Tokenizer, watch: Watch) -> No
         ThreadPoolExecutor(1, "tokenize") as tokenizing,
     ):
         # One batch is tokenized on all cores while the next one is read.
-        encoded = _ahead(
-            tokenizing.submit(_encode, batch, tokenizer, source.marked_up) for batch in _batches(source.documents())
-        )
+        encoded = _ahead(tokenizing.submit(_encode, batch, tokenizer, marked_up) for batch in _batches(given))
         for ids, prompts, is_held_out in encoded:
             for writer, side in ((train, ~is_held_out), (held_out, is_held_out)):
                 # In a document of one token there is nothing to predict.
@@ -191,11 +145,7 @@ def _fill(stage: Path, source: Source, tokenizer: Tokenizer, watch: Watch) -> No
                 writer.add([ids[number] for number in chosen], [prompts[number] for number in chosen])
             documents, tokens = documents + len(ids), train.tokens + held_out.tokens
             watch(documents, tokens)
-        train.finish()
-        held_out.finish()
-    assert source.tally is not None, "a pass that went to its end has counted"
-    (stage / TALLY).write_text(source.tally.line, encoding="utf-8")
-    sync(stage / TALLY)
+        return train.finish(), held_out.finish()
 
 
 def _ahead(futures: Iterator[Future[Encoded]]) -> Iterator[Encoded]:

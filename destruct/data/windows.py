@@ -108,6 +108,15 @@ class Pieces:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    def of(self, store: TokenStore) -> "Pieces":
+        """Pieces of other documents, cut likewise; arguments and errors as above."""
+        return Pieces(store, self.prompt_tokens, self.response_tokens, self._pad_id, self._own_prompts)
+
+    @property
+    def kind(self) -> str:
+        """What decides the pieces of given documents."""
+        return f"pieces-{self.prompt_tokens}-{self.response_tokens}-{'own' if self._own_prompts else 'any'}"
+
     @property
     def window_tokens(self) -> int:
         """T."""
@@ -163,8 +172,7 @@ class Pieces:
         It is made once and lies on the disk.
         """
         store, count = self._store, self._store.facts.documents
-        kind = "own" if self._own_prompts else "any"
-        file = store.folder / f"pieces-{self.prompt_tokens}-{self.response_tokens}-{kind}.bin"
+        file = store.folder / f"{self.kind}.bin"
         with suppress(OSError, ValueError):
             return map_array(file, np.int64, count + 2)
         # Ranks may do this at once: each renames what it wrote, and all have written the same.

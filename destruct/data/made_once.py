@@ -1,0 +1,141 @@
+"""Folders that one process makes and all use: locked while they are made, whole when they have their name."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import filelock
+
+from destruct.durable import publish
+from destruct.errors import DestructError
+from destruct.exits import Exit
+
+_POLL_S = 0.05
+
+T = TypeVar("T")
+Beat = Callable[[], None]
+"""Called by whoever makes a folder, now and then: those who wait see that it goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class MadeOnce:
+    """One such folder of a cache.
+
+    Args:
+        source: whose tokens it holds, for errors.
+        final: its name, on a disk that all ranks of a machine see, or all machines.
+        patience_s: how long another process that makes it may stand still.
+    """
+
+    source: str
+    final: Path
+    patience_s: float
+
+    def get(
+        self, opened: Callable[[Path], T | None], fill: Callable[[Path, Beat], None], head_start_s: float = 0.0
+    ) -> T:
+        """What is in the folder, made here where it is missing and nobody else is making it.
+
+        Args:
+            opened: looks into a folder; None where it is not there, or not whole.
+            fill: makes the content in the folder that it is given, and syncs it.
+            head_start_s: how long another process that wants the same gets to begin it.
+
+        Raises:
+            DestructError: the disk refuses; another process makes it and has not gone on for `patience_s`; or as
+                `fill` says.
+        """
+        lock = filelock.FileLock(self.lock)
+        with self._disk_faults():
+            self.final.parent.mkdir(parents=True, exist_ok=True)
+            self._let_begin(head_start_s)
+            found = opened(self.final)
+            if found is not None:
+                return found
+            self._take(lock)
+            try:
+                found = opened(self.final)  # made while this process waited
+                if found is None:
+                    self._make(fill)
+                    found = opened(self.final)
+                assert found is not None, "a folder that was just made opens"
+                return found
+            finally:
+                lock.release()
+
+    @property
+    def lock(self) -> Path:
+        """The file that its maker holds."""
+        return self.final.with_name(f"{self.final.name}.lock")
+
+    def remove(self) -> bool:
+        """Take the folder away, at once for whoever opens it; False where somebody is making it, or it is gone."""
+        lock = filelock.FileLock(self.lock)
+        gone = self._stage("gone")
+        try:
+            with suppress(OSError), lock.acquire(timeout=0):
+                os.rename(self.final, gone)
+                return True
+        except filelock.Timeout:
+            pass
+        finally:
+            shutil.rmtree(gone, ignore_errors=True)
+        return False
+
+    def _make(self, fill: Callable[[Path, Beat], None]) -> None:
+        for left in self.final.parent.glob(f"{self.final.name}.*.tmp"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        if self.final.exists():  # and does not open
+            shutil.rmtree(self.final)
+        stage = self._stage("stage")
+        try:
+            fill(stage, lambda: os.utime(self.lock))
+            publish(stage, self.final)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def _stage(self, purpose: str) -> Path:
+        return self.final.with_name(f"{self.final.name}.{purpose}-{os.getpid()}.tmp")
+
+    def _let_begin(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.final.exists() and not self.lock.exists():
+            time.sleep(_POLL_S)
+
+    def _take(self, lock: filelock.BaseFileLock) -> None:
+        """Wait for the lock for as long as its holder, which touches the file, goes on."""
+        beat, since = 0, time.monotonic()
+        while True:
+            with suppress(filelock.Timeout):
+                lock.acquire(timeout=min(1.0, self.patience_s), poll_interval=_POLL_S)
+                return
+            with suppress(FileNotFoundError):
+                now = os.stat(lock.lock_file).st_mtime_ns
+                beat, since = (now, time.monotonic()) if now != beat else (beat, since)
+            if time.monotonic() - since > self.patience_s:
+                raise DestructError(
+                    f"source {self.source!r}: another process holds {lock.lock_file} and has written nothing for "
+                    f"{self.patience_s:.0f} s",
+                    "end that process, or give data.cache another folder",
+                    Exit.ENVIRONMENT,
+                )
+
+    @contextmanager
+    def _disk_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, NotImplementedError) as error:  # the latter where a file system cannot lock
+            free, folder = "unknown", self.final.parent
+            with suppress(OSError):
+                free = f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB"
+            raise DestructError(
+                f"source {self.source!r}: the token cache in {folder} cannot be written ({free} free): "
+                f"{getattr(error, 'strerror', None) or error}",
+                "make room there, or set data.cache to a folder on another disk",
+                Exit.ENVIRONMENT,
+            ) from error
