@@ -12,6 +12,7 @@ with `Hub.environment(cache)`.
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class Hub:
         self.down = False
         """Answer everything with 503 from now on."""
         self.broken: str | None = None
-        """Close the connection before the content of files whose paths end so."""
+        """Close the connection before the content of files whose paths end so, however they are asked for."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -188,6 +189,16 @@ def _entries(files: Files) -> Iterator[dict[str, Any]]:
         yield {"type": "file", "path": name, "size": len(content), "oid": oid(content)}
 
 
+def _part(whole: Answer, asked: str | None) -> Answer:
+    """The bytes first-last of an answer, both counted from 0 and included, as a stream asks for them."""
+    found = re.fullmatch(r"bytes=(\d+)-(\d+)", asked or "")
+    if found is None or whole.status != 200:
+        return whole
+    first, last = int(found[1]), min(int(found[2]), len(whole.body) - 1)
+    place = {"Content-Range": f"bytes {first}-{last}/{len(whole.body)}"}
+    return Answer(206, whole.body[first : last + 1], whole.headers | place)
+
+
 def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -197,6 +208,7 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(f"{self.command} {unquote(self.path)}")
             bearer = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             got = Answer(503, b"", {}) if hub.down else answer(hub, self.path, parse_qs(form), bearer)
+            got = _part(got, self.headers.get("Range"))
             self.send_response(got.status)
             for name, value in {"Content-Length": str(len(got.body)), **got.headers}.items():
                 self.send_header(name, value)

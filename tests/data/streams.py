@@ -18,6 +18,8 @@ from destruct.data.stream_shards import StreamShards
 from destruct.data.tokenizing import Tokenizer
 from destruct.data.windows import Pieces
 
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or each builder is told to the hub, which is not there
+
 KIB = 1 / 1024
 """For `shard_mib`."""
 P, R = 3, 5
@@ -50,9 +52,8 @@ def stream_of(folder: Path, shard_mib: float = 4 * KIB, seed: int = 0, fraction:
     config = DataConfig.model_validate({"sources": {"mine": asked}, "validation_fraction": fraction})
     source = config.sources["mine"]
     files = {split: sorted(map(str, folder.glob(f"{split}-*"))) for split in ("train", "validation")}
-    builder = datasets.load_dataset_builder(
-        "parquet", data_files={split: paths for split, paths in files.items() if paths}
-    )
+    named = {split: paths for split, paths in files.items() if paths}
+    builder = datasets.load_dataset_builder("parquet", data_files=named, cache_dir=str(folder / "cache"))
     return StreamSource("mine", source, config, seed, HubData("mine", source, builder), RowFormat(source, None), f"{folder}")
 
 
