@@ -46,7 +46,9 @@ def write_files(folder: Path, counts: Sequence[int] = (150, 1, 90), prefix: str 
     return written
 
 
-def stream_of(folder: Path, shard_mib: float = 4 * KIB, seed: int = 0, fraction: float = 0.1, **keys: Any) -> StreamSource:
+def stream_of(
+    folder: Path, shard_mib: float = 4 * KIB, seed: int = 0, fraction: float = 0.1, **keys: Any
+) -> StreamSource:
     """The stream `mine` of the files `train-*` in a folder, and of `validation-*` where there are any."""
     asked = {"hub": "me/mine", "streaming": True, "shard_mib": shard_mib, **keys}
     config = DataConfig.model_validate({"sources": {"mine": asked}, "validation_fraction": fraction})
@@ -54,7 +56,9 @@ def stream_of(folder: Path, shard_mib: float = 4 * KIB, seed: int = 0, fraction:
     files = {split: sorted(map(str, folder.glob(f"{split}-*"))) for split in ("train", "validation")}
     named = {split: paths for split, paths in files.items() if paths}
     builder = datasets.load_dataset_builder("parquet", data_files=named, cache_dir=str(folder / "cache"))
-    return StreamSource("mine", source, config, seed, HubData("mine", source, builder), RowFormat(source, None), f"{folder}")
+    return StreamSource(
+        "mine", source, config, seed, HubData("mine", source, builder), RowFormat(source, None), f"{folder}"
+    )
 
 
 def unwatched(documents: int, tokens: int) -> None:

@@ -136,7 +136,9 @@ def test_a_damaged_shard_is_made_anew(tmp_path, files, tokenizer, lost):
 @pytest.mark.parametrize(("fraction", "verb"), [(1e-9, "hold out"), (1 - 1e-9, "train on")])
 def test_a_first_shard_without_both_sides_is_told_with_its_counts(tmp_path, files, tokenizer, fraction, verb):
     shards = shards_of(tmp_path, stream_of(files, fraction=fraction), tokenizer)
-    with pytest.raises(DestructError, match=rf"'mine': the first 0\.0039\d* MiB .* nothing to {verb} \(34 rows") as error:
+    with pytest.raises(
+        DestructError, match=rf"'mine': the first 0\.0039\d* MiB .* nothing to {verb} \(34 rows"
+    ) as error:
         shards.cached(unwatched)
     assert "shard_mib" in error.value.remedy and "validation_split" in error.value.remedy
     assert folders(shards) == [] and shards.is_new
