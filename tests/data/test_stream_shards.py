@@ -1,4 +1,4 @@
-"""Shards on the disk: what they hold, which of them stay, and what killed, hurried and starved builders leave behind."""
+"""Shards on the disk: what they hold, which of them stay, and what killed and starved builders leave behind."""
 
 import json
 import resource
