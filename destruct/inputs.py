@@ -59,7 +59,7 @@ def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoi
     """
     config = settings.config
     ready = topology.together(lambda: _pretrained_tokenizer(settings))
-    folder = Path(config.data.cache).expanduser()
+    folder = config.data.cache_folder
     sources = topology.together(lambda: open_sources(config.data, config.run.seed, _chat(ready), folder))
     tokenizer = ready or Tokenizer.trained(
         topology.first_rank_makes(lambda: _tokenizer_text(settings, sources, checkpoint))
@@ -107,7 +107,7 @@ def _training_texts(source: Source) -> Iterator[str]:
 def _cached(
     config: Config, sources: list[Source], tokenizer: Tokenizer, topology: Topology, screen: Screen
 ) -> list[CachedSource]:
-    cache = TokenCache(Path(config.data.cache).expanduser(), config.data.cache_wait_s)
+    cache = TokenCache(config.data.cache_folder, config.data.cache_wait_s)
     head_start = 0.0 if topology.is_first else HEAD_START_S
     cached = []
     for source in sources:
