@@ -202,6 +202,19 @@ def test_a_file_that_is_gone_between_opening_and_reading_is_named(tmp_path):
         next(source.documents())
 
 
+@pytest.mark.parametrize("options", [{}, {"max_documents": 5}])
+def test_a_file_that_is_written_to_while_it_is_read_is_an_error_and_no_other_data_set(tmp_path, options):
+    """A line at the end, when all that is asked for has been read before it."""
+    source = opened(write(tmp_path / "a.jsonl", TEXTS), **options)
+    documents = source.documents()
+    next(documents)
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(DestructError, match="'mine': .*a.jsonl changed while it was read") as caught:
+        list(documents)
+    assert caught.value.exit_code == Exit.ENVIRONMENT and source.tally is None
+
+
 MEASURED = """
 import resource, sys
 from pathlib import Path
