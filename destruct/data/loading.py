@@ -82,6 +82,9 @@ class HubData:
         origins = [_split_origin(self.source, split) for split in splits]
         return [[HubTable(self.name, self.source, *pair)] for pair in zip(origins, data, strict=True)]
 
+    def check_unchanged(self) -> None:
+        """A commit is what it is."""
+
 
 def open_hub(name: str, source: SourceConfig) -> HubData:
     """A data set of the hub, at the commit that its revision is now; no data file is downloaded.

@@ -65,7 +65,8 @@ class Source:
 
         Raises:
             DestructError: a data set cannot be downloaded, a column is missing or of another type, a row cannot be made
-                a text, a file cannot be read, there is no document that passes the filters, or not one to hold out.
+                a text, a file cannot be read, there is no document that passes the filters, or not one to hold out; or,
+                after the last document, a file has changed since it was opened.
         """
         train, *held_out = self._origin.tables()
         given: Counter[bool] = Counter()
@@ -74,6 +75,7 @@ class Source:
         for document in stream:
             given[document.held_out] += 1
             yield document
+        self._origin.check_unchanged()
         counts = sum((reading.counts for reading in readings), Counter())
         self.tally = Tally.of(counts, given[False], given[True])
 
@@ -178,6 +180,9 @@ class _Embedded:
 
     def tables(self) -> list[list[Table]]:
         return [[self.table]]
+
+    def check_unchanged(self) -> None:
+        """It is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
