@@ -44,7 +44,6 @@ class Inputs:
     held_out_prompts: list[PromptBatch]  # the first pieces of each source's held-out documents
     validation: list[ValidationSet]
     digest: str  # of all tokens
-    report: list[str]  # lines for the screen
 
 
 def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoint: Path | None) -> Inputs:
@@ -68,7 +67,10 @@ def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoi
     digest = _equal_data(cached, topology)
     if checkpoint is not None:
         check_data(checkpoint, digest)
-    return topology.together(lambda: _windows(config, cached, tokenizer, digest))
+    inputs = topology.together(lambda: _windows(config, cached, tokenizer, digest))
+    for source, train, held_out in zip(cached, inputs.train, inputs.held_out, strict=True):
+        screen.say(_line(source, train, held_out))
+    return inputs
 
 
 def _pretrained_tokenizer(settings: Settings) -> Tokenizer | None:
@@ -148,7 +150,6 @@ def _windows(config: Config, cached: list[CachedSource], tokenizer: Tokenizer, d
         held_out_prompts=[_first_prompts(pieces) for pieces in prompts],
         validation=_validation_sets(config, held_out, tokenizer),
         digest=digest,
-        report=[_line(*each) for each in zip(cached, train, language, held_out, strict=True)],
     )
 
 
@@ -192,7 +193,7 @@ def _validation_sets(config: Config, held_out: Sequence[LanguageWindows], tokeni
     return sets
 
 
-def _line(source: CachedSource, train: Pieces, language: LanguageWindows, held_out: LanguageWindows) -> str:
+def _line(source: CachedSource, train: Pieces, held_out: LanguageWindows) -> str:
     """What became of a source, waste included."""
     left_out = f"; {train.left_out:,} prompts too long" if train.left_out else ""
     return (
