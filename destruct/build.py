@@ -68,7 +68,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
     log_to_file(folder, topology.rank)
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, inputs.held_out, c.difficulty_sample_size)
-    mixture, loader = _drawing(config, inputs)
+    mixture, loader = drawing(config, inputs)
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
@@ -160,7 +160,7 @@ def _model_terms(config: Config, made: Made) -> dict[str, Term]:
     return {name: term for name, term in terms.items() if name in config.reward.terms and term is not None}
 
 
-def _drawing(config: Config, inputs: Inputs) -> tuple[Mixture, Loader]:
+def drawing(config: Config, inputs: Inputs) -> tuple[Mixture, Loader]:
     """What decides the next pieces of the sources, and what reads them."""
     sources = config.data.sources
     orders = [

@@ -92,7 +92,10 @@ def one_update(run: Run) -> str:
 
 def draw(run: Run, weights: np.ndarray) -> PromptBatch:
     """B windows by the sampling weights, the same on every rank."""
+    before = run.mixture.exhausted
     drawn = run.mixture.draw(run.config.rollout.batch_size, weights)
+    for name in set(run.mixture.exhausted) - set(before):
+        run.screen.say(f"source {name!r} is exhausted: its weight falls to the others")
     prompts = run.loader.read(drawn, run.topology.device)
     run.state.tokens += prompts.real_tokens
     return prompts

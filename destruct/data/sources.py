@@ -183,30 +183,3 @@ class _Embedded:
 
     def check_unchanged(self) -> None:
         """It is in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """The texts of one source; no text is on both sides."""
-
-    name: str
-    train: list[str]
-    """At least one, in file order."""
-    validation: list[str]
-    """Held out: at least one, in file order."""
-    marked_up: bool = False
-    """As `Source.marked_up`."""
-
-
-def load_sources(config: DataConfig, seed: int, chat: Chat | None = None) -> list[Documents]:
-    """Open and read every source of the config, in its order; arguments and errors are those of `open_source` and
-    `Source.documents`."""
-    return [collect(source) for source in open_sources(config, seed, chat)]
-
-
-def collect(source: Source) -> Documents:
-    """Read a source whole."""
-    sides: tuple[list[str], list[str]] = ([], [])
-    for document in source.documents():
-        sides[document.held_out].append(document.text)
-    return Documents(source.name, *sides, source.marked_up)
