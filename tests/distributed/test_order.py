@@ -19,7 +19,7 @@ def config_with_an_end(folder: Path) -> Path:
     """Three sources, one of which ends while the batches are drawn, and a cache that nobody has filled."""
     path = write_config(folder)
     config = yaml.safe_load(path.read_text())
-    config["data"]["sources"]["dialogue"] = {"embedded": "dialogue", "max_documents": 20, "on_exhausted": "drop"}
+    config["data"]["sources"]["dialogue"] = {"embedded": "dialogue", "max_documents": 10, "on_exhausted": "drop"}
     config["data"]["cache"] = str(folder / "cache")
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
