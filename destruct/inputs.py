@@ -1,6 +1,5 @@
 """What a run reads: its tokenizer, its texts as tokens on the disk, and the windows cut from them."""
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ class Inputs:
     held_out: list[LanguageWindows]
     held_out_prompts: list[PromptBatch]  # the first pieces of each source's held-out documents
     validation: list[ValidationSet]
-    digest: str  # of all tokens
+    digests: dict[str, str]  # source -> what tells its tokens from others
 
 
 def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoint: Path | None) -> Inputs:
@@ -64,10 +63,10 @@ def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoi
         topology.first_rank_makes(lambda: _tokenizer_text(settings, sources, checkpoint))
     )
     cached = topology.together(lambda: _cached(config, sources, tokenizer, topology, screen))
-    digest = _equal_data(cached, topology)
+    digests = _equal_data(cached, topology)
     if checkpoint is not None:
-        check_data(checkpoint, digest)
-    inputs = topology.together(lambda: _windows(config, cached, tokenizer, digest))
+        check_data(checkpoint, digests)
+    inputs = topology.together(lambda: _windows(config, cached, tokenizer, digests))
     for source, train, held_out in zip(cached, inputs.train, inputs.held_out, strict=True):
         screen.say(_line(source, train, held_out))
     return inputs
@@ -118,25 +117,24 @@ def _cached(
     return cached
 
 
-def _equal_data(cached: list[CachedSource], topology: Topology) -> str:
-    """Digest of all tokens.  Every rank draws from the caches that it opened itself, so all must hold the same.
+def _equal_data(cached: list[CachedSource], topology: Topology) -> dict[str, str]:
+    """Digests of the sources.  Every rank draws from the caches that it opened itself, so all must hold the same.
 
     Raises:
         DestructError: they do not.
     """
-    digests = "".join(source.train.facts.digest + source.held_out.facts.digest for source in cached)
-    digest = hashlib.sha256(digests.encode()).hexdigest()
-    others = topology.unlike_the_first(digest)
+    digests = {source.name: f"{source.train.facts.digest} {source.held_out.facts.digest}" for source in cached}
+    others = topology.unlike_the_first(digests)
     if others:
         raise DestructError(
             f"rank {others[0]} read other texts than rank 0",
             "give every machine the same files and the same Python version",
             Exit.ENVIRONMENT,
         )
-    return digest
+    return digests
 
 
-def _windows(config: Config, cached: list[CachedSource], tokenizer: Tokenizer, digest: str) -> Inputs:
+def _windows(config: Config, cached: list[CachedSource], tokenizer: Tokenizer, digests: dict[str, str]) -> Inputs:
     language = [_packed(source.name, "training", source.train, config, least=1) for source in cached]
     # A panel of one window has no error bar, and no progress would ever count.
     held_out = [_packed(source.name, "held out", source.held_out, config, least=2) for source in cached]
@@ -149,7 +147,7 @@ def _windows(config: Config, cached: list[CachedSource], tokenizer: Tokenizer, d
         held_out=held_out,
         held_out_prompts=[_first_prompts(pieces) for pieces in prompts],
         validation=_validation_sets(config, held_out, tokenizer),
-        digest=digest,
+        digests=digests,
     )
 
 

@@ -29,7 +29,7 @@ def order(config: Path, topology: Topology) -> dict[str, object]:
         for field in (batch.windows, batch.prompt_lengths, batch.continuation_lengths, batch.source, batch.sample):
             digest.update(field.numpy().tobytes())
         mine += batch.sample[topology.share(SIZE)].tolist()
-    return {"digest": digest.hexdigest(), "mine": mine, "state": mixture.state_dict(), "data": inputs.digest}
+    return {"digest": digest.hexdigest(), "mine": mine, "state": mixture.state_dict(), "data": inputs.digests}
 
 
 if __name__ == "__main__":
