@@ -15,7 +15,7 @@ from destruct.config.settings import Config
 from destruct.tracking.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["config.md", "metrics.md"]
+PAGES = ["config.md", "metrics.md", "sources.md"]
 
 
 SCRIPT = ROOT / "docs" / "generate.py"
