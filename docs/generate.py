@@ -1,4 +1,4 @@
-"""Write docs/config.md, docs/metrics.md and docs/sources.md from the code: `python docs/generate.py`; with `--check`, only compare."""
+"""Write the generated pages of docs/ from the code: `python docs/generate.py`; with `--check`, only compare."""
 
 import argparse
 import difflib
