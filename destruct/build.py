@@ -69,11 +69,9 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
     log_to_file(folder, topology.rank)
     curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, inputs.held_out, c.difficulty_sample_size)
-    mixture, orders = topology.together(lambda: _mixture(config, inputs))
+    mixture, loader = topology.together(lambda: drawing(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
-    for line in inputs.report:
-        screen.say(line)
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
     made = make_networks(settings, architectures, tokenizer.vocab_size, topology)
     state = TrainState(kl_coef=config.kl.coef)
@@ -90,7 +88,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         inputs=inputs,
         prompts=prompts,
         mixture=mixture,
-        loader=Loader(inputs.train, orders),
+        loader=loader,
         curriculum=curriculum,
         reward=Reward(config.reward.terms, texts, _model_terms(config, made), context),
         networks=made.networks,
@@ -168,20 +166,21 @@ def _model_terms(config: Config, made: Made) -> dict[str, Term]:
     return {name: term for name, term in terms.items() if name in config.reward.terms and term is not None}
 
 
-def _mixture(config: Config, inputs: Inputs) -> tuple[Mixture, list[Order]]:
-    """The sources by turns; in which order each gives its pieces, and how often.
+def drawing(config: Config, inputs: Inputs) -> tuple[Mixture, Loader]:
+    """What decides the next pieces of the sources, and what reads them.
 
     Raises:
         DestructError: a stream cannot be read.
     """
+    sources = config.data.sources
     orders: list[Order] = []
-    for (name, source), pieces in zip(config.data.sources.items(), inputs.train, strict=True):
+    for (name, source), pieces in zip(sources.items(), inputs.train, strict=True):
         if isinstance(pieces, StreamPieces):
             orders.append(Streamed(name, pieces, config.run.seed, source.most_epochs))
         else:
             orders.append(Shuffled(name, len(pieces), config.run.seed, pieces.sizes, source.most_epochs))
-    stopping = [name for name, source in config.data.sources.items() if source.on_exhausted == "stop"]
-    return Mixture(orders, stopping), orders
+    mixture = Mixture(orders, [name for name, source in sources.items() if source.on_exhausted == "stop"])
+    return mixture, Loader(inputs.train, orders)
 
 
 def _update_settings(settings: Settings, updates: int) -> UpdateSettings:

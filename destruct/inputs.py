@@ -1,6 +1,5 @@
 """What a run reads: its tokenizer, its texts as tokens on the disk, and the windows cut from them."""
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,8 +45,7 @@ class Inputs:
     held_out: list[LanguageWindows]
     held_out_prompts: list[PromptBatch]  # the first pieces of each source's held-out documents
     validation: list[ValidationSet]
-    digest: str  # of all tokens; of a stream, those of its first shard and what decides the others
-    report: list[str]  # lines for the screen
+    digests: dict[str, str]  # source -> what tells its tokens from others
 
 
 def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoint: Path | None) -> Inputs:
@@ -62,17 +60,20 @@ def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoi
     """
     config = settings.config
     ready = topology.together(lambda: _pretrained_tokenizer(settings))
-    folder = Path(config.data.cache).expanduser()
+    folder = config.data.cache_folder
     sources = topology.together(lambda: open_sources(config.data, config.run.seed, _chat(ready), folder))
     tokenizer = ready or Tokenizer.trained(
         topology.first_rank_makes(lambda: _tokenizer_text(settings, sources, checkpoint))
     )
     resumes = checkpoint is not None
     cached = topology.together(lambda: _cached(config, sources, tokenizer, topology, screen, resumes))
-    digest = _equal_data(cached, topology)
+    digests = _equal_data(cached, topology)
     if checkpoint is not None:
-        check_data(checkpoint, digest)
-    return topology.together(lambda: _windows(config, cached, tokenizer, digest, topology, screen))
+        check_data(checkpoint, digests)
+    inputs = topology.together(lambda: _windows(config, cached, tokenizer, digests, topology, screen))
+    for source, train, held_out in zip(cached, inputs.train, inputs.held_out, strict=True):
+        screen.say(_line(source, train, held_out))
+    return inputs
 
 
 def _pretrained_tokenizer(settings: Settings) -> Tokenizer | None:
@@ -111,41 +112,49 @@ def _training_texts(source: AnySource) -> Iterator[str]:
 def _cached(
     config: Config, sources: list[AnySource], tokenizer: Tokenizer, topology: Topology, screen: Screen, resumes: bool
 ) -> list[CachedSource]:
-    cache = TokenCache(Path(config.data.cache).expanduser(), config.data.cache_wait_s)
+    cache = TokenCache(config.data.cache_folder, config.data.cache_wait_s)
     head_start = 0.0 if topology.is_first else HEAD_START_S
     cached: list[CachedSource] = []
     for source in sources:
         with screen.count("tokenize", source.name) as tell:
             if isinstance(source, StreamSource):
                 shards = StreamShards(cache.folder, source, tokenizer, cache.patience_s)
-                if resumes and shards.is_new:
-                    screen.say(f"{source.name}: its cache is gone; the stream is read again up to where the run was")
+                _say_if_lost(shards, resumes, screen)
                 cached.append(shards.cached(tell, head_start))
             else:
                 cached.append(cache.open(source, tokenizer, tell, head_start))
     return cached
 
 
-def _equal_data(cached: list[CachedSource], topology: Topology) -> str:
-    """Digest of all tokens.  Every rank draws from the caches that it opened itself, so all must hold the same.
+def _say_if_lost(shards: StreamShards, resumes: bool, screen: Screen) -> None:
+    if resumes and shards.is_new:
+        screen.say(f"{shards.name}: its cache is gone; the stream is read again up to where the run was")
+
+
+def _equal_data(cached: list[CachedSource], topology: Topology) -> dict[str, str]:
+    """Digests of the sources.  Every rank draws from the caches that it opened itself, so all must hold the same.
 
     Raises:
         DestructError: they do not.
     """
-    digests = "".join(source.digest for source in cached)
-    digest = hashlib.sha256(digests.encode()).hexdigest()
-    others = topology.unlike_the_first(digest)
+    digests = {source.name: source.digest for source in cached}
+    others = topology.unlike_the_first(digests)
     if others:
         raise DestructError(
             f"rank {others[0]} read other texts than rank 0",
             "give every machine the same files and the same Python version",
             Exit.ENVIRONMENT,
         )
-    return digest
+    return digests
 
 
 def _windows(
-    config: Config, cached: list[CachedSource], tokenizer: Tokenizer, digest: str, topology: Topology, screen: Screen
+    config: Config,
+    cached: list[CachedSource],
+    tokenizer: Tokenizer,
+    digests: dict[str, str],
+    topology: Topology,
+    screen: Screen,
 ) -> Inputs:
     language = [_packed(source.name, "training", source.train, config, least=1) for source in cached]
     # A panel of one window has no error bar, and no progress would ever count.
@@ -159,8 +168,7 @@ def _windows(
         held_out=held_out,
         held_out_prompts=[_first_prompts(pieces) for pieces in prompts],
         validation=_validation_sets(config, held_out, tokenizer),
-        digest=digest,
-        report=[_line(*each) for each in zip(cached, train, language, held_out, strict=True)],
+        digests=digests,
     )
 
 
@@ -214,9 +222,7 @@ def _validation_sets(config: Config, held_out: Sequence[LanguageWindows], tokeni
     return sets
 
 
-def _line(
-    source: CachedSource, train: Pieces | StreamPieces, language: LanguageWindows, held_out: LanguageWindows
-) -> str:
+def _line(source: CachedSource, train: Pieces | StreamPieces, held_out: LanguageWindows) -> str:
     """What became of a source, waste included; of a stream, what became of its first shard."""
     name = f"{source.name} (streaming, first shard)" if isinstance(source, CachedStream) else source.name
     left_out = f"; {train.left_out:,} prompts too long" if train.left_out else ""

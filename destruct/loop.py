@@ -29,18 +29,22 @@ from destruct.warmup import cross_entropy_step, value_pass
 
 def train(run: Run) -> TrainState:
     """Warm up, then make the planned updates; each epoch ends with a validation and a checkpoint."""
+    try:
+        make_updates(run)
+    except OutOfData as end:
+        end_early(run, end.names)
+    if "after" not in run.state.validation:  # resumed before any validation, by a plan that ends here
+        evaluate_update(run)
+    return run.state
+
+
+def make_updates(run: Run) -> None:
+    """The warm-up, if it is to come, and the planned updates.  Raises OutOfData where a batch cannot be filled."""
     if run.state.update == 0:
         warm_up(run)
     with run.screen.phase("ppo", run.updates, done=run.state.update) as progress:
         while run.state.update < run.updates:
-            try:
-                progress.advance(one_update(run))
-            except OutOfData as end:
-                end_early(run, end.names)
-                break
-    if "after" not in run.state.validation:  # resumed before any validation, by a plan that ends here
-        evaluate_update(run)
-    return run.state
+            progress.advance(one_update(run))
 
 
 def end_early(run: Run, exhausted: list[str]) -> None:
@@ -54,8 +58,13 @@ def end_early(run: Run, exhausted: list[str]) -> None:
             f"the sources {', '.join(exhausted)} are exhausted before the first update",
             "give them more text, raise max_epochs, set on_exhausted: repeat, or make rollout.batch_size smaller",
         )
-    run.screen.say(f"no further batch: {', '.join(exhausted)} exhausted; the run ends after update {run.state.update}")
-    run.save(evaluate_update(run))
+    run.screen.say(f"{', '.join(exhausted)} exhausted: no further batch, the run ends after update {run.state.update}")
+    run.state.update -= 1  # what is due now is due in the last update
+    epoch_ended = run.is_due(run.updates_per_epoch)
+    best = not (epoch_ended or run.is_due(run.config.run.evaluate_every)) and evaluate_update(run)
+    run.state.update += 1
+    if not epoch_ended:
+        run.save(best)
 
 
 def one_update(run: Run) -> str:
@@ -97,11 +106,14 @@ def draw(run: Run, weights: np.ndarray) -> PromptBatch:
         DestructError: a stream cannot be read, be it on one rank alone.
         OutOfData: as `Mixture.draw`.
     """
+    before = run.mixture.exhausted
 
     def read() -> PromptBatch:
         return run.loader.read(run.mixture.draw(run.config.rollout.batch_size, weights), run.topology.device)
 
     prompts = run.topology.together(read)
+    for name in set(run.mixture.exhausted) - set(before):
+        run.screen.say(f"source {name!r} is exhausted: its weight falls to the others")
     run.state.tokens += prompts.real_tokens
     return prompts
 

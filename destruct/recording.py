@@ -90,6 +90,7 @@ def record_update(
     tokens = drawn + values["rollout/response_tokens"] * count
     values |= {
         "rollout/reward": reward,
+        "rollout/filled": drawn / (count * scored[0].rollouts.tokens.shape[1]),
         "kl/to_reference": kl,
         "kl/coef": beta,
         "kl/breaches": float(state.breaches),

@@ -143,7 +143,7 @@ class Run:
             state.best_update, state.best_loss = state.update, state.validation["after"]["mean"]
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds
-        facts = identity(self.settings) | {DATA: self.inputs.digest}
+        facts = identity(self.settings) | {DATA: self.inputs.digests}
         self.saved = contents.save(self.store, self.networks, state, self.tokenizer.text, facts, best) is not None
         if not self.saved:
             state.best_update, state.best_loss = before

@@ -1,4 +1,4 @@
-"""Write docs/config.md and docs/metrics.md from the code: `python docs/generate.py`; with `--check`, only compare."""
+"""Write the generated pages of docs/ from the code: `python docs/generate.py`; with `--check`, only compare."""
 
 import argparse
 import difflib
@@ -6,8 +6,11 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin
+
+import yaml
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))  # the code beside these pages, whatever else is installed
@@ -15,6 +18,7 @@ sys.path.insert(0, str(DOCS.parent))  # the code beside these pages, whatever el
 from destruct.config.base import Section, sections_in, walk  # noqa: E402
 from destruct.config.deepspeed import FrozenJSON, FrozenZero, TrainingJSON  # noqa: E402
 from destruct.config.settings import Config  # noqa: E402
+from destruct.data.embedded import EMBEDDED, NOISE_ENTROPY, markov_entropy_rate  # noqa: E402
 from destruct.tracking.metrics import METRICS  # noqa: E402
 
 NOTE = "<!-- Made by `python docs/generate.py`; change the code instead. -->"
@@ -39,6 +43,65 @@ be logged. A line of `metrics.jsonl` has a `phase` (`before`, `warmup`, `after_w
 `step`, which counts updates in `ppo` and steps of the warm-up before. `<source>` stands for a name in `data.sources`,
 `<term>` for one in `reward.terms`. Log-probabilities, KL and losses are in nats; bits per byte do not depend on the
 tokenizer."""
+
+SOURCES_INTRO = """\
+A source is a data set of the Hugging Face hub, local files, or an embedded text. To add one, write it into the
+YAML:
+
+```yaml
+data:
+  sources:
+    stories: {hub: roneneldan/TinyStories, validation_split: validation}
+    manuals: {path: ~/texts/manuals}
+    support: {path: support.jsonl, format: chat, on_bad_row: skip, deduplicate: true}
+```
+
+`path` names a `.parquet`, `.jsonl` or `.txt` file (the last two perhaps with `.gz`), or a folder of `train.*`, or
+of its shards `train-*.*`, and perhaps `validation.*`. Without a validation file or split a share of the documents
+is held out, by a hash of their text, and no text is ever on both sides. `format` says how a row becomes a text, and
+where its prompt ends; [config.md](config.md) has every key. A fault of the data ends the run before a model exists,
+with the file and the line.
+
+A source is tokenized once, into `data.cache`, and read from there by every run and rank: 2 bytes a token (4 for
+vocabularies above 65,536). What is not the same any more (a file, a revision, a filter, the tokenizer) has a cache
+of its own, and a run that is resumed on other texts than it was trained on is refused. `on_exhausted` says what
+follows the last of `max_epochs`.
+
+**Prompts** are cut at the beginnings of documents: a document of at most P + R tokens is one piece, cut in the
+proportion of P to R; a longer one makes pieces of nearly equal length, each begun by the tokenizer's bos if it has
+one. Chats and `module:function` name their prompts themselves. Shares of the mixture are shares of these tokens.
+**Windows** of warm-up, validation and panels are cut from the stream of documents, which do not see each other
+there. While it starts, a run says of each source how many rows were left out and why, and how full the windows are."""
+
+EMBEDDED_NOTES = {
+    "prose": ("paragraphs of the language reference and of docstrings of this Python", "PSF-2.0"),
+    "code": ("functions, methods and classes of this Python's standard library", "PSF-2.0"),
+    "dialogue": ("conversations from a grammar", "none needed"),
+    "arithmetic": ("sums, differences and products with their working", "none needed"),
+    "markov": (f"an order-2 chain of {markov_entropy_rate():.4f} nats per byte", "none needed"),
+    "noise": (f"64 symbols, each as likely: {NOISE_ENTROPY:.4f} nats per byte", "none needed"),
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the card of a data set of the hub says of it."""
+
+    what: str
+    licence: str
+    size: str
+
+
+KNOWN = {
+    "Salesforce/wikitext": Known(
+        "good and featured articles of Wikipedia", "CC BY-SA 3.0, GFDL", "1.8 M lines, 0.55 GB"
+    ),
+    "lucadiliello/bookcorpusopen": Known("self-published books", "none stated", "17,868 books, 6.6 GB"),
+    "abisee/cnn_dailymail": Known("news articles with highlights", "Apache-2.0", "287 k articles, 1.3 GB"),
+    "li2017dailydialog/daily_dialog": Known("everyday conversations", "CC BY-NC-SA 4.0", "11 k dialogues, 7 MB"),
+    "Helsinki-NLP/europarl": Known("proceedings of the European Parliament", "none stated", "2.0 M pairs, 0.6 GB"),
+}
+"""The data sets that the shipped configurations name; sizes are of the training split, as text."""
 
 TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}
 
@@ -165,7 +228,33 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"config.md": config_page, "metrics.md": metrics_page}
+def shipped_sources() -> dict[str, dict[str, Any]]:
+    """The hub's data sets in the shipped configurations: name -> section, without what only bounds its size."""
+    sections: dict[str, dict[str, Any]] = {}
+    for path in sorted((DOCS.parent / "configs").glob("*.yaml")):
+        sources = (yaml.safe_load(path.read_text(encoding="utf-8")).get("data") or {}).get("sources") or {}
+        for name, section in sources.items():
+            if "hub" in section:
+                sections[name] = {key: value for key, value in section.items() if key != "max_documents"}
+    return sections
+
+
+def sources_page() -> str:
+    """docs/sources.md."""
+    rows = []
+    for name, section in shipped_sources().items():
+        known, keys_ = KNOWN[section["hub"]], ", ".join(f"{key}: {value}" for key, value in section.items())
+        rows.append([f"`{name}`", known.what, known.licence, known.size, f"`{{{keys_}}}`"])
+    texts = [[f"`{{embedded: {name}}}`", *EMBEDDED_NOTES[name]] for name in EMBEDDED]
+    lines = [NOTE, "", "# Sources", "", SOURCES_INTRO, "", "## On the hub", ""]
+    lines += ["Those of the shipped configurations. Read the card of a data set before you train on it.", ""]
+    lines += [*table(["Name", "What", "Licence", "Training text", "Section"], rows), "", "## Embedded", ""]
+    lines += ["`data.embedded_bytes` of each, made when the run starts.", ""]
+    lines += table(["Section", "What", "Licence"], texts)
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"config.md": config_page, "metrics.md": metrics_page, "sources.md": sources_page}
 
 
 def differences(folder: Path) -> list[str]:

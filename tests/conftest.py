@@ -1,7 +1,23 @@
 """Settings of the whole suite."""
 
+import os
+import shutil
+import tempfile
+
+import pytest
 from hypothesis import settings
 
 # The same examples in every run, and no folder of earlier ones: a test that fails here fails everywhere.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
+
+# One token cache for all runs of the suite, those in other processes too, and not the person's own.
+CACHE = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[CACHE] = os.environ["DESTRUCT_CACHE"] = tempfile.mkdtemp(prefix="destruct-cache-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[CACHE], ignore_errors=True)

@@ -22,6 +22,7 @@ LAYER = {
     "batch.py": 0,
     "seeding.py": 0,
     "user_function.py": 0,
+    "durable.py": 0,
     "config/": 0,
     "ops/": 1,
     "ppo/": 1,

@@ -26,8 +26,7 @@ ONE_STEP = ["ppo.epochs=1", "ppo.minibatches=1"]
 
 @pytest.mark.parametrize("mode", ["generate", "per_position"])
 def test_an_update_on_prompts_and_continuations_of_any_length_begins_at_a_ratio_of_one(tmp_path, monkeypatch, mode):
-    """Draws whose windows are cut: prompts of 1 to 8 tokens, continuations of 0 to 8.  Each of two updates is skipped
-    by nothing, learns from the last token sampled before the padding, and the KL to the model just copied is 0."""
+    """Prompts of 1 to 8 tokens, continuations of 0 to 8; the KL to the model that was just copied is 0 as well."""
 
     def shorter(run: Run, weights: np.ndarray) -> PromptBatch:
         whole = draw(run, weights)

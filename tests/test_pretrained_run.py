@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import OPTConfig, OPTForCausalLM
 
 from destruct.build import build
 from destruct.config.settings import load
@@ -13,7 +14,7 @@ from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.loop import one_update, warm_up
 from destruct.tracking.console import Screen
-from tests.pretrained import write_llama
+from tests.pretrained import write_llama, write_tokenizer
 from tests.tiny import CONFIG, logging_as_before, tiny_run
 
 SPARE = 24  # embeddings beyond the tokenizer's tokens
@@ -61,6 +62,17 @@ def test_both_keys_of_the_model_reach_both_networks(tmp_path, llama):
         assert network.config._attn_implementation == "eager"
         assert network.is_gradient_checkpointing
     run.sinks.close()
+
+
+def test_a_body_in_which_documents_see_each_other_is_refused_by_the_key_that_names_it(tmp_path, llama):
+    """OPT reads positions off an attention mask; the policy is a Llama, which keeps documents apart."""
+    vocab = write_tokenizer(tmp_path / "opt") + SPARE
+    config = OPTConfig(
+        hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=32, vocab_size=vocab
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    with pytest.raises(DestructError, match=r"^model.value.path: OPTModel lets a document see the one before it"):
+        started(tmp_path, {"policy": {"path": str(llama)}, "value": {"path": str(tmp_path / "opt")}})
 
 
 def test_a_model_without_room_for_the_window_is_refused_before_its_weights_are_read(tmp_path, llama):

@@ -192,7 +192,7 @@ def test_other_texts_in_the_same_files_are_another_run(folder, monkeypatch, caps
     assert train(monkeypatch, folder, *mine) == 0
     (folder / "mine.txt").write_text("\n".join(texts[:-1]))
     assert train(monkeypatch, folder, *mine, "run.resume=auto") == 2
-    assert "was trained on other texts than the sources hold now" in capsys.readouterr().err
+    assert "was trained on other texts than 'mine' holds now" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_is_a_fault_of_the_environment(tmp_path, monkeypatch, capsys):

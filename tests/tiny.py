@@ -43,8 +43,7 @@ CONFIG = {
 
 def write_config(folder: Path, name: str = "tiny") -> Path:
     """Write CONFIG as a YAML file whose runs go below `folder`."""
-    own = {"run": {"name": name, "folder": str(folder)}, "data": {"cache": str(folder / "cache")}}
-    config = CONFIG | {section: CONFIG[section] | keys for section, keys in own.items()}
+    config = CONFIG | {"run": CONFIG["run"] | {"name": name, "folder": str(folder)}}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path

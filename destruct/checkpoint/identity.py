@@ -10,7 +10,7 @@ from destruct.checkpoint.store import CheckpointStore
 from destruct.config.settings import Settings
 from destruct.errors import DestructError
 
-DATA = "data digest"
+DATA = "data digests"
 
 
 def find_checkpoint(settings: Settings, store: CheckpointStore) -> Path | None:
@@ -35,18 +35,21 @@ def find_checkpoint(settings: Settings, store: CheckpointStore) -> Path | None:
     return folder
 
 
-def check_data(checkpoint: Path, digest: str) -> None:
+def check_data(checkpoint: Path, digests: dict[str, str]) -> None:
     """Refuse to continue on other texts than those that the checkpoint was trained on.
 
     Args:
-        digest: of this run's windows.
+        digests: of each source of this run.
 
     Raises:
-        DestructError: the checkpoint's manifest has another.
+        DestructError: the checkpoint's manifest has others.
     """
-    if json.loads((checkpoint / manifest.NAME).read_text(encoding="utf-8")).get(DATA) != digest:
+    before = json.loads((checkpoint / manifest.NAME).read_text(encoding="utf-8")).get(DATA, {})
+    changed = [name for name, digest in digests.items() if before.get(name) != digest]
+    if changed:
         raise DestructError(
-            f"{checkpoint} was trained on other texts than the sources hold now",
+            f"{checkpoint} was trained on other texts than {', '.join(map(repr, changed))} "
+            f"{'hold' if len(changed) > 1 else 'holds'} now",
             "give back the files (and the Python version) of that time, or give the run another run.name",
         )
 

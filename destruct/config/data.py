@@ -1,7 +1,9 @@
 """Which texts are trained on, and how they are tokenized and split."""
 
+import os
 import re
 import string
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
@@ -232,13 +234,18 @@ class DataConfig(Section):
     downloaded and paths start at the working folder."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the documents held out from training, for sources without a held-out file or split of their own."""
-    cache: str = Field("~/.cache/destruct", min_length=1)
-    """A folder for the tokens of the sources, which are made once for all runs and all ranks that see it; it may be
-    removed whenever nothing runs."""
+    cache: str | None = Field(None, min_length=1)
+    """A folder for the tokens of the sources, which are made once for all runs and all ranks that see it, by default
+    that of the variable DESTRUCT_CACHE, else ~/.cache/destruct; it may be removed whenever nothing runs."""
     cache_wait_s: float = Field(600, gt=0)
     """How long a rank waits, in seconds, for another process that builds a source's cache and does not go on."""
     embedded_bytes: int = Field(400_000, ge=10_000)
     """Size in bytes of the text of each embedded source."""
+
+    @property
+    def cache_folder(self) -> Path:
+        """`cache`, or what stands for it."""
+        return Path(self.cache or os.environ.get("DESTRUCT_CACHE") or "~/.cache/destruct").expanduser()
 
     @property
     def streams(self) -> list[str]:

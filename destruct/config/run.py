@@ -17,8 +17,8 @@ class RunConfig(Section):
     num_epochs: int = Field(1, ge=1)
     """Epochs of PPO."""
     updates_per_epoch: int | None = Field(None, ge=1)
-    """Updates of one epoch, which ends with a validation and a checkpoint; by default the tokens of all sources divided
-    by the window tokens of an update.  Streaming sources need it."""
+    """Updates of one epoch, which ends with a validation and a checkpoint; by default the pieces of all sources divided
+    by those of an update.  A streaming source needs it."""
     checkpoint_every: int = Field(0, ge=0)
     """Updates between checkpoints; 0: only at the ends of epochs, and when a validation was the best so far."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -90,5 +90,5 @@ def measure_panels(
         panel = windows.select(torch.from_numpy(items))
         tokens = panel.target_counts.cpu().numpy()
         nats = window_nats(frozen, panel, topology).cpu().numpy()
-        panels.append(PanelLosses(items, nats / tokens, tokens, population=len(windows)))
+        panels.append(PanelLosses(items, nats / tokens.clip(1), tokens, population=len(windows)))
     return panels

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from destruct.data.columns import features_of
-from destruct.data.fingerprints import FileDigests, unreadable
+from destruct.data.fingerprints import FileDigests, stat_of, unreadable
 from destruct.data.hub_faults import first_line
 from destruct.data.tables import Features, Row, Table
 from destruct.errors import DestructError
+from destruct.exits import Exit
 
 _BATCH = 64  # rows decoded at once: a row of a corpus of books takes 400 kB
 _PAGES = 1 << 20  # bytes of a Parquet column read at once; without it a whole column of a row group lies in memory
@@ -44,6 +45,18 @@ class LocalFiles:
         """As `Origin` says."""
         return [list(part) for part in self.parts]
 
+    def check_unchanged(self) -> None:
+        """As `Origin` says."""
+        for table in (table for part in self.parts for table in part):
+            with _faults_of(table.name, table.file):
+                is_changed = stat_of(table.file) != table.stat
+            if is_changed:
+                raise DestructError(
+                    f"source {table.name!r}: {table.file} changed while it was read",
+                    "start again when nothing writes to it any more",
+                    Exit.ENVIRONMENT,
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class ParquetTable:
@@ -52,6 +65,7 @@ class ParquetTable:
     name: str  # of the source, for errors
     file: Path
     features: Features
+    stat: list[int]  # when it was opened
     unit: str = "row"
 
     @property
@@ -84,6 +98,7 @@ class LineTable:
     parse: Callable[[str], Row | None]
     """A line's row, None where it has none; raises DestructError."""
     features: Features | None
+    stat: list[int]  # when it was opened
     unit: str = "line"
 
     @property
@@ -238,16 +253,18 @@ def _text_row(line: str) -> Row:
 def _open_parquet(name: str, file: Path) -> ParquetTable:
     import pyarrow.parquet
 
-    return ParquetTable(name, file, features_of(pyarrow.parquet.read_schema(file)))
+    stat = stat_of(file)
+    return ParquetTable(name, file, features_of(pyarrow.parquet.read_schema(file)), stat)
 
 
 def _open_lines(parse: Callable[[str], Row | None], name: str, file: Path) -> LineTable:
     import pyarrow
 
+    stat = stat_of(file)
     with _lines(file) as stream:
         stream.read(1)  # permissions and gzip's header
     schema = pyarrow.schema([("text", pyarrow.string())])
-    return LineTable(name, file, parse, features_of(schema) if parse is _text_row else None)
+    return LineTable(name, file, parse, features_of(schema) if parse is _text_row else None, stat)
 
 
 _JSON, _TEXT = partial(_open_lines, _json_row), partial(_open_lines, _text_row)

@@ -89,13 +89,13 @@ class FileDigests:
             DestructError: it cannot be read.
         """
         try:
-            path, stat = os.path.realpath(file), _stat(file)
+            path, stat = os.path.realpath(file), stat_of(file)
             known = self._remembered().get(path)
             if isinstance(known, list) and known[:-1] == stat:
                 return str(known[-1])
             started = time.time_ns()
             digest = _digest(file)
-            if stat == _stat(file) and max(stat[1:3]) < started - _SETTLED_NS:
+            if stat == stat_of(file) and max(stat[1:3]) < started - _SETTLED_NS:
                 self._remember(path, [*stat, digest])
         except OSError as error:
             raise unreadable(name, file, error) from error
@@ -122,7 +122,8 @@ class FileDigests:
                 os.replace(staged, self._memory)
 
 
-def _stat(file: Path) -> list[int]:
+def stat_of(file: Path) -> list[int]:
+    """Size, times of the last change to content and to anything in nanoseconds, and inode.  Raises OSError."""
     found = file.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 

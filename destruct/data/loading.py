@@ -140,6 +140,9 @@ class HubData:
             data = self.builder.as_streaming_dataset(split)
         return HubStream(self.name, self.source, _split_origin(self.source, split), data, place)
 
+    def check_unchanged(self) -> None:
+        """A commit is what it is."""
+
 
 def open_hub(name: str, source: SourceConfig) -> HubData:
     """A data set of the hub, at the commit that its revision is now; no data file is downloaded.

@@ -66,7 +66,8 @@ class Source:
 
         Raises:
             DestructError: a data set cannot be downloaded, a column is missing or of another type, a row cannot be made
-                a text, a file cannot be read, there is no document that passes the filters, or not one to hold out.
+                a text, a file cannot be read, there is no document that passes the filters, or not one to hold out; or,
+                after the last document, a file has changed since it was opened.
         """
         train, *held_out = self._origin.tables()
         given: Counter[bool] = Counter()
@@ -75,6 +76,7 @@ class Source:
         for document in stream:
             given[document.held_out] += 1
             yield document
+        self._origin.check_unchanged()
         counts = sum((reading.counts for reading in readings), Counter())
         self.tally = Tally.of(counts, given[False], given[True])
 
@@ -188,29 +190,5 @@ class _Embedded:
     def tables(self) -> list[list[Table]]:
         return [[self.table]]
 
-
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """The texts of one source; no text is on both sides."""
-
-    name: str
-    train: list[str]
-    """At least one, in file order."""
-    validation: list[str]
-    """Held out: at least one, in file order."""
-    marked_up: bool = False
-    """As `Source.marked_up`."""
-
-
-def load_sources(config: DataConfig, seed: int, chat: Chat | None = None) -> list[Documents]:
-    """Open and read every source of the config, in its order; arguments and errors are those of `open_source` and
-    `Source.documents`."""
-    return [collect(source) for source in open_sources(config, seed, chat)]
-
-
-def collect(source: AnySource) -> Documents:
-    """Read a source whole."""
-    sides: tuple[list[str], list[str]] = ([], [])
-    for document in source.documents():
-        sides[document.held_out].append(document.text)
-    return Documents(source.name, *sides, source.marked_up)
+    def check_unchanged(self) -> None:
+        """It is in memory."""

@@ -40,7 +40,7 @@ class CachedStream(CachedSource):
     @property
     def digest(self) -> str:
         """Of what decides all tokens, those of the first shard among it."""
-        return self.shards.fingerprint + self.train.facts.digest + self.held_out.facts.digest
+        return f"{self.shards.fingerprint} {self.train.facts.digest} {self.held_out.facts.digest}"
 
 
 class StreamShards:

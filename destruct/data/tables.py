@@ -55,6 +55,9 @@ class Origin(Protocol):
             DestructError: they cannot be had.
         """
 
+    def check_unchanged(self) -> None:
+        """After a pass: raises DestructError where what was read need not be what `content` told apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextTable:

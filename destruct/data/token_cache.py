@@ -46,7 +46,7 @@ class CachedSource:
     @property
     def digest(self) -> str:
         """Of all tokens."""
-        return self.train.facts.digest + self.held_out.facts.digest
+        return f"{self.train.facts.digest} {self.held_out.facts.digest}"
 
 
 @dataclass(frozen=True, slots=True)

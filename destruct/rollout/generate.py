@@ -92,6 +92,9 @@ def _laid_out(prompts: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, 
     With lengths every row has one more column of padding: transformers leaves out a mask of ones alone, and the kernels
     that run without one round differently, so that a rank whose prompts all happened to be long would sample other
     tokens than one process does.
+
+    A column of padding sees nothing: `sdpa` gives it 0 and `eager` the mean of all columns, as its masked scores are
+    finite in float32 and bfloat16 (in float64 they are not, and NaN would spread from there).
     """
     if lengths is None:
         return prompts, torch.arange(prompts.shape[1], device=prompts.device).expand_as(prompts), None

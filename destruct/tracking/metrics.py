@@ -49,6 +49,7 @@ METRICS: dict[str, Metric] = {
     "rollout/reward/<source>": Metric("reward units", "the same per source"),
     "rollout/term/<term>": Metric("1", "a reward term before its weight, mean over rollouts"),
     "rollout/response_tokens": Metric("tokens", "mean length of a response"),
+    "rollout/filled": Metric("share", "columns of the drawn windows that hold the data's tokens; the rest is padding"),
     "rollout/eos_rate": Metric("share", "responses that ended by themselves"),
     "curriculum/weight/<source>": Metric("share", "sampling weight"),
     "curriculum/target/<source>": Metric("share", "weight that the last estimates argue for"),

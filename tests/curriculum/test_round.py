@@ -123,9 +123,9 @@ def test_a_panels_losses_are_per_token_that_is_predicted():
 def test_a_held_out_window_in_which_nothing_is_predicted_is_refused():
     windows = TokenWindows(HELD_OUT[1], torch.arange(T).repeat(14, 1))
     windows.positions[3] = 0
-    rule = make_strategy("second_order", PRIOR[:1] / PRIOR[:1].sum(), DIALS)
-    with pytest.raises(ValueError, match=r"held_out\[0\]: nothing is predicted in window 3"):
-        Curriculum(ProgressEstimator(1, kappa=0.5), rule, [windows], PANEL)
+    _, frozen = engines()
+    with pytest.raises(ValueError, match="every sequence has at least 1 token"):
+        measure_panels(frozen, [windows], 0, len(windows), ALONE)
 
 
 def test_weights_stay_at_the_prior_for_two_rounds_and_then_follow_progress():

@@ -1,6 +1,7 @@
 """Small files for the tests of sources, and what is read of them."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from destruct.config.data import DataConfig
 from destruct.data.formatters import Chat
-from destruct.data.sources import Documents, Source, collect, open_source
+from destruct.data.sources import Source, open_source, open_sources
 from destruct.errors import DestructError
 
 TEXTS = [f"document {number}\nwith “two” lines" for number in range(40)]
@@ -40,6 +41,29 @@ def opened(
         {"sources": {"mine": {"path": str(path), **options}}, "validation_fraction": fraction}
     )
     return open_source("mine", config.sources["mine"], config, seed, chat, memory)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The texts of one source."""
+
+    name: str
+    train: list[str]
+    validation: list[str]
+    marked_up: bool = False
+
+
+def collect(source: Source) -> Documents:
+    """Read a source whole."""
+    sides: tuple[list[str], list[str]] = ([], [])
+    for document in source.documents():
+        sides[document.held_out].append(document.text)
+    return Documents(source.name, *sides, source.marked_up)
+
+
+def load_sources(config: DataConfig, seed: int, chat: Chat | None = None) -> list[Documents]:
+    """Read every source of a config whole."""
+    return [collect(source) for source in open_sources(config, seed, chat)]
 
 
 def load(path: Path, **options: Any) -> Documents:

@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 from destruct.config.data import DataConfig
-from destruct.data.sources import collect, open_source
+from destruct.data.sources import open_source
 from destruct.errors import DestructError
+from tests.data.corpora import collect
 from tests.hub import impatient
 
 

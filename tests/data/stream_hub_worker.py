@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from destruct.config.data import DataConfig
-from destruct.data.sources import collect, open_source
+from destruct.data.sources import open_source
 from destruct.data.stream import StreamSource
 from destruct.data.tokenizing import Tokenizer
 from destruct.errors import DestructError
+from tests.data.corpora import collect
 from tests.data.streams import shards_of, unwatched
 from tests.hub import impatient
 

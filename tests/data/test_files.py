@@ -96,10 +96,13 @@ def test_a_parquet_file_cut_short_is_refused_when_it_is_opened(tmp_path):
         opened(tmp_path / "a.parquet")
 
 
-@pytest.mark.parametrize(("damage", "options"), [(b"\xff" * 64, {"write_page_checksum": True}), (b"\xff" * 30_000, {})])
+CHECKED = {"write_page_checksum": True, "compression": "none"}
+
+
+@pytest.mark.parametrize(("damage", "options"), [(b"0" * 64, CHECKED), (b"\xff" * 30_000, {})])
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])
 def test_a_damaged_page_is_an_error_whatever_is_done_with_bad_rows(tmp_path, damage, options, on_bad_row):
-    """A few bytes of a page that carries a checksum; a whole page of one that does not."""
+    """A few letters for others in a page that carries its checksum; all of a page that has none."""
     whole = bytearray(parquet_of_many_pages(tmp_path / "a.parquet", **options))
     middle = len(whole) // 2
     whole[middle : middle + len(damage)] = damage
@@ -200,6 +203,19 @@ def test_a_file_that_is_gone_between_opening_and_reading_is_named(tmp_path):
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(Exception, match="'mine': .*a.jsonl cannot be read"):
         next(source.documents())
+
+
+@pytest.mark.parametrize("options", [{}, {"max_documents": 5}])
+def test_a_file_that_is_written_to_while_it_is_read_is_an_error_and_no_other_data_set(tmp_path, options):
+    """A line at the end, when all that is asked for has been read before it."""
+    source = opened(write(tmp_path / "a.jsonl", TEXTS), **options)
+    documents = source.documents()
+    next(documents)
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(DestructError, match="'mine': .*a.jsonl changed while it was read") as caught:
+        list(documents)
+    assert caught.value.exit_code == Exit.ENVIRONMENT and source.tally is None
 
 
 MEASURED = """

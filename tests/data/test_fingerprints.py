@@ -96,7 +96,7 @@ def test_an_embedded_source_is_known_by_its_texts():
     assert len({*prints(0, 10_000), *prints(1, 10_000), *prints(0, 20_000)}) == 6
 
 
-def test_the_code_that_makes_documents_is_in_it():
+def test_the_code_that_makes_documents_is_in_it(tmp_path, monkeypatch):
     """Every module of `data/` that `sources.py` reaches, but those that name, check or tokenize and make no text."""
     package = Path(fingerprints.__file__).parents[1]
     assert all((package / file).is_file() for file in CODE)
@@ -109,7 +109,10 @@ def test_the_code_that_makes_documents_is_in_it():
         found -= reached
         reached |= found
     assert {file.removeprefix("data/") for file in CODE} == reached - others | {"seeding.py"}
-    assert len(bytes.fromhex(code_digest())) == 16
+    file, digest = write(tmp_path / "a.txt", ["one", "two"]), code_digest()
+    before = of(file)
+    monkeypatch.setattr(fingerprints, "CODE", CODE[1:])
+    assert code_digest() != digest and of(file) != before
 
 
 def imports(text: str, module: str) -> bool:

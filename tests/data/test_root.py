@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from destruct.config.data import DataConfig
-from destruct.data.sources import load_sources
 from destruct.errors import DestructError
+from tests.data.corpora import load_sources
 
 TEXTS = [f"document {number}" for number in range(40)]
 

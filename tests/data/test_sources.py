@@ -11,9 +11,8 @@ import pytest
 
 from destruct.config.data import DataConfig
 from destruct.data.formatters import Chat
-from destruct.data.sources import load_sources
 from destruct.errors import DestructError
-from tests.data.corpora import TEXTS, fault, load, write
+from tests.data.corpora import TEXTS, fault, load, load_sources, write
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".txt"])
