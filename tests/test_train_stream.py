@@ -50,6 +50,7 @@ def streaming_config(folder: Path, **source: object) -> Path:
         "tales": STREAM | {"shard_mib": 1.5 / 1024} | source,
         "arithmetic": {"embedded": "arithmetic"},
     }
+    config["data"]["cache"] = str(folder / "cache")
     config["rollout"]["batch_size"] = 32
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
