@@ -111,6 +111,7 @@ def draw(run: Run, weights: np.ndarray) -> PromptBatch:
     def read() -> PromptBatch:
         return run.loader.read(run.mixture.draw(run.config.rollout.batch_size, weights), run.topology.device)
 
+    # About a millisecond; without it the others would wait for the rank that failed in a collective.
     prompts = run.topology.together(read)
     for name in set(run.mixture.exhausted) - set(before):
         run.screen.say(f"source {name!r} is exhausted: its weight falls to the others")

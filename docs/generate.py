@@ -67,6 +67,12 @@ vocabularies above 65,536). What is not the same any more (a file, a revision, a
 of its own, and a run that is resumed on other texts than it was trained on is refused. `on_exhausted` says what
 follows the last of `max_epochs`.
 
+What does not fit the disk is streamed (`streaming: true`): read from the hub while the run goes on, tokenized shard by
+shard (`shard_mib` of text each), the next one while the last one is drawn from. Each shard is shuffled by itself. The
+first one stays, for warm-up, validation and panels, and with it the four that were used last; where the others began is
+remembered, so that a resume is exact whatever is gone. Of the rows that later shards would hold out none is trained on.
+A run that resumes, or goes through the stream again, downloads the file that a shard begins in from its beginning.
+
 **Prompts** are cut at the beginnings of documents: a document of at most P + R tokens is one piece, cut in the
 proportion of P to R; a longer one makes pieces of nearly equal length, each begun by the tokenizer's bos if it has
 one. Chats and `module:function` name their prompts themselves. Shares of the mixture are shares of these tokens.

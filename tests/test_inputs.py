@@ -1,4 +1,4 @@
-"""What a run reads, where a tokenizer's chat template has a part in it."""
+"""What a run reads: where a tokenizer's chat template has a part in it, and how much a tokenizer is trained on."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from destruct import inputs
 from destruct.config.settings import load
 from destruct.data.sources import open_sources
 from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
-from destruct.inputs import _chat, read_inputs
+from destruct.inputs import _chat, _training_texts, read_inputs
 from destruct.tracking.console import Screen
+from tests.data.streams import stream_of, write_files
 from tests.pretrained import write_tokenizer
 from tests.tiny import write_config
 
@@ -41,10 +43,10 @@ def test_a_chat_is_trained_on_as_its_tokenizer_itself_writes_it(tmp_path):
     settings, talks = chats(
         tmp_path, f"data.tokenizer.path={tmp_path / 'tokenizer'}", "data.tokenizer.vocab_size=1024", *WIDE
     )
-    inputs = read_inputs(settings, ALONE, SILENT, None)
+    read_in = read_inputs(settings, ALONE, SILENT, None)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     written = {tuple(theirs.apply_chat_template(talk)["input_ids"]): talk for talk in talks}
-    (pieces,) = inputs.train
+    (pieces,) = read_in.train
     read = pieces.read(np.arange(len(pieces)))
     lengths = zip(read.prompt_lengths, read.continuation_lengths, strict=True)
     rows = [(row[48 - p : 48], row[48 : 48 + c]) for row, (p, c) in zip(read.tokens.tolist(), lengths, strict=True)]
@@ -75,3 +77,14 @@ def test_a_trained_tokenizer_has_no_chat_template_and_says_what_to_do(tmp_path):
     with pytest.raises(DestructError, match="format: chat needs a chat template") as error:
         read_inputs(settings, ALONE, SILENT, None)
     assert "data.tokenizer.path" in error.value.remedy
+
+
+def test_a_tokenizer_is_trained_on_the_beginning_of_a_stream(tmp_path, monkeypatch):
+    """The last file is gone: who looked at it would be told so."""
+    write_files(tmp_path)
+    source = stream_of(tmp_path)
+    train = [document.text for document in source.documents() if not document.held_out]
+    (tmp_path / "train-2.parquet").unlink()
+    monkeypatch.setattr(inputs, "TRAINED_ON", 5000)
+    read = list(_training_texts(source))
+    assert read == train[: len(read)] and sum(map(len, read[:-1])) < 5000 <= sum(map(len, read))

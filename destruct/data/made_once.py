@@ -75,14 +75,11 @@ class MadeOnce:
 
     def remove(self) -> bool:
         """Take the folder away, at once for whoever opens it; False where somebody is making it, or it is gone."""
-        lock = filelock.FileLock(self.lock)
         gone = self._stage("gone")
         try:
-            with suppress(OSError), lock.acquire(timeout=0):
+            with suppress(OSError), filelock.FileLock(self.lock).acquire(timeout=0):  # a timeout is an OSError too
                 os.rename(self.final, gone)
                 return True
-        except filelock.Timeout:
-            pass
         finally:
             shutil.rmtree(gone, ignore_errors=True)
         return False

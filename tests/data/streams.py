@@ -70,8 +70,8 @@ def shards_of(cache: Path, source: StreamSource, tokenizer: Tokenizer) -> Stream
     return StreamShards(cache, source, tokenizer, 30)
 
 
-def pieces_of(cache: Path, source: StreamSource, tokenizer: Tokenizer) -> StreamPieces:
+def pieces_of(cache: Path, source: StreamSource, tokenizer: Tokenizer, **keys: Any) -> StreamPieces:
     """The pieces of its shards."""
     shards = shards_of(cache, source, tokenizer)
     first = Pieces(shards.cached(unwatched).train, P, R, 0, own_prompts=True)
-    return StreamPieces(shards, first)
+    return StreamPieces(shards, first, **keys)

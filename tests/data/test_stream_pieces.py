@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from destruct.batch import PromptBatch
+from destruct.data import stream_pieces
 from destruct.data.loader import Loader
 from destruct.data.mixture import Mixture, OutOfData
 from destruct.data.order import SHARD, Order, Shuffled, Streamed
@@ -46,8 +48,8 @@ def beside(tmp_path_factory) -> Pieces:
 
 
 @contextmanager
-def opened(cache: Path, files: Path, tokenizer: Tokenizer) -> Iterator[StreamPieces]:
-    pieces = pieces_of(cache, stream_of(files), tokenizer)
+def opened(cache: Path, files: Path, tokenizer: Tokenizer, **keys: Any) -> Iterator[StreamPieces]:
+    pieces = pieces_of(cache, stream_of(files), tokenizer, **keys)
     try:
         yield pieces
     finally:
@@ -173,6 +175,15 @@ def test_a_fault_of_the_next_shard_is_told_when_it_is_needed_and_not_before(tmp_
         whole = [stream.count(shard) for shard in range(9)]
     with opened(tmp_path / "other", tmp_path / "files", tokenizer) as stream:
         assert [stream.count(shard) for shard in range(9)] == whole
+
+
+def test_a_shard_that_is_long_in_coming_is_said(tmp_path, files, tokenizer, monkeypatch):
+    monkeypatch.setattr(stream_pieces, "_SAY_AFTER_S", 0.0)
+    said: list[str] = []
+    with opened(tmp_path, files, tokenizer, say=said.append) as stream:
+        assert stream.count(0) and not said
+        stream.count(2)
+        assert said == ["source 'mine': waiting for shard 2 of its stream"]
 
 
 def test_a_run_that_ends_does_not_wait_for_a_shard_that_nobody_needs(tmp_path, files, tokenizer):
