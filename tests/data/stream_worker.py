@@ -40,7 +40,7 @@ def main() -> None:
         digest = shards.open(number, lambda stores: stores.digest, watch)
         if digest is None:
             break
-        print(number, built, digest)
+        print(number, built, digest.replace(" ", "-"))
         built = 0
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
