@@ -101,8 +101,16 @@ class MadeOnce:
 
     def _let_begin(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while time.monotonic() < until and not self.final.exists() and not self.lock.exists():
+        while time.monotonic() < until and not self.final.exists() and not self._is_held():
             time.sleep(_POLL_S)
+
+    def _is_held(self) -> bool:
+        """Not whether the lock's file exists: it outlasts a folder that was removed."""
+        try:
+            filelock.FileLock(self.lock).acquire(timeout=0).lock.release()
+        except filelock.Timeout:
+            return True
+        return False
 
     def _take(self, lock: filelock.BaseFileLock) -> None:
         """Wait for the lock for as long as its holder, which touches the file, goes on."""

@@ -65,17 +65,21 @@ class StreamPieces:
         self._closing = threading.Event()
 
     def __len__(self) -> int:
-        return sum(counts.pieces for counts in self._counts.values())
+        return sum(counts.pieces for counts in self._known)
+
+    @property
+    def _known(self) -> list[_Counts]:
+        return list(self._counts.values())  # at once: the thread may add to them
 
     @property
     def left_out(self) -> int:
         """As `Pieces.left_out`."""
-        return sum(counts.left_out for counts in self._counts.values())
+        return sum(counts.left_out for counts in self._known)
 
     @property
     def mean_size(self) -> float:
         """As `Pieces.mean_size`."""
-        return sum(counts.tokens for counts in self._counts.values()) / max(1, len(self) * self.window_tokens)
+        return sum(counts.tokens for counts in self._known) / max(1, len(self) * self.window_tokens)
 
     def count(self, shard: int) -> int | None:
         """Pieces of a shard, whose tokens may be gone; None behind the last one.
@@ -144,6 +148,7 @@ class StreamPieces:
             pieces = self._result(shard, making)
         if pieces is None:
             return None
+        self._shards.touch(shard)
         with self._using:
             self._open[shard] = pieces
             self._open.move_to_end(shard)
@@ -162,7 +167,8 @@ class StreamPieces:
         if making.done() and making.exception() is not None:
             # It failed when nobody needed it yet.  Meanwhile the hub may be back, or there is room on the disk.
             with self._using:
-                del self._making[shard]
+                if self._making.get(shard) is making:
+                    del self._making[shard]
                 making = self._submitted(shard)
         with suppress(NotYet):
             return making.result(timeout=_SAY_AFTER_S)

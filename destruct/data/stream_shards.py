@@ -77,6 +77,11 @@ class StreamShards:
         """A shard's folder, or the file of that suffix beside it."""
         return self.folder / f"shard-{number:05}{suffix}"
 
+    def touch(self, number: int) -> None:
+        """Say that a shard is in use: those that were not for longest are removed first."""
+        with suppress(OSError):  # removed already, and still readable where it is open
+            os.utime(self.path(number))
+
     def cached(self, watch: Watch, head_start_s: float = 0.0) -> CachedStream:
         """The stream by its first shard; arguments and errors are those of `open`."""
         first = self.open(0, lambda stores: stores, watch, head_start_s)
@@ -126,8 +131,7 @@ class StreamShards:
             return None
 
         found = MadeOnce(self.name, self.path(number), self._patience_s).get(opened, fill, head_start_s)
-        with suppress(OSError):
-            os.utime(self.path(number))  # in use: the shards that were not used for longest go first
+        self.touch(number)
         self._make_room()
         return found
 

@@ -60,7 +60,9 @@ METRICS: dict[str, Metric] = {
     "curriculum/progress/<source>": Metric("nats/token/round", "fall of the combined metric per round"),
     "curriculum/progress_se/<source>": Metric("nats/token/round", "its standard error"),
     "curriculum/held": Metric("count", "rounds whose step fell outside every projection and was dropped, so far"),
-    "curriculum/epochs/<source>": Metric("epochs", "times the source's windows have been drawn"),
+    "curriculum/epochs/<source>": Metric(
+        "epochs", "times the source's windows have been drawn; of a stream, 0 before its end is reached"
+    ),
     "validation/nats_per_token/<source>": Metric("nats/token", "held-out loss"),
     "validation/bits_per_byte/<source>": Metric("bits/byte", "held-out loss, whatever the tokenizer"),
     "validation/mean": Metric("nats/token", "held-out loss, mean over learnable sources"),
