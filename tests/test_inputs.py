@@ -75,3 +75,15 @@ def test_a_trained_tokenizer_has_no_chat_template_and_says_what_to_do(tmp_path):
     with pytest.raises(DestructError, match="format: chat needs a chat template") as error:
         read_inputs(settings, ALONE, SILENT, None)
     assert "data.tokenizer.path" in error.value.remedy
+
+
+def test_the_screen_says_of_each_source_what_was_left_out_and_how_full_the_windows_are(tmp_path, capsys):
+    """P = R = 8 of 300 tokens: documents of two tokens and an eos make pieces of 3 of 16."""
+    rows = [{"text": f"{chr(97 + n % 26)}{n % 7}"} for n in range(300)] + [{"text": ""}, {"text": None}, {"other": 1}]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = f"{{path: {tmp_path / 'short.jsonl'}, deduplicate: true, on_bad_row: skip}}"
+    settings = load(write_config(tmp_path), ["engine.backend=single", f"data.sources={{short: {source}}}"], 1)
+    read_inputs(settings, ALONE, Screen(first_rank=True), None)
+    said = capsys.readouterr().out
+    assert "short: 303 rows: " in said and "2 empty, 118 duplicate, 1 bad" in said
+    assert "19% of their windows" in said
