@@ -88,3 +88,15 @@ def test_a_tokenizer_is_trained_on_the_beginning_of_a_stream(tmp_path, monkeypat
     monkeypatch.setattr(inputs, "TRAINED_ON", 5000)
     read = list(_training_texts(source))
     assert read == train[: len(read)] and sum(map(len, read[:-1])) < 5000 <= sum(map(len, read))
+
+
+def test_the_screen_says_of_each_source_what_was_left_out_and_how_full_the_windows_are(tmp_path, capsys):
+    """P = R = 8 of 300 tokens: documents of two tokens and an eos make pieces of 3 of 16."""
+    rows = [{"text": f"{chr(97 + n % 26)}{n % 7}"} for n in range(300)] + [{"text": ""}, {"text": None}, {"other": 1}]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = f"{{path: {tmp_path / 'short.jsonl'}, deduplicate: true, on_bad_row: skip}}"
+    settings = load(write_config(tmp_path), ["engine.backend=single", f"data.sources={{short: {source}}}"], 1)
+    read_inputs(settings, ALONE, Screen(first_rank=True), None)
+    said = capsys.readouterr().out
+    assert "short: 303 rows: " in said and "2 empty, 118 duplicate, 1 bad" in said
+    assert "19% of their windows" in said

@@ -128,6 +128,7 @@ class StreamPieces:
         """End the thread, and leave what it is making."""
         self._closing.set()
         self._thread.shutdown(cancel_futures=True)
+        self._shards.close()
 
     def _by_shard(self, index: Int64) -> Iterator[tuple[Pieces, Int64, Int64]]:
         """Each shard's pieces, the places in `index` that are of it, and which of its pieces they are."""

@@ -77,6 +77,11 @@ class StreamShards:
         """A shard's folder, or the file of that suffix beside it."""
         return self.folder / f"shard-{number:05}{suffix}"
 
+    def close(self) -> None:
+        """Read no further; what was read on from shard to shard is let go of."""
+        with self._building:
+            self._live = None
+
     def touch(self, number: int) -> None:
         """Say that a shard is in use: those that were not for longest are removed first."""
         with suppress(OSError):  # removed already, and still readable where it is open

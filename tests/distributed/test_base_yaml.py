@@ -8,15 +8,18 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from destruct.batch import TokenWindows
 from destruct.config.settings import load
 from destruct.engine.topology import Topology
 from destruct.inputs import read_inputs
+from destruct.tracking.console import Screen
 from tests.corpora import SOURCES, write_corpora
 from tests.distributed.launching import ROOT, run
 from tests.pretrained import write_llama
@@ -93,30 +96,45 @@ def test_both_updates_start_at_a_ratio_of_one_with_pretrained_networks(finished)
     assert summary["skipped_steps"] == 0 and summary["rounds"] == 2
 
 
+def documents_in(windows: TokenWindows) -> list[torch.Tensor]:
+    """What the windows hold of each document, by itself."""
+    rows = zip(windows.tokens, windows.positions, strict=True)
+    return [part for row, places in rows for part in row.tensor_split((places[1:] == 0).nonzero().flatten() + 1)]
+
+
+@torch.no_grad()
+def mean_loss(lm: torch.nn.Module, documents: list[torch.Tensor]) -> float:
+    """transformers' own cross-entropy of each document alone, nats per predicted token of all."""
+    nats = [lm(part[None], labels=part[None]).loss * (len(part) - 1) for part in documents if len(part) > 1]
+    return float(sum(nats)) / sum(len(part) - 1 for part in documents)
+
+
 def test_the_first_validation_is_the_loss_that_transformers_gives_the_folder_on_the_same_windows(finished, folder):
     """Loaded in shards by two ranks there, whole and in float32 here: bfloat16 stands between the two."""
     overrides = [f"{key}={value}" for key, value in (SIZES | paths(folder)).items()]
-    inputs = read_inputs(load(BASE, overrides, 2), Topology(0, 1, torch.device("cpu")), None)
+    inputs = read_inputs(load(BASE, overrides, 2), Topology(0, 1, torch.device("cpu")), Screen(first_rank=False), None)
     lm = AutoModelForCausalLM.from_pretrained(folder / "llama", dtype=torch.float32).eval()
     before = json.loads((finished / "summary.json").read_text())["validation_loss_before"]
     assert [source.name for source in inputs.validation] == list(SOURCES)
     for source in inputs.validation:
-        with torch.no_grad():
-            loss = lm(source.windows.tokens, labels=source.windows.tokens).loss.item()
+        loss = mean_loss(lm, documents_in(source.windows))
         assert before[source.name] == pytest.approx(loss, rel=5e-3), source.name
     assert before["mean"] > math.log(lm.config.vocab_size) / 2
 
 
 def test_documents_begin_with_the_models_bos_and_end_with_its_eos(finished, folder):
     overrides = [f"{key}={value}" for key, value in (SIZES | paths(folder)).items()]
-    inputs = read_inputs(load(BASE, overrides, 2), Topology(0, 1, torch.device("cpu")), None)
+    inputs = read_inputs(load(BASE, overrides, 2), Topology(0, 1, torch.device("cpu")), Screen(first_rank=False), None)
     theirs = AutoTokenizer.from_pretrained(folder / "llama")
-    stream = torch.cat([windows.flatten() for windows in inputs.train]).tolist()
-    ends = [place for place, token in enumerate(stream[:-1]) if token == theirs.eos_token_id]
-    assert len(ends) > 100
-    after = {stream[place + 1] for place in ends}
-    # A source's stream is cut to whole windows, so the next one begins wherever its own first document does.
-    assert after == {theirs.bos_token_id}
+    for windows in inputs.language:
+        every = windows.select(np.arange(len(windows)))
+        begins = every.positions == 0
+        assert set(every.tokens[begins].tolist()) == {theirs.bos_token_id}, "where a window begins inside one, too"
+        assert set(every.tokens[:, 1:-1][begins[:, 2:]].tolist()) == {theirs.eos_token_id}
+    for pieces in inputs.train:
+        some = pieces.read(np.arange(min(500, len(pieces))))
+        first = some.tokens[np.arange(len(some.tokens)), 16 - some.prompt_lengths]
+        assert set(first.tolist()) == {theirs.bos_token_id}, "a long document's later pieces, too"
 
 
 def test_the_checkpoint_holds_the_frozen_model_under_the_names_of_the_pretrained_one(finished, folder):

@@ -96,6 +96,28 @@ def test_on_a_terminal_each_phase_has_a_bar_of_its_own_and_no_lines(capsys, monk
     assert "ppo        3/3" not in second, "the line that a pipe would get"
 
 
+def test_piped_a_count_speaks_every_ten_seconds_of_work_and_not_at_all_where_that_was_short(capsys, monkeypatch):
+    """4 s between two calls; it begins at 0, so that 12 and 24 s are the first to be due."""
+    clock = iter(x * 4.0 for x in range(100))
+    monkeypatch.setattr("destruct.tracking.console.time.monotonic", lambda: next(clock))
+    screen = Screen(first_rank=True)
+    with screen.count("tokenize", "books") as tell:
+        for call in range(1, 8):
+            tell(call, 1000 * call)
+    assert capsys.readouterr().out.splitlines() == [
+        "tokenize books 3 documents, 3,000 tokens, 250 tokens/s",
+        "tokenize books 6 documents, 6,000 tokens, 250 tokens/s",
+    ]
+
+
+def test_on_a_terminal_a_count_has_a_bar_that_goes_when_it_is_done(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Screen(first_rank=True).count("tokenize", "books") as tell:
+        tell(12, 3456)
+    shown = capsys.readouterr().out
+    assert "tokenize books" in shown and "12 documents, 3,456 tokens" in shown and "\x1b[2K" in shown
+
+
 def cells(text: str) -> list[list[str]]:
     """Rows of the printed tables, their cells stripped."""
     rows = [re.split("[│┃]", line)[1:-1] for line in text.splitlines() if line[:1] in "│┃"]
