@@ -26,7 +26,7 @@ from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.evaluation import ValidationSet
 from destruct.exits import Exit
-from destruct.seeding import derive
+from destruct.seeding import derive, permuted
 from destruct.tracking.console import Screen
 
 TRAINED_ON = 1 << 26
@@ -43,7 +43,7 @@ class Inputs:
     train: list[Pieces | StreamPieces]  # what rollouts begin from
     language: list[LanguageWindows]  # the same documents for cross-entropy; of a stream those of its first shard
     held_out: list[LanguageWindows]
-    held_out_prompts: list[PromptBatch]  # the first pieces of each source's held-out documents
+    held_out_prompts: list[PromptBatch]  # a sample of the pieces of each source's held-out documents
     validation: list[ValidationSet]
     digests: dict[str, str]  # source -> what tells its tokens from others
 
@@ -166,7 +166,9 @@ def _windows(
         train=train,
         language=language,
         held_out=held_out,
-        held_out_prompts=[_first_prompts(pieces) for pieces in prompts],
+        held_out_prompts=[
+            _some_prompts(source.name, pieces, config.run.seed) for source, pieces in zip(cached, prompts, strict=True)
+        ],
         validation=_validation_sets(config, held_out, tokenizer),
         digests=digests,
     )
@@ -207,9 +209,11 @@ def _training_pieces(
     return StreamPieces(source.shards, first, head_start, screen.say)
 
 
-def _first_prompts(pieces: Pieces) -> PromptBatch:
+def _some_prompts(name: str, pieces: Pieces, seed: int) -> PromptBatch:
+    """A sample of a source's pieces; the first ones may all be of one document."""
     number = np.arange(min(PROMPTS, len(pieces)))
-    return prompt_batch(pieces.read(number), 0, number, number, pieces.prompt_tokens, torch.device("cpu"))
+    sample = permuted(number, len(pieces), derive(seed, "held out prompts", name))
+    return prompt_batch(pieces.read(sample), 0, number, number, pieces.prompt_tokens, torch.device("cpu"))
 
 
 def _validation_sets(config: Config, held_out: Sequence[LanguageWindows], tokenizer: Tokenizer) -> list[ValidationSet]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, Tr
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
 from destruct.data.loader import language_mixture, read_language
-from destruct.data.mixture import OutOfData
+from destruct.data.mixture import Mixture, OutOfData
 from destruct.drift import Probe, kl_from_initial, measure, probe_prompts
 from destruct.engine.schedule import cosine_to_tenth
 from destruct.errors import DestructError
@@ -26,13 +27,17 @@ from destruct.rollout.score import score, with_advantages
 from destruct.run import Run
 from destruct.warmup import cross_entropy_step, value_pass
 
+VALUE_DRAW = -3
+"""The address of the first value batch's random numbers; the probe and the user's prompts have -1 and -2."""
+
 
 def train(run: Run) -> TrainState:
     """Warm up, then make the planned updates; each epoch ends with a validation and a checkpoint."""
+    begun = run.state.update
     try:
         make_updates(run)
     except OutOfData as end:
-        end_early(run, end.names)
+        end_early(run, end.names, begun)
     if "after" not in run.state.validation:  # resumed before any validation, by a plan that ends here
         evaluate_update(run)
     return run.state
@@ -47,8 +52,11 @@ def make_updates(run: Run) -> None:
             progress.advance(one_update(run))
 
 
-def end_early(run: Run, exhausted: list[str]) -> None:
+def end_early(run: Run, exhausted: list[str], begun: int) -> None:
     """Validate and save where the data ended, before the planned updates were made.
+
+    Args:
+        begun: updates that were made before a resume: where none was added, the checkpoint is the one it came from.
 
     Raises:
         DestructError: it ended before the first of them.
@@ -59,6 +67,8 @@ def end_early(run: Run, exhausted: list[str]) -> None:
             "give them more text, raise max_epochs, set on_exhausted: repeat, or make rollout.batch_size smaller",
         )
     run.screen.say(f"{', '.join(exhausted)} exhausted: no further batch, the run ends after update {run.state.update}")
+    if run.state.update == begun:
+        return
     run.state.update -= 1  # what is due now is due in the last update
     epoch_ended = run.is_due(run.updates_per_epoch)
     best = not (epoch_ended or run.is_due(run.config.run.evaluate_every)) and evaluate_update(run)
@@ -71,6 +81,9 @@ def one_update(run: Run) -> str:
     """Round if it is due, rollouts, PPO, the KL constraint; returns a line for the screen."""
     state, config, watch = run.state, run.config, run.watch
     if state.update % config.frozen.refresh_every == 0:
+        run.mixture.require(
+            config.rollout.batch_size
+        )  # a round without an update would move the state of a run that ends
         with watch("round"):
             run.frozen.refresh(run.policy)
             record_round(run, run.curriculum.round(run.frozen, run.topology))
@@ -107,14 +120,20 @@ def draw(run: Run, weights: np.ndarray) -> PromptBatch:
         OutOfData: as `Mixture.draw`.
     """
     before = run.mixture.exhausted
+    prompts = read_pieces(run, run.mixture, weights)
+    for name in set(run.mixture.exhausted) - set(before):
+        run.screen.say(f"source {name!r} is exhausted: its weight falls to the others")
+    return prompts
+
+
+def read_pieces(run: Run, mixture: Mixture, weights: np.ndarray) -> PromptBatch:
+    """The next batch of a mixture; errors are those of `draw`."""
 
     def read() -> PromptBatch:
-        return run.loader.read(run.mixture.draw(run.config.rollout.batch_size, weights), run.topology.device)
+        return run.loader.read(mixture.draw(run.config.rollout.batch_size, weights), run.topology.device)
 
     # About a millisecond; without it the others would wait for the rank that failed in a collective.
     prompts = run.topology.together(read)
-    for name in set(run.mixture.exhausted) - set(before):
-        run.screen.say(f"source {name!r} is exhausted: its weight falls to the others")
     run.state.tokens += prompts.real_tokens
     return prompts
 
@@ -227,9 +246,12 @@ def warm_up(run: Run) -> None:
             progress.advance(f"loss {loss:.3f}")
     for copy in run.networks.copies.values():
         copy.refresh(run.policy)
+    # What is drawn before PPO counts in no epoch, and its random numbers have addresses of their own.
+    pieces = run.mixture.afresh()
     with run.screen.phase("value", warmup.value_updates) as progress:
         for step in range(warmup.value_updates):
-            scored = pack_and_score(run, roll_out(run, draw(run, prior)))
+            prompts = replace(read_pieces(run, pieces, prior), draw=VALUE_DRAW - step)
+            scored = pack_and_score(run, roll_out(run, prompts))
             # lam = 1: Monte-Carlo returns, as a value network that knows nothing cannot bootstrap.
             batches = with_advantages(scored, run.config.gamma, 1.0, run.topology)
             loss, skipped = value_pass(run.value, batches, ppo.value_clip_range, ppo.value_lr, run.topology)

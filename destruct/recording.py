@@ -24,7 +24,7 @@ def record_round(run: Run, estimates: Estimates) -> None:
     """Log what a round learnt about each source, and the weights it set."""
     values: dict[str, float] = {}
     per_source = {
-        "weight": run.curriculum.weights,
+        "weight": run.mixture.shares(run.curriculum.weights),
         "target": run.curriculum.strategy.target,
         "metric": estimates.metric,
         "difficulty": estimates.difficulty,

@@ -1,7 +1,5 @@
 """Runs whose sources end: the weight that falls to the others, and a run that ends before its plan does."""
 
-import json
-
 import pytest
 
 from destruct.errors import DestructError
@@ -27,7 +25,9 @@ def test_a_source_that_is_dropped_leaves_its_part_of_the_batch_to_the_others(tmp
         pieces = len(run.inputs.train[1])
         train(run)
         assert run.state.update == 18 and run.mixture.exhausted == ["noise"]
-        assert run.mixture.drawn[1] == pieces and sum(run.mixture.drawn) == 16 * 19, "one batch warmed the values up"
+        assert run.mixture.drawn[1] == pieces and sum(run.mixture.drawn) == 16 * 18, (
+            "what warmed the values up does not count"
+        )
         assert drawn(run)[-1] == 0 < drawn(run)[0]
         assert [line["curriculum/epochs/noise"] for line in lines(run, "curriculum/epochs/noise")][-1] == 1
 
@@ -40,11 +40,13 @@ def test_a_source_that_ends_the_run_ends_it_with_a_validation_and_a_checkpoint(t
         assert 0 < done < 50 and run.store.path(done).is_dir()
         validated = [line["step"] + 1 for line in lines(run, "validation/mean") if line["phase"] == "ppo"]
         assert validated == [done] and summarize(run).updates == done
-        state = json.loads((run.store.path(done) / "state.json").read_text())
+        written = (run.store.path(done) / "manifest.json").stat()
     with tiny_run(tmp_path, *plan, "run.resume=auto") as again:
         train(again)
-        assert again.state.update == done, "nothing is left to draw"
-        assert again.state.mixture == state["mixture"]
+        assert again.state.update == done and again.curriculum.rounds == run.curriculum.rounds
+        assert (again.store.path(done) / "manifest.json").stat() == written, (
+            "nothing is left to do, and nothing was done"
+        )
 
 
 def test_sources_that_end_before_the_first_update_are_a_mistake_of_the_config(tmp_path):
@@ -53,3 +55,13 @@ def test_sources_that_end_before_the_first_update_are_a_mistake_of_the_config(tm
         with pytest.raises(DestructError, match="noise are exhausted before the first update") as error:
             train(run)
         assert "rollout.batch_size" in error.value.remedy
+
+
+def test_a_run_that_ended_goes_on_when_its_source_may_be_gone_through_once_more(tmp_path):
+    plan = ["run.updates_per_epoch=50", *ALIKE]
+    with tiny_run(tmp_path, SMALL % "stop", *plan) as run:
+        done = train(run).update
+    twice = SMALL % "stop, max_epochs: 2"
+    with tiny_run(tmp_path, twice, *plan, "run.resume=auto") as again:
+        assert again.state.update == done < train(again).update
+        assert again.mixture.epochs[1] == 2

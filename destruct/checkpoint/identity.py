@@ -57,8 +57,14 @@ def check_data(checkpoint: Path, digests: dict[str, str]) -> None:
 def identity(settings: Settings) -> dict[str, Any]:
     """Dotted key -> value, as JSON; resuming with another value of one of these would be another run."""
     config, training = settings.config, settings.training
-    # Where the texts lie does not matter: their digest is compared.
-    whole = config.model_dump(mode="json", include={"model", "data"}, exclude={"data": _WHERE})
+    # Where the texts lie does not matter, since their digest is compared; nor how long a source is drawn from.
+    free: dict[str, Any] = {
+        "root": True,
+        "cache": True,
+        "cache_wait_s": True,
+        "sources": {"__all__": _FREE_OF_A_SOURCE},
+    }
+    whole = config.model_dump(mode="json", include={"model", "data"}, exclude={"data": free})
     return {
         "ranks": settings.world_size,
         "engine.backend": config.engine.backend,
@@ -79,8 +85,8 @@ def identity(settings: Settings) -> dict[str, Any]:
     }
 
 
-_WHERE = {"root", "cache", "cache_wait_s"}
-"""Keys of `data` that say where texts and tokens lie."""
+_FREE_OF_A_SOURCE = {"path", "on_exhausted", "max_epochs"}
+"""Keys of a source that may change from life to life of a run."""
 
 
 def _leaves(value: Any, dotted: str) -> Iterator[tuple[str, Any]]:

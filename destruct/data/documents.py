@@ -24,6 +24,11 @@ class Document:
     prompt_end: int | None = None
     """Characters of the text that are the prompt: all of them where there is no continuation; None: any will do."""
 
+    @property
+    def asked(self) -> str:
+        """What must not stand on both sides: the prompt, which is trained on whatever follows it, or else the text."""
+        return self.text[: self.prompt_end or None]
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -40,7 +45,7 @@ class Tally:
     duplicate: int
     """The text came before."""
     also_held_out: int
-    """The text stands in the held-out file or split too."""
+    """The text, or the prompt, stands in the held-out file or split too."""
     bad: int
     """Skipped by `on_bad_row: skip`."""
 
@@ -88,7 +93,7 @@ class Reading:
         Args:
             tables: to read.
             held_out: of all these documents.
-            elsewhere: digests of texts that are left out.
+            elsewhere: digests of what may not be asked.
             taken: documents that came before, in a pass that this one goes on with.
 
         Raises:
@@ -96,7 +101,7 @@ class Reading:
         """
         seen: set[int] = set()
         for document in self.formatted(tables, held_out):
-            reason = self._reason(document.text, elsewhere, seen)
+            reason = self._reason(document, elsewhere, seen)
             if reason is not None:
                 self.counts[reason] += 1
                 continue
@@ -107,19 +112,18 @@ class Reading:
         if not taken:
             raise self._nothing(tables)
 
-    def _reason(self, text: str, elsewhere: Container[int], seen: set[int]) -> str | None:
-        """Why a text is left out; None where it is not."""
+    def _reason(self, document: Document, elsewhere: Container[int], seen: set[int]) -> str | None:
+        """Why a document is left out; None where it is not."""
+        text = document.text
         if not text or text.isspace():
             return "empty"
         if self._source.min_characters > 1 and len(text.strip()) < self._source.min_characters:
             return "short"
-        if not (self._source.deduplicate or elsewhere):
-            return None
-        digest = text_digest(text)
-        if digest in elsewhere:
+        if elsewhere and text_digest(document.asked) in elsewhere:
             return "also_held_out"
         if not self._source.deduplicate:
             return None
+        digest = text_digest(text)
         if digest in seen:
             return "duplicate"
         seen.add(digest)

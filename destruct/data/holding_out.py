@@ -14,9 +14,10 @@ MOST_WAITING_CHARACTERS = 1 << 26
 
 
 def hold_out(name: str, documents: Iterable[Document], fraction: float, seed: int) -> Iterator[Document]:
-    """Hold out a share of the texts, in the order of the stream; a text is on one side however often it comes.
+    """Hold out a share of the texts, in the order of the stream; a text, and a prompt whatever follows it, is on one
+    side however often it comes.
 
-        key = derive(seed, "held out", text);   held out where key < fraction * 2**64
+        key = derive(seed, "held out", prompt or text);   held out where key < fraction * 2**64
 
     So that each side gets a document however small the source, documents are held back until both have one.  Where the
     stream ends before, or holds back `MOST_WAITING` of them (two at least being different), the lowest key among those
@@ -32,7 +33,7 @@ def hold_out(name: str, documents: Iterable[Document], fraction: float, seed: in
         DestructError: there are no two different documents.
     """
     share = int(fraction * 2**64)
-    keyed = ((derive(seed, "held out", document.text), document) for document in documents)
+    keyed = ((derive(seed, "held out", document.asked), document) for document in documents)
     waiting, characters = [next(keyed)], 0
     lowest = highest = waiting[0][0]
     for key, document in keyed:

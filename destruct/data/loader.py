@@ -126,6 +126,7 @@ class LanguageWindows:
     def select(self, items: Tensor | Int64) -> TokenWindows:
         """The windows at `items` (n,) int64 of that order."""
         tokens, positions = self._packed.read(permuted(np.asarray(items), len(self), self._key))
+        self._packed.release()
         return TokenWindows(torch.from_numpy(tokens), torch.from_numpy(positions))
 
 

@@ -57,8 +57,9 @@ class Mixture:
     s being the size of the next window of k in whole windows, 0 < s <= 1.  A source is never a whole window ahead of
     its accumulated weights, and behind by at most sum of 1/i for i = 2..S, however the weights move.
 
-    A source whose order ends is left out from its last window on: its weight falls to the others in proportion, and
-    what it was owed to each of them equally.
+    A source whose order ends is left out from its last window on, and its weight falls to the others in proportion.
+    What it was owed goes to those that are ahead, what it was ahead by to those that are behind, in proportion: nobody
+    comes further from 0, so the bounds hold on, S being the sources that there were at first.
 
     Args:
         orders: of the sources, in the order of every weight vector.
@@ -116,6 +117,21 @@ class Mixture:
         self._draws += 1
         return drawn
 
+    def afresh(self) -> "Mixture":
+        """A mixture of the same sources that has drawn nothing."""
+        ends = [name for name, ends in zip(self.names, self._ends_the_run, strict=True) if ends]
+        return Mixture(self._orders, ends)
+
+    def require(self, batch_size: int) -> None:
+        """Raise OutOfData where `draw` would, whatever the weights; nothing is drawn."""
+        before = self.state_dict()
+        self.draw(batch_size, np.full(len(self.names), 1 / len(self.names)))
+        self.load_state_dict(before)
+
+    def shares(self, weights: ArrayLike) -> Float64:
+        """The weights (S,) by which the next window is drawn: those of the sources that are not exhausted."""
+        return self._share_of_the_live(self._checked(weights))
+
     @property
     def drawn(self) -> list[int]:
         """Windows drawn of each source so far."""
@@ -171,8 +187,9 @@ class Mixture:
         """Leave an exhausted source out; the deficits of the others sum to 0 again."""
         self._live[source] = False
         owed, self._deficits[source] = self._deficits[source], 0.0
-        if self._live.any():
-            self._deficits[self._live] += owed / self._live.sum()
+        opposite = np.where(self._deficits * owed < 0, self._deficits, 0.0)  # they sum to -owed or more
+        if self._live.any() and opposite.sum():
+            self._deficits += owed * opposite / opposite.sum()
 
     def _not_exhausted(self) -> NDArray[np.bool_]:
         return np.array([upcoming.more() for upcoming in self._upcoming])

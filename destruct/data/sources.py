@@ -86,7 +86,7 @@ class Source:
             return
         digests: set[int] = set()
         for document in readings[1].documents(held_out[0], held_out=True):
-            digests.add(text_digest(document.text))
+            digests.add(text_digest(document.asked))
             yield document
         yield from readings[0].documents(train, elsewhere=digests)
 
@@ -148,7 +148,7 @@ def open_source(
 
 _NOT_THE_TEXTS = {
     "embedded", "path", "hub", "config", "revision", "split", "validation_split",  # their content counts
-    "streaming", "shard_mib", "learnable", "prior",
+    "streaming", "shard_mib", "learnable", "prior", "on_exhausted", "max_epochs",
 }  # fmt: skip
 """Keys of a source that its fingerprint does not hold as they are written."""
 

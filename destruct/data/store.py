@@ -39,7 +39,7 @@ class StoreFacts:
     bos_id: int | None
     """The token that every document begins with; None where one begins otherwise."""
     digest: str
-    """BLAKE2b-128 of tokens, starts and prompts, in hexadecimal."""
+    """BLAKE2b-128 of tokens, starts, prompts and bos_id, in hexadecimal."""
 
 
 class TokenStore:
@@ -57,6 +57,7 @@ class TokenStore:
         self.tokens, self.starts, self.prompts = (
             map_array(folder / f"{name}.bin", _WIDTHS.get(name, self.facts.dtype), size) for name, size in sizes.items()
         )
+        advise(self.tokens, mmap.MADV_RANDOM)  # windows are read in random order: what lies behind one is not the next
 
     def document(self, number: int) -> NDArray[np.int64]:
         """The tokens (n,) of one document, its eos included."""
@@ -84,15 +85,19 @@ def map_array(file: Path, dtype: DTypeLike, size: int) -> np.ndarray:
         if not size:  # what is empty cannot be mapped
             return np.empty(0, dtype)
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    mapped.madvise(mmap.MADV_RANDOM)  # windows are read in random order: what lies behind one is not the next
     return np.frombuffer(mapped, dtype)
 
 
 def release(array: np.ndarray) -> None:
     """Take the pages of a `map_array` out of this process's memory; they come back when they are looked at."""
+    advise(array, mmap.MADV_DONTNEED)
+
+
+def advise(array: np.ndarray, advice: int) -> None:
+    """Tell the system how a `map_array` is read (madvise)."""
     mapped = getattr(array.base, "obj", None)
     if isinstance(mapped, mmap.mmap):
-        mapped.madvise(mmap.MADV_DONTNEED)
+        mapped.madvise(advice)
 
 
 class StoreWriter:
@@ -145,8 +150,10 @@ class StoreWriter:
         for name, file in self._files.items():
             file.close()
             sync(self.folder / f"{name}.bin")
-        digest = hashlib.blake2b(b"".join(digest.digest() for digest in self._digests.values()), digest_size=16)
         bos_id = self._bos_id if self._documents else None
+        digest = hashlib.blake2b(f"bos {bos_id}".encode(), digest_size=16)  # windows inside a document begin with it
+        for content in self._digests.values():
+            digest.update(content.digest())
         facts = StoreFacts(self._documents, self._tokens, self._dtype.name, bos_id, digest.hexdigest())
         (self.folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
         sync(self.folder / FACTS)

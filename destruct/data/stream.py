@@ -70,7 +70,7 @@ class StreamSource:
         """All shards, one after another, what is held out by a split first; errors are those of `StreamPass`."""
         digests: set[int] = set()
         for document in self.held_out_split(self.reading()):
-            digests.add(text_digest(document.text))
+            digests.add(text_digest(document.asked))
             yield document
         whole = StreamPass(self, Start(), digests)
         while not whole.next.ended:
@@ -99,12 +99,12 @@ class StreamSource:
         """The training split from a place on.  Raises DestructError where the hub does not give it."""
         return self._hub.stream(self._source.split, place)
 
-    def is_held_out(self, text: str) -> bool:
-        """Whether a text of the training split is held out; the rule of `hold_out`, with no care for small sources.
+    def is_held_out(self, document: Document) -> bool:
+        """Whether a document of the training split is held out; the rule of `hold_out`, with no care for small sources.
 
-        key = derive(seed, "held out", text);   held out where key < validation_fraction * 2**64
+        key = derive(seed, "held out", prompt or text);   held out where key < validation_fraction * 2**64
         """
-        return self._source.validation_split is None and derive(self._seed, "held out", text) < self._share
+        return self._source.validation_split is None and derive(self._seed, "held out", document.asked) < self._share
 
 
 class StreamPass:
@@ -113,7 +113,7 @@ class StreamPass:
     Args:
         source: the stream.
         start: where the next shard begins.
-        elsewhere: digests of the texts of the held-out split, which are left out.
+        elsewhere: digests of what is asked in the held-out split, which is left out.
 
     Raises:
         DestructError: the hub does not give it.
@@ -139,7 +139,7 @@ class StreamPass:
             taken += 1
             # Nothing is read ahead here: the last row that the stream gave is this document's.
             self.next = Start(self._table.place, taken)
-            is_held_out = self._source.is_held_out(document.text)
+            is_held_out = self._source.is_held_out(document)
             self._given[is_held_out] += 1
             yield Document(document.text, is_held_out, document.prompt_end)
             size += len(document.text.encode())

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from destruct.data.documents import Document, text_digest
-from destruct.data.made_once import Beat, MadeOnce
+from destruct.data.made_once import MadeOnce
 from destruct.data.stream import Start, StreamPass, StreamSource
-from destruct.data.token_cache import CachedSource, Watch, beating, cache_key, fill_stores, open_stores, write_tally
+from destruct.data.token_cache import CachedSource, Watch, cache_key, fill_stores, open_stores, write_tally
 from destruct.data.tokenizing import Tokenizer
 from destruct.durable import sync
 from destruct.errors import DestructError
@@ -26,7 +26,7 @@ from destruct.errors import DestructError
 SHARDS_KEPT = 4
 """Shards besides the first whose tokens stay: what runs draw from, what they draw from next, and two for slow ranks."""
 ELSEWHERE = "held_out_texts.bin"
-"""In the first shard: `text_digest` of each text of the held-out split, 16 bytes each, little-endian."""
+"""In the first shard: `text_digest` of what each document of the held-out split asks, 16 bytes each, little-endian."""
 
 T = TypeVar("T")
 
@@ -124,9 +124,9 @@ class StreamShards:
         if self._live is not None and self._live.next == start:
             head_start_s = 0.0
 
-        def fill(stage: Path, beat: Beat) -> None:
+        def fill(stage: Path) -> None:
             with self._building:
-                self._fill(stage, number, start, beating(beat, watch))
+                self._fill(stage, number, start, watch)
 
         def opened(folder: Path) -> T | None:
             # Both are looked for: of a machine that went down at the wrong time only one may be left.
@@ -163,7 +163,7 @@ class StreamShards:
             nonlocal held_out
             for document in self._source.held_out_split(split):
                 held_out += 1
-                digests[text_digest(document.text)] = None
+                digests[text_digest(document.asked)] = None
                 yield document
 
         documents = itertools.chain(held_out_split(), reading.shard())

@@ -17,7 +17,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from destruct.data.documents import Document, Tally
-from destruct.data.made_once import Beat, MadeOnce
+from destruct.data.made_once import MadeOnce
 from destruct.data.sources import AnySource, Source
 from destruct.data.store import ANYWHERE, StoreFacts, StoreWriter, TokenStore
 from destruct.data.tokenizing import Tokenizer
@@ -73,8 +73,8 @@ class TokenCache:
                 has not gone on for `patience_s`.
         """
 
-        def fill(stage: Path, beat: Beat) -> None:
-            fill_stores(stage, source.documents(), tokenizer, source.marked_up, beating(beat, watch))
+        def fill(stage: Path) -> None:
+            fill_stores(stage, source.documents(), tokenizer, source.marked_up, watch)
             assert source.tally is not None, "a pass that went to its end has counted"
             write_tally(stage, source.tally)
 
@@ -87,13 +87,15 @@ def cache_key(source: AnySource, tokenizer: Tokenizer) -> str:
     """20 hexadecimal digits of all that decides a source's tokens."""
     folder = Path(__file__).parent
     code = [hashlib.blake2b((folder / name).read_bytes()).hexdigest() for name in _CODE]
-    facts = [source.fingerprint, source.marked_up, tokenizer.text, tokenizer.eos_id, tokenizers.__version__, *code]
+    special = [tokenizer.eos_id, tokenizer.fast.bos_token_id]
+    facts = [source.fingerprint, source.marked_up, tokenizer.text, special, tokenizers.__version__, *code]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=10).hexdigest()
 
 
 def open_stores(name: str, folder: Path) -> CachedSource | None:
     """The stores in a folder; None where there are none that are whole."""
-    with suppress(OSError, ValueError, TypeError):
+    # What the disk refuses for another reason is no damage, and no cause to make a good cache anew.
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         tally = (folder / TALLY).read_text(encoding="utf-8")
         return CachedSource(name, TokenStore(folder / "train"), TokenStore(folder / "held_out"), tally)
     return None
@@ -103,16 +105,6 @@ def write_tally(stage: Path, tally: Tally) -> None:
     """The last thing that makes stores a `CachedSource`."""
     (stage / TALLY).write_text(tally.line, encoding="utf-8")
     sync(stage / TALLY)
-
-
-def beating(beat: Beat, watch: Watch) -> Watch:
-    """Told of a build, tell those who wait for it too."""
-
-    def told(documents: int, tokens: int) -> None:
-        beat()
-        watch(documents, tokens)
-
-    return told
 
 
 def fill_stores(
@@ -140,8 +132,8 @@ def fill_stores(
         encoded = _ahead(tokenizing.submit(_encode, batch, tokenizer, marked_up) for batch in _batches(given))
         for ids, prompts, is_held_out in encoded:
             for writer, side in ((train, ~is_held_out), (held_out, is_held_out)):
-                # In a document of one token there is nothing to predict.
-                chosen = [number for number in side.nonzero()[0].tolist() if len(ids[number]) > 1]
+                # In one of one token there is nothing to predict, unless it is a prompt.
+                chosen = [n for n in side.nonzero()[0].tolist() if len(ids[n]) > 1 or prompts[n] != ANYWHERE]
                 writer.add([ids[number] for number in chosen], [prompts[number] for number in chosen])
             documents, tokens = documents + len(ids), train.tokens + held_out.tokens
             watch(documents, tokens)

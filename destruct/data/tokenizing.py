@@ -139,9 +139,10 @@ class Tokenizer:
         if marked_up and ends:  # a template may put a line break after its last eos
             texts = [text.rstrip() for text in texts]
         parts = [_in_parts(text) for text in texts]
-        firsts = _ids(backend, [first for first, *_ in parts], begins and not marked_up)
+        heads = [head for head, *_ in parts]
+        firsts = _ids(backend, heads, not marked_up) if begins else _ids_within(backend, heads)
         whole = [
-            np.concatenate([self._without_eos(ids), *_ids(backend, others, False)]) if others else ids
+            np.concatenate([self._without_eos(ids), *_ids_within(backend, others)]) if others else ids
             for ids, (_, *others) in zip(firsts, parts, strict=True)
         ]
         return [self._without_eos(ids) for ids in whole] if ends or not marked_up else whole
@@ -205,6 +206,21 @@ def _ids(backend: tokenizers.Tokenizer, texts: list[str], specials: bool) -> lis
         np.array(encoding.ids, dtype=np.int32)
         for batch in _batches(texts)
         for encoding in backend.encode_batch_fast(batch, add_special_tokens=specials)
+    ]
+
+
+def _ids_within(backend: tokenizers.Tokenizer, texts: list[str]) -> list[NDArray[np.int32]]:
+    """Ids of texts that go on after others: many tokenizers put a space before whatever they are given.
+
+    A character that merges with neither kind of beginning stands before each text; its tokens are left out.
+    """
+    anchors = ["a" if text[:1].isspace() else "\n" for text in texts]
+    behind = _ids(backend, [anchor + text for anchor, text in zip(anchors, texts, strict=True)], False)
+    lengths = {anchor: _ids(backend, [anchor], False)[0] for anchor in ("a", "\n")}
+    plain = _ids(backend, texts, False)
+    return [
+        ids[len(start) :] if np.array_equal(ids[: len(start)], start) else alone
+        for ids, start, alone in zip(behind, map(lengths.__getitem__, anchors), plain, strict=True)
     ]
 
 

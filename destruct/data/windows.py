@@ -1,22 +1,27 @@
 """Windows of T = P + R tokens on a source's stored documents: what language modelling and rollouts read.
 
 `PackedWindows` fills every window from the stream of documents; `Pieces` keeps each to one document, so that a prompt
-begins where its document does.  Neither holds more in memory than what it is asked for.
+begins where its document does.  Neither holds more in memory than what it is asked for, once `release` was called.
 """
 
+import hashlib
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from destruct.data.store import ANYWHERE, TokenStore, map_array, release
+from destruct.durable import sync
 
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
+_CODE = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=4).hexdigest()  # decides how pieces are cut
 _AT_ONCE = 1 << 20  # documents looked through at a time while pieces are counted
 
 
@@ -40,6 +45,10 @@ class PackedWindows:
 
     def __len__(self) -> int:
         return self._count
+
+    def release(self) -> None:
+        """As `TokenStore.release`."""
+        self._store.release()
 
     def read(self, index: Int64) -> tuple[Int64, Int64]:
         """The windows at `index` (n,).
@@ -92,9 +101,6 @@ class Pieces:
         response_tokens: R.
         pad_id: fills the rest of a row.
         own_prompts: False cuts documents with a prompt of their own as if they had none.
-
-    Raises:
-        OSError: the index of the pieces, which lies beside the documents, cannot be written.
     """
 
     def __init__(self, store: TokenStore, prompt_tokens: int, response_tokens: int, pad_id: int, own_prompts: bool):
@@ -109,13 +115,13 @@ class Pieces:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def of(self, store: TokenStore) -> "Pieces":
-        """Pieces of other documents, cut likewise; arguments and errors as above."""
+        """Pieces of other documents, cut likewise."""
         return Pieces(store, self.prompt_tokens, self.response_tokens, self._pad_id, self._own_prompts)
 
     @property
     def kind(self) -> str:
         """What decides the pieces of given documents."""
-        return f"pieces-{self.prompt_tokens}-{self.response_tokens}-{'own' if self._own_prompts else 'any'}"
+        return f"pieces-{self.prompt_tokens}-{self.response_tokens}-{'own' if self._own_prompts else 'any'}-{_CODE}"
 
     @property
     def window_tokens(self) -> int:
@@ -169,22 +175,34 @@ class Pieces:
     def _index(self) -> Int64:
         """(documents + 2,): pieces of the documents up to each one, then tokens of all, and documents left out.
 
-        It is made once and lies on the disk.
+        It is made once and lies beside the documents; in memory where that folder cannot be written.
         """
-        store, count = self._store, self._store.facts.documents
+        store, size = self._store, self._store.facts.documents + 2
         file = store.folder / f"{self.kind}.bin"
-        with suppress(OSError, ValueError):
-            return map_array(file, np.int64, count + 2)
+        with suppress(FileNotFoundError, ValueError):
+            return map_array(file, np.int64, size)
         # Ranks may do this at once: each renames what it wrote, and all have written the same.
-        with tempfile.NamedTemporaryFile(dir=store.folder, prefix=f"{file.name}.", delete=False) as out:
-            totals = np.zeros(3, np.int64)
-            for first in range(0, count, _AT_ONCE):
-                pieces, tokens, left_out = self._count(slice(first, min(first + _AT_ONCE, count)))
-                out.write((totals[0] + np.cumsum(pieces)).tobytes())
-                totals += pieces.sum(), tokens, left_out
-            out.write(totals[1:].tobytes())
-        os.replace(out.name, file)
-        return map_array(file, np.int64, count + 2)
+        stage = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with stage.open("xb") as out:
+                out.writelines(part.tobytes() for part in self._index_parts())
+            sync(stage)
+            os.replace(stage, file)
+            return map_array(file, np.int64, size)
+        except OSError:  # somebody else's cache, or a full disk
+            return np.concatenate(list(self._index_parts()))
+        finally:
+            with suppress(OSError):
+                stage.unlink()
+            store.release()
+
+    def _index_parts(self) -> Iterator[Int64]:
+        count, totals = self._store.facts.documents, np.zeros(3, np.int64)
+        for first in range(0, count, _AT_ONCE):
+            pieces, tokens, left_out = self._count(slice(first, min(first + _AT_ONCE, count)))
+            yield totals[0] + np.cumsum(pieces)
+            totals += pieces.sum(), tokens, left_out
+        yield totals[1:]
 
     def _count(self, documents: slice) -> tuple[Int64, int, int]:
         """Pieces of each of these documents; their tokens; documents that are left out."""

@@ -38,6 +38,18 @@ def test_a_stream_is_split_as_a_reader_of_all_of_it_would_and_no_text_is_on_both
     assert all(sides) and not sides[0] & sides[1]
 
 
+@settings(deadline=None)
+@given(texts.filter(lambda texts: len(set(texts)) > 1), fractions, st.integers(0, 9))
+def test_no_prompt_is_on_both_sides_whatever_follows_it(prompts, fraction, seed):
+    asked = [Document(f"{prompt}: answer {n}", False, len(prompt) + 1) for n, prompt in enumerate(prompts)]
+    sides = (
+        {d.text[: d.prompt_end] for d in hold_out("mine", iter(asked), fraction, seed) if d.held_out is s}
+        for s in (True, False)
+    )
+    held_out, trained = sides
+    assert held_out and trained and not held_out & trained
+
+
 def test_documents_come_as_soon_as_both_sides_are_known_to_get_one():
     drawn = []
     stream = (drawn.append(n) or Document(f"text {n}", False) for n in itertools.count())

@@ -1,7 +1,6 @@
 """A folder that is made once: who gets to make it, and who may take it away (how builders die: test_token_cache.py)."""
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,13 +15,12 @@ def opened(folder: Path) -> str | None:
     return (folder / "word").read_text() if (folder / "word").exists() else None
 
 
-def fill(stage: Path, beat: Callable[[], None]) -> None:
-    beat()
+def fill(stage: Path) -> None:
     stage.mkdir()
     (stage / "word").write_text("made")
 
 
-def other(stage: Path, beat: Callable[[], None]) -> None:
+def other(stage: Path) -> None:
     raise AssertionError("it was there")
 
 
@@ -67,8 +65,8 @@ def test_a_head_start_ends_when_somebody_holds_the_lock_whatever_files_lie_there
 
 
 def test_what_cannot_be_made_leaves_nothing(folder):
-    def fails(stage: Path, beat: Callable[[], None]) -> None:
-        fill(stage, beat)
+    def fails(stage: Path) -> None:
+        fill(stage)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(DestructError, match=r"'mine': the token cache in .*cache cannot be written .*No space left"):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from destruct.data.mixture import AHEAD, Mixture, OutOfData
+from destruct.data.mixture import AHEAD, Mixture
 from destruct.data.order import Shuffled
 
 
@@ -192,72 +192,6 @@ def test_a_source_of_short_windows_is_drawn_more_often_for_the_same_share_of_tok
     short, whole = Shuffled("short", 50, 0, lambda index: np.full(len(index), 0.125)), Shuffled("whole", 50, 0)
     source = Mixture([short, whole]).draw(900, [0.5, 0.5]).source
     assert abs((source == 0).sum() - 800) <= 8
-
-
-def dropping(on_last: str = "drop") -> Mixture:
-    orders = [Shuffled("small", 5, 4, max_epochs=2), Shuffled("large", 40, 4, tokens_of), Shuffled("other", 7, 4)]
-    return Mixture(orders, ["small"] if on_last == "stop" else [])
-
-
-def test_a_source_with_epochs_gives_each_window_so_often_and_then_leaves_its_weight_to_the_others():
-    mix = dropping()
-    drawn = [mix.draw(8, [0.5, 0.2, 0.3]) for _ in range(50)]
-    source, index = np.concatenate([d.source for d in drawn]), np.concatenate([d.index for d in drawn])
-    assert np.bincount(index[source == 0], minlength=5).tolist() == [2] * 5
-    assert mix.exhausted == ["small"] and mix.epochs[0] == 2
-    after = np.flatnonzero(source == 0)[-1] + 1
-    tokens = np.where(source == 1, tokens_of(index), 1.0)[after:]
-    share = tokens[source[after:] == 1].sum() / tokens.sum()
-    assert share == pytest.approx(0.4, abs=0.01)
-
-
-def test_all_weight_on_an_exhausted_source_falls_to_the_others_equally():
-    mix = dropping()
-    mix.draw(10, [1.0, 0.0, 0.0])
-    assert mix.exhausted == ["small"]
-    later = Mixture([Shuffled("small", 5, 4, max_epochs=2), Shuffled("a", 9, 4), Shuffled("b", 9, 4)])
-    later.draw(10, [1.0, 0.0, 0.0])
-    assert np.bincount(later.draw(20, [1.0, 0.0, 0.0]).source).tolist() == [0, 10, 10]
-
-
-def test_nothing_is_drawn_after_a_source_that_ends_the_run():
-    mix = dropping("stop")
-    batches = 0
-    with pytest.raises(OutOfData) as raised:
-        while True:
-            mix.draw(8, [0.5, 0.2, 0.3])
-            batches += 1
-    assert raised.value.names == ["small"] and batches > 2
-    assert mix.state_dict()["cursors"]["small"] == 10 and sum(mix.drawn) == 8 * batches
-
-
-def test_a_batch_that_cannot_be_filled_is_not_begun():
-    mix = Mixture([Shuffled("a", 5, 0, max_epochs=1), Shuffled("b", 6, 0, max_epochs=1)])
-    mix.draw(8, [0.5, 0.5])
-    before = mix.state_dict()
-    with pytest.raises(OutOfData):
-        mix.draw(4, [0.5, 0.5])
-    assert mix.state_dict() == before
-    assert sorted(mix.draw(3, [0.5, 0.5]).source.tolist()) == [0, 1, 1]
-    assert mix.exhausted == ["a", "b"] and mix.drawn == [5, 6]
-
-
-def test_resume_across_the_end_of_a_source_is_exact():
-    rng = np.random.default_rng(5)
-    weights = [adversarial_weights(rng, 3) for _ in range(40)]
-    mix = dropping()
-    states, whole = [], []
-    for weight in weights:
-        states.append(json.loads(json.dumps(mix.state_dict())))
-        whole.append(mix.draw(3, weight))
-    assert mix.exhausted == ["small"]
-    for start in range(0, 40, 3):
-        resumed = dropping()
-        resumed.load_state_dict(states[start])
-        for weight, want in zip(weights[start:], whole[start:], strict=True):
-            got = resumed.draw(3, weight)
-            assert got.index.tolist() == want.index.tolist() and got.source.tolist() == want.source.tolist()
-        assert resumed.state_dict() == mix.state_dict()
 
 
 def test_the_order_crosses_the_edge_of_what_is_looked_up_at_once():

@@ -1,7 +1,6 @@
 """The token cache: what it holds, when it is made anew, and what killed, hurried and starved builders leave behind."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -12,6 +11,9 @@ from pathlib import Path
 
 import filelock
 import pytest
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from destruct.config.data import DataConfig
 from destruct.data.sources import Source, open_source
@@ -185,21 +187,27 @@ def held(tmp_path, tokenizer) -> tuple[Source, Path, filelock.FileLock]:
 
 def test_a_builder_that_stands_still_is_not_waited_for(held, tokenizer):
     source, cache, lock = held
-    with lock, pytest.raises(DestructError, match=r"'mine': another process holds .*\.lock and has written") as error:
+    with (
+        lock,
+        pytest.raises(DestructError, match=r"'mine': another process holds .* no sign of life") as error,
+    ):
         open_cache(cache, source, tokenizer, unheard, patience_s=0.2)
     assert error.value.exit_code == Exit.ENVIRONMENT and "data.cache" in error.value.remedy
 
 
-def test_a_builder_that_goes_on_is_waited_for_longer_than_that(held, tokenizer):
-    source, cache, lock = held
-    with ThreadPoolExecutor(1) as thread:
-        with lock:
-            waiting = thread.submit(open_cache, cache, source, tokenizer, patience_s=0.5)
-            for _ in range(20):
-                time.sleep(0.1)
-                os.utime(lock.lock_file)
-            assert not waiting.done()
-        assert waiting.result(timeout=30).train.facts.documents > 1000
+@pytest.mark.slow
+def test_a_builder_that_reads_nothing_for_long_is_waited_for_while_it_lives(tmp_path, tokenizer, monkeypatch):
+    """Its first row takes three times the other's patience: a download may."""
+    (tmp_path / "slow_rows.py").write_text(
+        "import time\n\ndef text(row, slept=[]):\n    slept or slept.append(time.sleep(4.5))\n    return row['text']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    source, cache = opened(write(tmp_path / "a.jsonl"), format="slow_rows:text"), tmp_path / "cache"
+    with ThreadPoolExecutor(2) as threads:
+        builder = threads.submit(open_cache, cache, source, tokenizer)
+        time.sleep(0.5)
+        waiting = threads.submit(open_cache, cache, source, tokenizer, unheard, patience_s=1.5)
+        assert waiting.result(timeout=30).train.facts == builder.result(timeout=30).train.facts
 
 
 def test_a_full_disk_ends_the_build_with_the_folder_named_and_leaves_nothing(tmp_path, tokenizer):
@@ -229,3 +237,45 @@ def test_a_fault_of_the_source_is_told_as_it_is_and_leaves_nothing(tmp_path, tok
     with pytest.raises(DestructError, match=r"line 1501 of .*a\.jsonl") as error:
         open_cache(tmp_path / "cache", opened(path), tokenizer)
     assert error.value.exit_code == Exit.CONFIG and folders(tmp_path / "cache") == []
+
+
+def test_a_cache_that_cannot_be_read_for_want_of_memory_stays_as_it_is(tmp_path, tokenizer):
+    """ENOMEM of mmap is no damage: other runs may be reading it."""
+    source, cache = opened(write(tmp_path / "a.jsonl")), tmp_path / "cache"
+    open_cache(cache, source, tokenizer)
+    (name,) = folders(cache)
+    before = (cache / name).stat().st_ino
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("destruct.data.store.mmap.mmap", lambda *_, **__: (_ for _ in ()).throw(OSError(12, "no memory")))
+        with pytest.raises(DestructError, match="no memory"):
+            open_cache(cache, source, tokenizer, unheard)
+    assert (cache / name).stat().st_ino == before and open_cache(cache, source, tokenizer, unheard)
+
+
+def test_a_tokenizer_that_names_its_bos_otherwise_has_a_cache_of_its_own(tmp_path, tokenizer):
+    source, other = opened(write(tmp_path / "a.jsonl")), Tokenizer.trained(tokenizer.text)
+    other.fast.bos_token = "<|pad|>"
+    assert cache_key(source, other) != cache_key(source, tokenizer)
+
+
+@pytest.mark.parametrize("prefixed", ["Metaspace", "Prepend"])
+def test_an_answer_has_the_tokens_that_it_has_behind_its_prompt(tmp_path, prefixed):
+    """SentencePiece tokenizers put a space before whatever they are given: it must not come between the two."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=False))
+    if prefixed == "Metaspace":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    rows = [{"q": f"{n}+{n}=", "a": f"{2 * n} it is" if n % 2 else f" {2 * n}"} for n in range(200)]
+    texts = [row["q"] + row["a"] for row in rows]
+    trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>", "</s>"], initial_alphabet=["\n", "a"])
+    backend.train_from_iterator(texts, trainer)
+    mine = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"), backend.to_str())
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pairs_of_rows.py").write_text("def pair(row):\n    return row['q'], row['a']\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        got = open_cache(tmp_path / "cache", opened(tmp_path / "a.jsonl", format="pairs_of_rows:pair"), mine).train
+    ids = [got.document(number).tolist()[:-1] for number in range(got.facts.documents)]
+    stored = {"".join(map(backend.id_to_token, document)).replace("\u2581", " ") for document in ids}
+    assert len(stored) > 150 and stored <= {f" {text}" for text in texts}, "one space, and that at the beginning"

@@ -1,5 +1,7 @@
 """Windows on stored documents: packed from the stream, and pieces of one document each."""
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -143,3 +145,18 @@ def test_the_index_of_the_pieces_is_made_once_and_belongs_to_their_lengths(tmp_p
 def test_a_store_without_documents_has_no_pieces(tmp_path):
     pieces = Pieces(store_of(tmp_path / "s", []), 4, 4, PAD, own_prompts=True)
     assert len(pieces) == 0 and pieces.left_out == 0
+
+
+def test_an_index_that_cannot_be_written_is_kept_in_memory_and_none_is_left_half_written(tmp_path):
+    store = store_of(tmp_path / "s", random_documents(5, 90, 30, False))
+    shown = Pieces(store, 4, 4, PAD, own_prompts=True)
+    (store.folder / f"{shown.kind}.bin").unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        kept = Pieces(store, 4, 4, PAD, own_prompts=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(store.folder.glob("pieces-*"))
+    np.testing.assert_array_equal(kept.read(everything(kept)).tokens, shown.read(everything(shown)).tokens)
+    kept.release()
