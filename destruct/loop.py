@@ -81,9 +81,7 @@ def one_update(run: Run) -> str:
     """Round if it is due, rollouts, PPO, the KL constraint; returns a line for the screen."""
     state, config, watch = run.state, run.config, run.watch
     if state.update % config.frozen.refresh_every == 0:
-        run.mixture.require(
-            config.rollout.batch_size
-        )  # a round without an update would move the state of a run that ends
+        run.mixture.require(config.rollout.batch_size)  # where the data ends, no round moves the state any more
         with watch("round"):
             run.frozen.refresh(run.policy)
             record_round(run, run.curriculum.round(run.frozen, run.topology))

@@ -147,6 +147,10 @@ class StreamPass:
                 return
         self.next = Start(self._table.place, taken, ended=True)
 
+    def later_shard(self) -> Iterator[Document]:
+        """Those to train on alone: panels and validation are of the first shard, and stay as they are."""
+        return (document for document in self.shard() if not document.held_out)
+
     def tally(self, also: Mapping[str, int], held_out: int) -> Tally:
         """What became of the rows of that shard.
 

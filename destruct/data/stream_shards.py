@@ -1,7 +1,8 @@
 """The shards of a stream as tokens on the disk: each is made once by one process, and few of them stay.
 
 A stream is a folder of the cache.  shard-00007/ holds two stores, as the cache of any source; shard-00007.json says
-where the next shard begins, and stays when the tokens are removed, so that any shard can be made again.
+where the next shard begins and what was left out of this one, and stays when the tokens are removed, so that any shard
+can be made again.
 """
 
 import itertools
@@ -11,11 +12,11 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from destruct.data.documents import Document, text_digest
+from destruct.data.documents import Document, Tally, text_digest
 from destruct.data.made_once import MadeOnce
 from destruct.data.stream import Start, StreamPass, StreamSource
 from destruct.data.token_cache import CachedSource, Watch, cache_key, fill_stores, open_stores, write_tally
@@ -70,7 +71,7 @@ class StreamShards:
         if number < 0:
             return Start()
         with suppress(OSError, ValueError, TypeError, KeyError):
-            return Start.of(json.loads(self.path(number, ".json").read_text(encoding="utf-8")))
+            return Start.of(json.loads(self.path(number, ".json").read_text(encoding="utf-8"))["next"])
         return None
 
     def path(self, number: int, suffix: str = "") -> Path:
@@ -143,17 +144,17 @@ class StreamShards:
     def _fill(self, stage: Path, number: int, start: Start, watch: Watch) -> None:
         reading, self._live = self._live, None  # what fails in the middle is at no place
         if number == 0:
-            reading = self._fill_first(stage, watch)
+            reading, tally = self._fill_first(stage, watch)
         else:
             if reading is None or reading.next != start:
                 reading = StreamPass(self._source, start, self._elsewhere())
-            only_train = (document for document in reading.shard() if not document.held_out)
-            fill_stores(stage, only_train, self._tokenizer, self._source.marked_up, watch)
-            write_tally(stage, reading.tally({}, 0))
-        self._write(number, reading.next)
+            fill_stores(stage, reading.later_shard(), self._tokenizer, self._source.marked_up, watch)
+            tally = reading.tally({}, 0)
+        write_tally(stage, tally)
+        self._write(number, reading.next, tally)
         self._live = reading
 
-    def _fill_first(self, stage: Path, watch: Watch) -> StreamPass:
+    def _fill_first(self, stage: Path, watch: Watch) -> tuple[StreamPass, Tally]:
         split = self._source.reading()
         digests: dict[int, None] = {}  # in the order of the texts, so that equal shards are equal files
         held_out = 0
@@ -178,18 +179,20 @@ class StreamShards:
                 )
         (stage / ELSEWHERE).write_bytes(b"".join(digest.to_bytes(16, "little") for digest in digests))
         sync(stage / ELSEWHERE)
-        write_tally(stage, tally)
-        return reading
+        return reading, tally
 
     def _elsewhere(self) -> set[int]:
         digests = (self.path(0) / ELSEWHERE).read_bytes()
         return {int.from_bytes(digests[at : at + 16], "little") for at in range(0, len(digests), 16)}
 
-    def _write(self, number: int, following: Start) -> None:
-        """Say where the next shard begins, before this one has its name: without that a shard is of no use."""
+    def _write(self, number: int, following: Start, tally: Tally) -> None:
+        """Say where the next shard begins, before this one has its name: without that a shard is of no use.
+
+        The counts tell whom it may concern what was left out.
+        """
         file = self.path(number, ".json")
         staged = self.path(number, ".json.tmp")
-        staged.write_text(json.dumps(following.as_json()), encoding="utf-8")
+        staged.write_text(json.dumps({"next": following.as_json(), "tally": asdict(tally)}), encoding="utf-8")
         sync(staged)
         os.replace(staged, file)
 

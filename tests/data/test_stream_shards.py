@@ -207,8 +207,16 @@ def test_memory_does_not_grow_with_the_stream(tmp_path, large):
     assert peaks[1] - peaks[0] < 40
 
 
-def test_what_stands_beside_a_shard_is_plain_json(tmp_path, files, tokenizer):
-    shards = shards_of(tmp_path, stream_of(files), tokenizer)
+def test_what_stands_beside_the_shards_counts_all_rows_and_what_later_ones_hold_out_for_nobody(
+    tmp_path, files, tokenizer
+):
+    source = stream_of(files)
+    shards = shards_of(tmp_path, source, tokenizer)
     digests(shards)
-    last = json.loads(shards.path(7, ".json").read_text())
+    facts = [json.loads(shards.path(number, ".json").read_text()) for number in range(8)]
+    last = facts[-1]["next"]
     assert last["ended"] and last["taken"] == 227 and last["place"]["rows"] == 241
+    assert sum(shard["tally"]["rows"] for shard in facts) == 241
+    sides = [document.held_out for document in source.documents()]
+    assert sum(shard["tally"]["trained"] for shard in facts) == sides.count(False)
+    assert sum(shard["tally"]["held_out"] for shard in facts) == sides.count(True)
