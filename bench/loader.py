@@ -37,7 +37,6 @@ from destruct.data.token_cache import CachedSource
 
 RESULTS = Path(__file__).resolve().parent / "results.csv"
 PACKAGES = ("torch", "datasets", "torchdata", "tokenizers", "pyarrow", "numpy")
-_TRIAL_S = 0.25
 
 Batch = Tensor | PromptBatch
 
@@ -116,9 +115,9 @@ class Contender:
         next(running)  # what it takes to begin is not asked for
         return running
 
-    def warmed(self) -> Self:
-        """Run for a moment, until what was made ahead with the first batch is used up."""
-        self.tokens_per_s(_TRIAL_S)
+    def warmed(self, seconds: float) -> Self:
+        """Run so long, until what was made ahead with the first batch is used up."""
+        self.tokens_per_s(seconds)
         return self
 
 
@@ -128,18 +127,18 @@ def warm(caches: list[CachedSource], folder: Path, options: argparse.Namespace) 
     from bench.loader_peers import peers
 
     stores = {cache.name: cache.train for cache in caches}
-    sizes = options.batch, options.window
+    sizes, moment = (options.batch, options.window), options.seconds / 2
     contenders = {
-        "warm": Contender(partial(packed_batches, stores, *sizes)).warmed(),
-        "rollout": Contender(partial(rollout_batches, stores, *sizes)).warmed(),
+        "warm": Contender(partial(packed_batches, stores, *sizes)).warmed(moment),
+        "rollout": Contender(partial(rollout_batches, stores, *sizes)).warmed(moment),
     }
     figures: dict[str, Any] = {}
     for peer, ways in peers(stores, folder, *sizes).items():
-        tried = {setting: Contender(start).warmed().tokens_per_s(_TRIAL_S) for setting, start in ways.items()}
+        tried = {setting: Contender(start).warmed(moment).tokens_per_s(moment) for setting, start in ways.items()}
         for setting, speed in tried.items():
             print(f"{peer}: {setting}: {speed / 1e6:.1f} M tokens/s", file=sys.stderr)
         figures[f"{peer}_setting"] = best = max(tried, key=tried.__getitem__)
-        contenders[peer] = Contender(ways[best]).warmed()
+        contenders[peer] = Contender(ways[best]).warmed(moment)
     taken = [
         {name: contender.tokens_per_s(options.seconds) for name, contender in contenders.items()}
         for _ in range(options.warm_rounds)
