@@ -6,9 +6,9 @@ sources give as many tokens.  The peers have every advantage that was found: tok
 change, no positions of tokens in their documents, and streams of `datasets` read in file order; its tables and what
 torchdata samples are shuffled, as our windows are.
 
-What they cannot do.  None takes other weights once it has begun.  A table's order is a list in memory of all rows to
-come, and resumes by counting; a stream's state holds its place in each source, but not what was joined and not yet cut;
-torchdata's state is a snapshot of all nodes, from which a sampler without a state of its own is run up to its place.
+What they cannot do.  None takes other weights once it has begun.  Rows can be resumed, of a table by counting, of a
+stream and of torchdata by a state; tokens that were joined and not yet cut belong to no state.  A table's order is a
+list in memory of all rows to come.
 
 Legend: B rows of a batch, T tokens of a window.
 """
