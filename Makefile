@@ -6,6 +6,7 @@ SHELL := bash
 
 CONFIG ?= configs/local.yaml
 ARGS ?=
+BENCH ?= fused_loss
 # One rank per GPU; two CPU ranks where there is none.
 NUM_GPUS ?= $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true); echo $$((gpus > 0 ? gpus : 2)))
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
@@ -46,9 +47,9 @@ golden: $(INSTALLED)  ## write tests/golden/figures.jsonl anew; say why under "N
 	$(ENV) && PYTHONPATH=. python tests/golden/test_golden.py
 
 .PHONY: bench
-bench: $(INSTALLED)  ## time the fused loss beside other projects': ARGS="--rows 8192 --append"
+bench: $(INSTALLED)  ## time what others have too: BENCH=fused_loss ARGS="--rows 8192 --append", or BENCH=loader
 	$(PIP) --no-deps -r bench/requirements.txt
-	$(ENV) && python -m bench.fused_loss $(ARGS)
+	$(ENV) && python -m bench.$(BENCH) $(ARGS)
 
 .PHONY: docs
 docs: $(INSTALLED)  ## write docs/config.md and docs/metrics.md from the code
