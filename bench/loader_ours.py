@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from destruct.batch import PromptBatch
-from destruct.data.loader import LanguageWindows, Loader, language_mixture, read_language
+from destruct.data.loader import LanguageLoader, LanguageWindows, Loader, language_orders
 from destruct.data.mixture import Mixture
 from destruct.data.order import Shuffled
 from destruct.data.store import TokenStore
@@ -27,9 +27,13 @@ _WEIGHTS = 64
 def packed_batches(stores: dict[str, TokenStore], batch: int, window: int) -> Iterator[Tensor]:
     """Packed windows as the language modelling reads them, for ever: (B, T) int64; their positions are made too."""
     sources = [LanguageWindows(PackedWindows(store, window), derive(SEED, name)) for name, store in stores.items()]
-    mixture = language_mixture(list(stores), sources, SEED)
-    for weights in _moving_weights(len(stores)):
-        yield read_language(sources, mixture.draw(batch, weights)).tokens
+    orders = language_orders(list(stores), sources, SEED)
+    mixture, loader = Mixture(orders), LanguageLoader(sources, orders)
+    try:
+        for weights in _moving_weights(len(stores)):
+            yield loader.read(mixture.draw(batch, weights)).tokens
+    finally:
+        loader.close()
 
 
 def rollout_batches(stores: dict[str, TokenStore], batch: int, window: int) -> Iterator[PromptBatch]:

@@ -10,7 +10,7 @@ import torch
 from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch, micro_batches
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
-from destruct.data.loader import language_mixture, read_language
+from destruct.data.loader import LanguageLoader, language_orders
 from destruct.data.mixture import Mixture, OutOfData
 from destruct.drift import Probe, kl_from_initial, measure, probe_prompts
 from destruct.engine.schedule import cosine_to_tenth
@@ -231,10 +231,11 @@ def warm_up(run: Run) -> None:
     warmup, ppo, prior = run.config.warmup, run.config.ppo, run.curriculum.weights
     run.state.validation["before"] = evaluate(run, "before").as_summary()
     # Whole windows of several documents each, in an order of their own: of the pieces none is drawn yet.
-    language = language_mixture(run.names, run.inputs.language, run.config.run.seed)
+    orders = language_orders(run.names, run.inputs.language, run.config.run.seed)
+    language, loader = Mixture(orders), LanguageLoader(run.inputs.language, orders)
     with run.screen.phase("warm-up", warmup.lm_updates) as progress:
         for step in range(warmup.lm_updates):
-            windows = read_language(run.inputs.language, language.draw(run.config.rollout.batch_size, prior))
+            windows = loader.read(language.draw(run.config.rollout.batch_size, prior))
             run.state.tokens += windows.tokens.numel()
             lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
             loss, stepped = cross_entropy_step(run.policy, windows.to(run.topology.device), lr, run.topology)
@@ -242,6 +243,7 @@ def warm_up(run: Run) -> None:
             run.mark_first_step()
             run.log("warmup", step, {"warmup/lm_loss": loss})
             progress.advance(f"loss {loss:.3f}")
+    loader.close()
     for copy in run.networks.copies.values():
         copy.refresh(run.policy)
     # What is drawn before PPO counts in no epoch, and its random numbers have addresses of their own.

@@ -5,6 +5,7 @@ permutation.  So any batch replays alone, at any world size, and resume needs no
 """
 
 import hashlib
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,22 +98,21 @@ def permuted(index: Int64, size: int, key: int) -> Int64:
     index = np.asarray(index, dtype=np.int64)
     if index.ndim != 1 or (index.size and not 0 <= index.min() <= index.max() < size):
         raise ValueError(f"permuted: index must be (N,) in [0, {size}); it has shape {index.shape}")
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    height = math.isqrt(size - 1) + 1
+    width = -(-size // height)  # height * width < size + height
     round_keys = _absorb(_word(key), np.arange(_ROUNDS, dtype=np.uint64))
-    out = _feistel(index.astype(np.uint64), half_bits, round_keys)
+    out = _feistel(index.astype(np.uint64), np.uint64(height), np.uint64(width), round_keys)
     while (outside := out >= np.uint64(size)).any():
-        out[outside] = _feistel(out[outside], half_bits, round_keys)
+        out[outside] = _feistel(out[outside], np.uint64(height), np.uint64(width), round_keys)
     return out.astype(np.int64)
 
 
-def _feistel(block: UInt64, half_bits: int, round_keys: UInt64) -> UInt64:
-    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = block >> shift, block & mask
-    for round_key in round_keys:
-        # The top bits of the hash: they depend on every bit of its input.
-        hashed = _absorb(round_key, right) >> np.uint64(64 - half_bits)
-        left, right = right, left ^ hashed
-    return (left << shift) | right
+def _feistel(number: UInt64, height: np.uint64, width: np.uint64, round_keys: UInt64) -> UInt64:
+    row, column = np.divmod(number, width)
+    for even, odd in round_keys.reshape(-1, 2):
+        row = (row + _absorb(even, column) % height) % height
+        column = (column + _absorb(odd, row) % width) % width
+    return row * width + column
 
 
 def _absorb(state: UInt64 | np.uint64, word: UInt64) -> UInt64:

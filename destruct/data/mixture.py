@@ -3,6 +3,7 @@
 The draw is global (the caller slices it by rank) and its whole state is a few numbers per source.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from destruct.data.order import Order
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
-AHEAD = 256
+AHEAD = 1024
 """Windows of a source whose places and sizes are looked up at once."""
 
 
@@ -78,10 +79,11 @@ class Mixture:
             raise ValueError(f"Mixture: the sources are {list(self.names)}; give at least one, each of its own name")
         self._orders = tuple(orders)
         self._ends_the_run = [name in ends_the_run for name in self.names]
-        self._deficits = np.zeros(len(orders))
+        self._deficits = [0.0] * len(orders)
         self._draws = 0
         self._upcoming = [_Upcoming(order) for order in orders]
         self._live = self._not_exhausted()
+        self._all_live, self._some_live = bool(self._live.all()), bool(self._live.any())
 
     def draw(self, batch_size: int, weights: ArrayLike) -> Draw:
         """Draw the next global batch; a new weight acts on it at once.
@@ -103,15 +105,15 @@ class Mixture:
             raise OutOfData(ended)
         before, first = self.state_dict(), sum(self.drawn)
         chosen = []
-        live_share = self._share_of_the_live(share)
+        live_share = self._share_of_the_live(share).tolist()
         for _ in range(batch_size):
-            if not self._live.any():
+            if not self._some_live:
                 self.load_state_dict(before)
                 raise OutOfData(self.names)
             place, exhausted = self._choose(live_share)
             chosen.append(place)
             if exhausted:
-                live_share = self._share_of_the_live(share)
+                live_share = self._share_of_the_live(share).tolist()
         source, index, ordinal = np.array(chosen, dtype=np.int64).T
         drawn = Draw(self._draws, source, index, ordinal, np.arange(first, first + batch_size, dtype=np.int64))
         self._draws += 1
@@ -151,7 +153,7 @@ class Mixture:
         """All that resumes, in JSON's types; `json` writes floats so that they come back to the last bit."""
         return {
             "cursors": dict(zip(self.names, self.drawn, strict=True)),
-            "deficits": dict(zip(self.names, self._deficits.tolist(), strict=True)),
+            "deficits": dict(zip(self.names, self._deficits, strict=True)),
             "draws": self._draws,
         }
 
@@ -165,18 +167,22 @@ class Mixture:
             raise ValueError(f"Mixture: the state is of sources {list(state['cursors'])}, not {list(self.names)}")
         for name, upcoming in zip(self.names, self._upcoming, strict=True):
             upcoming.move(int(state["cursors"][name]))
-        self._deficits = np.array([state["deficits"][name] for name in self.names], dtype=np.float64)
+        self._deficits = [float(state["deficits"][name]) for name in self.names]
         self._draws = int(state["draws"])
         self._live = self._not_exhausted()
+        self._all_live, self._some_live = bool(self._live.all()), bool(self._live.any())
 
-    def _choose(self, share: Float64) -> tuple[tuple[int, int, int], bool]:
+    def _choose(self, share: list[float]) -> tuple[tuple[int, int, int], bool]:
         """The next sample's (source, window, ordinal), and whether that source has none after it."""
-        wanted = np.where(self._live, self._deficits + share, -np.inf)
-        chosen = int(wanted.argmax())
+        # Numbers of Python's own: of so few sources an array operation costs more than the arithmetic.
+        wanted = [owed + weight for owed, weight in zip(self._deficits, share, strict=True)]
+        if not self._all_live:
+            wanted = [each if live else -math.inf for each, live in zip(wanted, self._live.tolist(), strict=True)]
+        chosen = wanted.index(max(wanted))
         upcoming = self._upcoming[chosen]
         ordinal = upcoming.cursor
         index, size = upcoming.take()
-        self._deficits += size * share
+        self._deficits = [owed + size * weight for owed, weight in zip(self._deficits, share, strict=True)]
         self._deficits[chosen] -= size
         exhausted = not upcoming.more()
         if exhausted:
@@ -186,10 +192,12 @@ class Mixture:
     def _retire(self, source: int) -> None:
         """Leave an exhausted source out; the deficits of the others sum to 0 again."""
         self._live[source] = False
+        self._all_live, self._some_live = False, bool(self._live.any())
         owed, self._deficits[source] = self._deficits[source], 0.0
-        opposite = np.where(self._deficits * owed < 0, self._deficits, 0.0)  # they sum to -owed or more
-        if self._live.any() and opposite.sum():
-            self._deficits += owed * opposite / opposite.sum()
+        opposite = [each if each * owed < 0 else 0.0 for each in self._deficits]
+        total: float = sum(opposite)  # as much as is owed, or more
+        if self._some_live and total:
+            self._deficits = [each + owed * part / total for each, part in zip(self._deficits, opposite, strict=True)]
 
     def _not_exhausted(self) -> NDArray[np.bool_]:
         return np.array([upcoming.more() for upcoming in self._upcoming])
@@ -222,17 +230,19 @@ class _Upcoming:
     def move(self, cursor: int) -> None:
         """Stand before the window of this ordinal."""
         self.cursor = cursor
-        self._first, self._index, self._sizes = cursor, np.empty(0, np.int64), np.empty(0)
+        self._first = cursor
+        self._index: list[int] = []
+        self._sizes: list[float] = []
 
     def more(self) -> bool:
         """Whether there is a next window."""
         if self.cursor == self._first + len(self._index):
-            self._first, self._index = self.cursor, self._order.windows(self.cursor, AHEAD)
-            self._sizes = self._order.sizes(self._index)
+            index = self._order.windows(self.cursor, AHEAD)
+            self._first, self._index, self._sizes = self.cursor, index.tolist(), self._order.sizes(index).tolist()
         return self.cursor < self._first + len(self._index)
 
     def take(self) -> tuple[int, float]:
         """The next window and its size, moving on; `more` has said that there is one."""
         place = self.cursor - self._first
         self.cursor += 1
-        return int(self._index[place]), float(self._sizes[place])
+        return self._index[place], self._sizes[place]

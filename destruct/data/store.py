@@ -10,6 +10,7 @@ import hashlib
 import json
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ ANYWHERE = -1
 FACTS = "facts.json"
 _WIDTHS = {"starts": np.int64, "prompts": np.int32}
 
+Int64 = NDArray[np.int64]
 Tokens = NDArray[np.uint16] | NDArray[np.int32]
 
 
@@ -54,10 +56,29 @@ class TokenStore:
         self.folder = folder
         self.facts = StoreFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
         sizes = {"tokens": self.facts.tokens, "starts": self.facts.documents + 1, "prompts": self.facts.documents}
+        self._handle = os.open(folder / "tokens.bin", os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
         self.tokens, self.starts, self.prompts = (
             map_array(folder / f"{name}.bin", _WIDTHS.get(name, self.facts.dtype), size) for name, size in sizes.items()
         )
-        advise(self.tokens, mmap.MADV_RANDOM)  # windows are read in random order: what lies behind one is not the next
+
+    def read_rows(self, rows: Tokens, columns: Int64, begins: Int64, counts: Int64) -> None:
+        """Fill parts of rows with tokens.
+
+        They are read and not looked at through the map: other threads go on meanwhile, the page cache around a window
+        does not become this process's memory, and a file that was cut short is an error and not a dead process.
+
+        Args:
+            rows: (n, T) of the store's dtype, to be filled.
+            columns, begins, counts: (n,), column `c` of a row on gets `count` tokens from address `begin` on.
+
+        Raises:
+            OSError: the disk fails, or the file was cut short.
+        """
+        size, handle = rows.itemsize, self._handle
+        for row, column, begin, count in zip(rows, columns.tolist(), begins.tolist(), counts.tolist(), strict=True):
+            if os.preadv(handle, [row[column : column + count]], begin * size) < count * size:
+                raise OSError(f"{self.folder / 'tokens.bin'} was cut short")
 
     def document(self, number: int) -> NDArray[np.int64]:
         """The tokens (n,) of one document, its eos included."""
@@ -90,14 +111,9 @@ def map_array(file: Path, dtype: DTypeLike, size: int) -> np.ndarray:
 
 def release(array: np.ndarray) -> None:
     """Take the pages of a `map_array` out of this process's memory; they come back when they are looked at."""
-    advise(array, mmap.MADV_DONTNEED)
-
-
-def advise(array: np.ndarray, advice: int) -> None:
-    """Tell the system how a `map_array` is read (madvise)."""
     mapped = getattr(array.base, "obj", None)
     if isinstance(mapped, mmap.mmap):
-        mapped.madvise(advice)
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class StoreWriter:

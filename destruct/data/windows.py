@@ -22,7 +22,7 @@ Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
 _CODE = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=4).hexdigest()  # decides how pieces are cut
-_AT_ONCE = 1 << 20  # documents looked through at a time while pieces are counted
+_AT_ONCE = 1 << 16  # documents looked through at a time while pieces are counted
 
 
 class PackedWindows:
@@ -46,10 +46,6 @@ class PackedWindows:
     def __len__(self) -> int:
         return self._count
 
-    def release(self) -> None:
-        """As `TokenStore.release`."""
-        self._store.release()
-
     def read(self, index: Int64) -> tuple[Int64, Int64]:
         """The windows at `index` (n,).
 
@@ -58,22 +54,27 @@ class PackedWindows:
             positions: (n, T), the place of each token in its document, or in the part of it that the window holds.
         """
         store, (n, t) = self._store, (len(index), self.length)
-        begins = np.asarray(index, np.int64) * (t - 1)
-        tokens = store.tokens[begins[:, None] + np.arange(t)].astype(np.int64)
+        index = np.asarray(index, np.int64)
+        begins = index * (t - 1)
+        rows = np.empty((n, t), store.tokens.dtype)
+        store.read_rows(rows, np.zeros(n, np.int64), begins, np.full(n, t))
+        tokens = rows.astype(np.int64)
         # Documents that begin inside a window: from the first one behind its first token to the last in it.
         first = np.searchsorted(store.starts, begins, side="right")
         last = np.searchsorted(store.starts, begins + t - 1, side="right")
-        row = np.repeat(np.arange(n), last - first)
-        document = np.arange(len(row)) + np.repeat(
-            first - np.concatenate([[0], np.cumsum(last - first)[:-1]]), last - first
-        )
-        column = store.starts[document] - begins[row]
-        reset = np.zeros((n, t), np.int64)
-        reset[row, column] = column
-        positions = np.arange(t) - np.maximum.accumulate(reset, axis=1)
+        inside = last - first
+        row = np.repeat(np.arange(n), inside)
+        document = np.arange(len(row)) + np.repeat(first - (np.cumsum(inside) - inside), inside)
+        place = np.sort(np.concatenate([np.arange(n) * t, store.starts[document] - begins[row] + row * t]))
+        positions = np.arange(n * t) - np.repeat(place, np.diff(place, append=n * t))
+        positions = positions.reshape(n, t)
         if store.facts.bos_id is not None:
             tokens[store.starts[first - 1] != begins, 0] = store.facts.bos_id
         return tokens, positions
+
+    def release(self) -> None:
+        """As `TokenStore.release`."""
+        self._store.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +142,12 @@ class Pieces:
         """The pieces at `index` (n,)."""
         store, spans, bos_id = self._store, self._spans(index), self._store.facts.bos_id
         prompts = spans.prompt_tokens
-        place = np.arange(self.window_tokens) - (self.prompt_tokens - prompts)[:, None]  # in the piece, 0 its first
-        real = (place >= 0) & (place < spans.tokens[:, None])
-        address = spans.begins[:, None] + place - (bos_id is not None)
-        tokens = store.tokens[address.clip(0, max(0, store.facts.tokens - 1))]
-        tokens = np.where(real, tokens, self._pad_id).astype(np.int64)
-        if bos_id is not None:
-            tokens[place == 0] = bos_id
+        rows = np.full((len(index), self.window_tokens), self._pad_id, store.tokens.dtype)
+        first, bos = self.prompt_tokens - prompts, int(bos_id is not None)
+        if bos:
+            rows[np.arange(len(rows)), first] = bos_id
+        store.read_rows(rows, first + bos, spans.begins, spans.tokens - bos)
+        tokens = rows.astype(np.int64)
         return PieceBatch(tokens, prompts, spans.tokens - prompts)
 
     def release(self) -> None:

@@ -1,7 +1,6 @@
 """The loader: a batch is what its draw names, however it is prefetched, cut short, resumed or shared out."""
 
 import json
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,11 @@ import pytest
 import torch
 
 from destruct.batch import PromptBatch
-from destruct.data.loader import LanguageWindows, Loader, language_mixture, read_language
+from destruct.data.loader import LanguageLoader, LanguageWindows, Loader, language_orders
 from destruct.data.mixture import Mixture, OutOfData
 from destruct.data.order import Shuffled
 from destruct.data.windows import PackedWindows, Pieces
+from destruct.errors import DestructError
 from tests.data.stores import PAD, random_documents, store_of
 
 CPU = torch.device("cpu")
@@ -100,19 +100,41 @@ def test_ten_thousand_batches_are_the_same_from_any_of_them_on(pieces):
     assert max(map(len, filter(None, states.values()))) < 1000, "a few hundred bytes are the whole state"
 
 
-def test_a_new_weight_acts_on_the_next_batch_while_chunks_of_other_sources_wait(pieces):
+def test_a_new_weight_acts_on_the_next_batch_while_the_chunks_of_other_sources_wait(pieces):
     run = Drawn(pieces)
+    read: list[tuple[int, int]] = []
+    for number, source in enumerate(run.loader._ahead._sources):
+        run.loader._ahead._sources[number] = Overheard(source, number, read)
     for source in (0, 2, 0, 2):
         assert set(run.batch(np.eye(3)[source], 20).source.tolist()) == {source}
-        ahead = [len(chunks) for chunks in run.loader._ahead]
-        assert ahead[source] >= 1 and any(thread.name.startswith("read ahead") for thread in threading.enumerate())
+    run.loader.close()
+    # Of each its first chunk and the next one, each once, however the weights jumped.
+    assert len(read) == len(set(read)) == 4 and {source for source, _ in read} == {0, 2}
 
 
-def test_what_lies_ahead_is_bounded_and_what_was_drawn_is_forgotten(pieces):
-    run = Drawn(pieces)
-    for _ in range(40):
-        run.batch(np.full(3, 1 / 3), 64)
-        assert max(len(chunks) for chunks in run.loader._ahead) <= 2
+class Overheard:
+    """Pieces that tell what is read of them."""
+
+    def __init__(self, pieces: Pieces, number: int, read: list[tuple[int, int]]):
+        self.pieces, self.number, self.heard = pieces, number, read
+
+    def read(self, index: np.ndarray):
+        self.heard.append((self.number, hash(index.tobytes())))
+        return self.pieces.read(index)
+
+    def release(self) -> None:
+        self.pieces.release()
+
+
+def test_a_disk_that_fails_is_told_in_two_lines(tmp_path):
+    store = store_of(tmp_path / "s", random_documents(0, 50, 40, False))
+    pieces = Pieces(store, P, R, PAD, own_prompts=True)
+    order = Shuffled("mine", len(pieces), 0, pieces.sizes)
+    mixture, loader = Mixture([order]), Loader([pieces], [order])
+    with (store.folder / "tokens.bin").open("r+b") as file:
+        file.truncate(10)
+    with pytest.raises(DestructError, match="'mine': its token cache cannot be read any more: .*cut short"):
+        loader.read(mixture.draw(40, [1.0]), CPU)
 
 
 def test_batches_of_any_size_make_one_order(pieces):
@@ -158,10 +180,11 @@ def test_a_batch_of_language_windows_is_in_the_order_of_its_draw(tmp_path):
         LanguageWindows(PackedWindows(store_of(Path(tmp_path, str(n)), random_documents(n, 60, 20, False)), 6), n)
         for n in range(3)
     ]
-    mixture = language_mixture(["a", "b", "c"], sources, seed=4)
+    orders = language_orders(["a", "b", "c"], sources, seed=4)
+    mixture, loader = Mixture(orders), LanguageLoader(sources, orders)
     for _ in range(5):
         draw = mixture.draw(16, [0.5, 0.4, 0.1])
-        got = read_language(sources, draw)
+        got = loader.read(draw)
         for row, (source, index) in enumerate(zip(draw.source, draw.index, strict=True)):
             want = sources[source].select(np.array([index]))
             assert got.tokens[row].tolist() == want.tokens[0].tolist()
