@@ -1,7 +1,14 @@
 """Warm, the peers: `datasets.interleave_datasets` and torchdata's `MultiNodeWeightedSampler` on the same tokens.
 
 Each gives (B, T) int64 from documents joined and cut every T.  On the disk lie, for each source, rows of tokens that a
-peer maps: whole documents, or windows of T cut beforehand; both are tried.  The probability of a row is such that all
+peer maps: whole documents, or windows of T cut beforehand.
+
+interleave          iterable data sets of documents, packed as they come: joined and cut here, or by `group_texts`
+interleave_bulk     what else is fast: tables read in Arrow by hundreds of rows at once, and windows cut beforehand
+torchdata           documents, joined and cut here
+torchdata_bulk      windows cut beforehand
+
+The probability of a row is such that all
 sources give as many tokens.  The peers have every advantage that was found: tokens two bytes wide, weights that never
 change, no positions of tokens in their documents, and streams of `datasets` read in file order; its tables and what
 torchdata samples are shuffled, as our windows are.
@@ -51,29 +58,34 @@ def peers(stores: dict[str, TokenStore], folder: Path, batch: int, window: int) 
         window: T.
     """
     cut = partial(in_batches, batch=batch, window=window)
-    ways: dict[str, dict[str, Start]] = {"interleave": {}, "streaming": {}, "group_texts": {}, "torchdata": {}}
+    ways: dict[str, dict[str, Start]] = {
+        f"{peer}{bulk}": {} for peer in ("interleave", "torchdata") for bulk in ("", "_bulk")
+    }
     for rows in ("documents", "windows"):
         borders = {
             name: store.starts if rows == "documents" else np.arange(0, store.facts.tokens + 1, window)
             for name, store in stores.items()
         }
+        bulk = "" if rows == "documents" else "_bulk"
         weights = _equal_in_tokens(list(borders.values()))
         tables = [_table(store, borders[name], folder / rows / name) for name, store in stores.items()]
         for read, count in itertools.product(_FORMATS, (256, 1024)):
             setting = f"{rows}, {_FORMATS[read] or 'lists'}, {count} at once"
-            ways["interleave"][setting] = partial(_from_tables, tables, weights, read, count, cut)
-            ways["streaming"][setting] = stream = partial(_from_streams, tables, weights, read, count, cut)
+            ways["interleave_bulk"][f"tables of {setting}"] = partial(_from_tables, tables, weights, read, count, cut)
+            stream = partial(_from_streams, tables, weights, read, count, cut)
+            ways[f"interleave{bulk}"][f"streams of {setting}"] = stream
             if read is _arrow:
-                ways["streaming"][f"{setting}, {PROCESSES} processes"] = partial(_in_processes, stream)
+                in_processes = partial(_in_processes, stream)
+                ways[f"interleave{bulk}"][f"streams of {setting}, {PROCESSES} processes"] = in_processes
         numbered = {name: Rows(store, borders[name]) for name, store in stores.items()}
         for ahead in (0, 4, 16):
             setting = f"{rows}, prefetching {ahead}"
-            ways["torchdata"][setting] = partial(_from_nodes, numbered, weights, ahead, cut)
+            ways[f"torchdata{bulk}"][setting] = partial(_from_nodes, numbered, weights, ahead, cut)
         if rows == "documents":
             grouped = partial(_grouped, tables, weights, batch, window)
-            ways["group_texts"] = {
-                "1000 documents at once": grouped,
-                f"1000 documents at once, {PROCESSES} processes": partial(_in_processes, grouped),
+            ways["interleave"] |= {
+                "group_texts": grouped,
+                f"group_texts, {PROCESSES} processes": partial(_in_processes, grouped),
             }
     return ways
 

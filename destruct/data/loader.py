@@ -15,11 +15,13 @@ from torch import Tensor
 from destruct.batch import PromptBatch, TokenWindows
 from destruct.data.mixture import Draw
 from destruct.data.order import Order, Shuffled
+from destruct.data.store import Tokens
 from destruct.data.windows import PackedWindows, PieceBatch
 from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.seeding import permuted
 
+Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 CHUNK_TOKENS = 1 << 17
@@ -133,10 +135,9 @@ def prompt_batch(
     pieces: PieceBatch, draw: int, source: Int64, sample: Int64, prompt_tokens: int, device: torch.device
 ) -> PromptBatch:
     """Pieces as the rollouts read them; the other arguments are the fields of `PromptBatch`."""
-    windows, prompts, continuations, sources, samples = (
-        torch.from_numpy(numbers).to(device)
-        for numbers in (pieces.tokens, pieces.prompt_lengths, pieces.continuation_lengths, source, sample)
-    )
+    tokens = pieces.tokens.astype(np.int64, copy=False)
+    numbers = (tokens, pieces.prompt_lengths, pieces.continuation_lengths, source, sample)
+    windows, prompts, continuations, sources, samples = (torch.from_numpy(each).to(device) for each in numbers)
     return PromptBatch(draw, prompt_tokens, windows, prompts, continuations, sources, samples)
 
 
@@ -161,7 +162,7 @@ class LanguageWindows:
         """T."""
         return self._packed.length
 
-    def read(self, index: Int64) -> tuple[Int64, Int64]:
+    def read(self, index: Int64) -> tuple[Tokens, Int32]:
         """As `PackedWindows.read`, at `index` (n,) of that order."""
         return self._packed.read(permuted(index, len(self), self._key))
 
@@ -173,7 +174,7 @@ class LanguageWindows:
         """The windows at `items` (n,) int64 of that order."""
         read = self.read(np.asarray(items))
         self.release()
-        return TokenWindows(*map(torch.from_numpy, read))
+        return TokenWindows(*(torch.from_numpy(part.astype(np.int64)) for part in read))
 
 
 class LanguageLoader:
@@ -186,7 +187,7 @@ class LanguageLoader:
 
     def __init__(self, sources: Sequence[LanguageWindows], orders: Sequence[Order]):
         self._window_tokens = sources[0].window_tokens
-        self._ahead: _Ahead[tuple[Int64, Int64]] = _Ahead(sources, orders)
+        self._ahead: _Ahead[tuple[Tokens, Int32]] = _Ahead(sources, orders)
 
     def read(self, draw: Draw) -> TokenWindows:
         """The windows of a draw, in its order; those that follow are then read in the background."""

@@ -4,6 +4,7 @@ The draw is global (the caller slices it by rank) and its whole state is a few n
 """
 
 import math
+import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -175,14 +176,15 @@ class Mixture:
     def _choose(self, share: list[float]) -> tuple[tuple[int, int, int], bool]:
         """The next sample's (source, window, ordinal), and whether that source has none after it."""
         # Numbers of Python's own: of so few sources an array operation costs more than the arithmetic.
-        wanted = [owed + weight for owed, weight in zip(self._deficits, share, strict=True)]
-        if not self._all_live:
-            wanted = [each if live else -math.inf for each, live in zip(wanted, self._live.tolist(), strict=True)]
-        chosen = wanted.index(max(wanted))
+        owed, wanted = self._deficits, list(map(operator.add, self._deficits, share))
+        live = wanted if self._all_live else list(map(_if_live, wanted, self._live))
+        chosen = live.index(max(live))
         upcoming = self._upcoming[chosen]
         ordinal = upcoming.cursor
         index, size = upcoming.take()
-        self._deficits = [owed + size * weight for owed, weight in zip(self._deficits, share, strict=True)]
+        if size < 1:
+            wanted = [before + size * weight for before, weight in zip(owed, share, strict=True)]
+        self._deficits = wanted
         self._deficits[chosen] -= size
         exhausted = not upcoming.more()
         if exhausted:
@@ -220,6 +222,10 @@ class Mixture:
         return share / share.sum()
 
 
+def _if_live(wanted: float, live: bool) -> float:
+    return wanted if live else -math.inf
+
+
 class _Upcoming:
     """The next windows of one source, looked up some at a time."""
 
@@ -236,10 +242,11 @@ class _Upcoming:
 
     def more(self) -> bool:
         """Whether there is a next window."""
-        if self.cursor == self._first + len(self._index):
-            index = self._order.windows(self.cursor, AHEAD)
-            self._first, self._index, self._sizes = self.cursor, index.tolist(), self._order.sizes(index).tolist()
-        return self.cursor < self._first + len(self._index)
+        if self.cursor < self._first + len(self._index):
+            return True
+        index = self._order.windows(self.cursor, AHEAD)
+        self._first, self._index, self._sizes = self.cursor, index.tolist(), self._order.sizes(index).tolist()
+        return bool(self._index)
 
     def take(self) -> tuple[int, float]:
         """The next window and its size, moving on; `more` has said that there is one."""

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from destruct.data.store import ANYWHERE, TokenStore, map_array, release
+from destruct.data.store import ANYWHERE, Tokens, TokenStore, map_array, release
 from destruct.durable import sync
 
+Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
@@ -46,19 +47,18 @@ class PackedWindows:
     def __len__(self) -> int:
         return self._count
 
-    def read(self, index: Int64) -> tuple[Int64, Int64]:
+    def read(self, index: Int64) -> tuple[Tokens, Int32]:
         """The windows at `index` (n,).
 
         Returns:
-            tokens: (n, T).
+            tokens: (n, T) in the store's dtype.
             positions: (n, T), the place of each token in its document, or in the part of it that the window holds.
         """
         store, (n, t) = self._store, (len(index), self.length)
         index = np.asarray(index, np.int64)
         begins = index * (t - 1)
-        rows = np.empty((n, t), store.tokens.dtype)
-        store.read_rows(rows, np.zeros(n, np.int64), begins, np.full(n, t))
-        tokens = rows.astype(np.int64)
+        tokens = np.empty((n, t), store.tokens.dtype)
+        store.read_rows(tokens, np.zeros(n, np.int64), begins, np.full(n, t))
         # Documents that begin inside a window: from the first one behind its first token to the last in it.
         first = np.searchsorted(store.starts, begins, side="right")
         last = np.searchsorted(store.starts, begins + t - 1, side="right")
@@ -66,7 +66,7 @@ class PackedWindows:
         row = np.repeat(np.arange(n), inside)
         document = np.arange(len(row)) + np.repeat(first - (np.cumsum(inside) - inside), inside)
         place = np.sort(np.concatenate([np.arange(n) * t, store.starts[document] - begins[row] + row * t]))
-        positions = np.arange(n * t) - np.repeat(place, np.diff(place, append=n * t))
+        positions = np.arange(n * t, dtype=np.int32) - np.repeat(place.astype(np.int32), np.diff(place, append=n * t))
         positions = positions.reshape(n, t)
         if store.facts.bos_id is not None:
             tokens[store.starts[first - 1] != begins, 0] = store.facts.bos_id
@@ -81,8 +81,8 @@ class PackedWindows:
 class PieceBatch:
     """n pieces of documents in rows of T = P + R columns: padding, prompt, continuation, padding."""
 
-    tokens: Int64
-    """(n, T); the continuation begins in column P."""
+    tokens: Tokens | Int64
+    """(n, T) in the store's dtype; the continuation begins in column P."""
     prompt_lengths: Int64
     """(n,) 1 to P: the prompt ends in column P - 1."""
     continuation_lengths: Int64
@@ -147,8 +147,7 @@ class Pieces:
         if bos:
             rows[np.arange(len(rows)), first] = bos_id
         store.read_rows(rows, first + bos, spans.begins, spans.tokens - bos)
-        tokens = rows.astype(np.int64)
-        return PieceBatch(tokens, prompts, spans.tokens - prompts)
+        return PieceBatch(rows, prompts, spans.tokens - prompts)
 
     def release(self) -> None:
         """As `TokenStore.release`."""

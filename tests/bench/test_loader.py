@@ -29,12 +29,12 @@ FIGURES = (
     "warm_tokens_per_s",
     "rollout_tokens_per_s",
     "interleave_tokens_per_s",
-    "streaming_tokens_per_s",
-    "group_texts_tokens_per_s",
+    "interleave_bulk_tokens_per_s",
+    "torchdata_bulk_tokens_per_s",
     "torchdata_tokens_per_s",
     "warm_ratio",
-    "streaming_ratio",
-    "group_texts_ratio",
+    "interleave_bulk_ratio",
+    "torchdata_bulk_ratio",
     "torchdata_ratio",
     "cold_tokens_per_s",
     "tokenizer_tokens_per_s",
@@ -73,7 +73,7 @@ def test_every_setting_of_every_peer_gives_windows_of_the_stores(stores, tmp_pat
     }
     tokens = {token for store in stores.values() for token in store.tokens.tolist()}
     ways = peers.peers(stores, tmp_path / "peers", B, T)
-    assert list(ways) == ["interleave", "streaming", "group_texts", "torchdata"]
+    assert list(ways) == ["interleave", "interleave_bulk", "torchdata", "torchdata_bulk"]
     for setting, start in [way for named in ways.values() for way in named.items() if "processes" not in way[0]]:
         batches = list(islice(start(), 3))
         assert [(tuple(batch.shape), batch.dtype) for batch in batches] == [((B, T), torch.int64)] * 3, setting
@@ -86,8 +86,8 @@ def test_shares_of_the_peers_are_those_of_their_probabilities(stores, tmp_path):
     ways = peers.peers(stores, tmp_path / "peers", 64, T)
     share_of = {name: float((store.tokens == 1).mean()) for name, store in stores.items()}
     wanted = sum(share_of.values()) / 2
-    for setting in ("interleave", "torchdata"):
-        start = next(start for name, start in ways[setting].items() if "documents" in name)
+    for peer in ("interleave_bulk", "torchdata"):
+        start = next(start for name, start in ways[peer].items() if "documents" in name)
         read = torch.cat(list(islice(start(), 8)))
         assert float((read == 1).double().mean()) == pytest.approx(wanted, rel=0.15)
 
@@ -170,4 +170,4 @@ def test_one_line_of_json_holds_every_figure():
     report = json.loads(line)
     assert not [name for name in FIGURES if not isinstance(report[name], float)]
     assert report["tokens"] > report["documents"] > len(EMBEDDED_TEXTS)
-    assert all(report[f"{name}_setting"] for name in ("interleave", "streaming", "group_texts", "torchdata"))
+    assert all(report[f"{name}_setting"] for name in ("interleave", "interleave_bulk", "torchdata", "torchdata_bulk"))
