@@ -12,6 +12,7 @@ from destruct.config.settings import Config, Settings
 from destruct.curriculum.round import Curriculum
 from destruct.data.loader import Loader
 from destruct.data.mixture import Mixture
+from destruct.data.stream_pieces import StreamPieces
 from destruct.data.tokenizing import Tokenizer
 from destruct.drift import Probe
 from destruct.engine.base import FrozenEngine, TrainEngine
@@ -130,6 +131,15 @@ class Run:
     def is_due(self, every: int) -> bool:
         """True in the update that completes `every` of them once more; never for 0."""
         return every > 0 and (self.state.update + 1) % every == 0
+
+    def close(self) -> None:
+        """End what writes files and what reads ahead."""
+        if self.sinks is not None:
+            self.sinks.close()
+        self.loader.close()
+        for pieces in self.inputs.train:
+            if isinstance(pieces, StreamPieces):
+                pieces.close()
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint; a failed one is reported and the run goes on.

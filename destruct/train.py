@@ -131,8 +131,7 @@ def _run(settings: Settings, started: float) -> None:
     with ExitStack() as at_end:
         at_end.callback(ranks.stop)
         run = build(settings, topology, Screen(topology.is_first), started)
-        if run.sinks is not None:
-            at_end.callback(run.sinks.close)
+        at_end.callback(run.close)
         train(run)
         summary = summarize(run)
         if topology.is_first:

@@ -54,28 +54,31 @@ data:
     stories: {hub: roneneldan/TinyStories, validation_split: validation}
     manuals: {path: ~/texts/manuals}
     support: {path: support.jsonl, format: chat, on_bad_row: skip, deduplicate: true}
+    answers: {path: answers.parquet, format: fields, template: "{prompt}", continuation: "{completion}"}
 ```
 
 `path` names a `.parquet`, `.jsonl` or `.txt` file (the last two perhaps with `.gz`), or a folder of `train.*`, or
 of its shards `train-*.*`, and perhaps `validation.*`. Without a validation file or split a share of the documents
-is held out, by a hash of their text, and no text is ever on both sides. `format` says how a row becomes a text, and
-where its prompt ends; [config.md](config.md) has every key. A fault of the data ends the run before a model exists,
-with the file and the line.
+is held out, by a hash of their text or, if they have one, their prompt; of one source no text and no prompt is ever
+on both sides. `format` says how a row becomes a text, and where its prompt ends; [config.md](config.md) has every
+key. A fault of the data ends the run before a model exists, with the file and the line.
 
 A source is tokenized once, into `data.cache`, and read from there by every run and rank: 2 bytes a token (4 for
 vocabularies above 65,536). What is not the same any more (a file, a revision, a filter, the tokenizer) has a cache
 of its own, and a run that is resumed on other texts than it was trained on is refused. `on_exhausted` says what
 follows the last of `max_epochs`.
 
-What does not fit the disk is streamed (`streaming: true`): read from the hub while the run goes on, tokenized shard by
-shard (`shard_mib` of text each), the next one while the last one is drawn from. Each shard is shuffled by itself. The
-first one stays, for warm-up, validation and panels, and with it the four that were used last; where the others began is
-remembered, so that a resume is exact whatever is gone. Of the rows that later shards would hold out none is trained on.
-A run that resumes, or goes through the stream again, downloads the file that a shard begins in from its beginning.
+What does not fit the disk is streamed (`streaming: true`): read from the hub while the run goes on, tokenized shard
+by shard (`shard_mib` of text each), the next one while the last one is drawn from. Each shard is shuffled by
+itself. The first one stays, for warm-up, validation and panels, and with it the four that were used last; where the
+others began is remembered, so that a resume is exact whatever is gone. Of the rows that later shards would hold out
+none is trained on. A run that resumes, or goes through the stream again, downloads the file that a shard begins in
+from its beginning.
 
 **Prompts** are cut at the beginnings of documents: a document of at most P + R tokens is one piece, cut in the
 proportion of P to R; a longer one makes pieces of nearly equal length, each begun by the tokenizer's bos if it has
-one. Chats and `module:function` name their prompts themselves. Shares of the mixture are shares of these tokens.
+one. Chats, `fields` with a `continuation` and `module:function` name their prompts themselves. A special token that
+stands in a message of a chat is one: its contents are trusted. Shares of the mixture are shares of these tokens.
 **Windows** of warm-up, validation and panels are cut from the stream of documents, which do not see each other
 there. While it starts, a run says of each source how many rows were left out and why, and how full the windows are."""
 

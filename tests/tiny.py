@@ -58,8 +58,7 @@ def tiny_run(folder: Path, *overrides: str) -> Iterator[Run]:
     try:
         yield run
     finally:
-        assert run.sinks is not None
-        run.sinks.close()
+        run.close()
 
 
 @contextmanager

@@ -90,8 +90,8 @@ class SourceConfig(Section):
     """How a row becomes a text: `text`; `dialog`, a list of turns joined by line breaks; `translation`, the text in
     `language`; `chat`, messages in the tokenizer's chat template, of which the last one is the continuation if the
     assistant speaks it, and what stands before it the prompt (all of them where somebody else has the last word);
-    `fields`, by `template`; or the user's own `module:function`, called with the row as a dictionary: it returns the
-    text, a pair (prompt, continuation), or None to leave the row out."""
+    `fields`, by `template` and `continuation`; or the user's own `module:function`, called with the row as a
+    dictionary: it returns the text, a pair (prompt, continuation), or None to leave the row out."""
     column: str | None = Field(None, min_length=1)
     """Column that the format reads, by default the format's name, and `messages` for `chat`; not for `fields` and
     `module:function`, which read whole rows."""
@@ -112,6 +112,9 @@ class SourceConfig(Section):
     deduplicate: bool = False
     """Leave out texts that came before in the same file or split, by a hash of 128 bits; about 100 bytes of memory for
     each text that stays."""
+    continuation: str | None = None
+    """A template of what follows under `format: fields`: the text of `template` is then the prompt, as in
+    {template: "{prompt}", continuation: "{completion}"}."""
     learnable: bool = True
     """False leaves the source out of the mean validation loss (noise, for one, can never be learnt)."""
     prior: float | None = Field(None, gt=0)
@@ -133,7 +136,7 @@ class SourceConfig(Section):
             raise ValueError(f"no format {format!r}; take one of {', '.join(FORMATS)} or module:function")
         return format
 
-    @field_validator("template")
+    @field_validator("template", "continuation")
     @classmethod
     def _readable_template(cls, template: str | None) -> str | None:
         if template is not None:
@@ -158,7 +161,7 @@ class SourceConfig(Section):
         if self.on_exhausted == "repeat":
             readers["max_epochs"] = "on_exhausted: drop or stop"
         if self.format != "fields":
-            readers["template"] = "format: fields"
+            readers |= dict.fromkeys(("template", "continuation"), "format: fields")
         if self.format != "translation":
             readers["language"] = "format: translation"
         if self.format not in COLUMNS:
@@ -168,9 +171,8 @@ class SourceConfig(Section):
         if not self.streaming:
             readers["shard_mib"] = "a source with streaming: true"
         if self.embedded is not None:
-            readers |= dict.fromkeys(
-                ("format", "column", "language", "template", "on_bad_row"), "a source of rows (path or hub)"
-            )
+            of_rows = ("format", "column", "language", "template", "continuation", "on_bad_row")
+            readers |= dict.fromkeys(of_rows, "a source of rows (path or hub)")
         for key, reader in readers.items():
             if self.changed(key):
                 raise ValueError(f"{key} is read by {reader} alone; remove {key}")
@@ -200,7 +202,7 @@ class SourceConfig(Section):
         """Columns that the format reads; None where it reads whole rows."""
         if self.format in COLUMNS:
             return [self.column or COLUMNS[self.format]]
-        return None if self.template is None else template_columns(self.template)
+        return None if self.template is None else template_columns(self.template + (self.continuation or ""))
 
 
 class TokenizerConfig(Section):

@@ -34,6 +34,8 @@ class FormatContext:
     """The column to read; empty for the formats that read whole rows."""
     language: str
     template: str
+    continuation: str | None
+    """A template; None: there is no prompt of its own."""
     chat: Chat | None
     """None: the tokenizer has no chat template."""
 
@@ -131,12 +133,15 @@ def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def fields(row: Row, context: FormatContext) -> str | None:
-    """The template with the row's columns in it; None where one of them is null."""
+def fields(row: Row, context: FormatContext) -> Made:
+    """The template with the row's columns in it, and the continuation's; None where one of them is null."""
     for column, value in row.items():
         if isinstance(value, (list, dict, bytes)):
             raise DestructError(f"column {column!r} holds {_shown(value)}, not text or a number", "fix it")
-    return None if None in row.values() else context.template.format_map(row)
+    if None in row.values():
+        return None
+    text = context.template.format_map(row)
+    return text if context.continuation is None else (text, context.continuation.format_map(row))
 
 
 def user_formatter(path: str) -> Formatter:
@@ -202,7 +207,7 @@ class RowFormat:
         self.columns = source.columns
         """What a row must hold; None for every column there is."""
         column = self.columns[0] if self.columns and source.format != "fields" else ""
-        self._context = FormatContext(column, source.language, source.template or "", chat)
+        self._context = FormatContext(column, source.language, source.template or "", source.continuation, chat)
         self._formatter = FORMATTERS.get(source.format) or user_formatter(source.format)
         if source.format == "chat":
             _chat_of(self._context)  # told before anything is downloaded

@@ -81,6 +81,10 @@ class Tokenizer:
             backend.no_padding()
         # "<|eos|>" inside a document is seven characters of text and must not end it.
         self._plain.encode_special_tokens = True
+        # Merges never make a special token out of characters; other models look for whole pieces in their vocabulary.
+        added = self._plain.get_added_tokens_decoder().items()
+        self._special = {number: token.content for number, token in added if token.special}
+        self._may_spell_specials = json.loads(text)["model"].get("type") != "BPE"
         if fast.eos_token_id is None:
             raise DestructError(
                 "the tokenizer names no eos token, which ends documents and responses",
@@ -145,7 +149,19 @@ class Tokenizer:
             np.concatenate([self._without_eos(ids), *_ids_within(backend, others)]) if others else ids
             for ids, (_, *others) in zip(firsts, parts, strict=True)
         ]
+        if not marked_up and self._may_spell_specials:
+            whole = [self._unspelt(text, ids, begins) for text, ids in zip(texts, whole, strict=True)]
         return [self._without_eos(ids) for ids in whole] if ends or not marked_up else whole
+
+    def _unspelt(self, text: str, ids: NDArray[np.int32], begins: bool) -> NDArray[np.int32]:
+        """The ids of a plain text without the special tokens that its characters spell: those are cut in two."""
+        literals = [content for content in self._special.values() if content in text]
+        if not literals or not np.isin(ids[1:], list(self._special)).any():
+            return ids
+        cut = re.compile("|".join(f"(?<={re.escape(word[:1])})(?={re.escape(word[1:])})" for word in literals))
+        head, *others = cut.split(text)
+        first = _ids(self._plain, [head], True) if begins else _ids_within(self._plain, [head])
+        return np.concatenate([self._without_eos(first[0]), *_ids_within(self._plain, others)])
 
     def _without_eos(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
         return ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids

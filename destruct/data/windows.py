@@ -41,8 +41,7 @@ class PackedWindows:
         if length < 2:
             raise ValueError(f"PackedWindows: length is {length}; it must be at least 2")
         self._store, self.length = store, length
-        self._count, self.left_over = divmod(max(0, store.facts.tokens - 1), length - 1)
-        """Windows, and tokens at the end that fill none."""
+        self._count = max(0, store.facts.tokens - 1) // (length - 1)  # what is left at the end fills none
 
     def __len__(self) -> int:
         return self._count

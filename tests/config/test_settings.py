@@ -14,7 +14,7 @@ from destruct.config.settings import Config, load, micro_batch_size
 ROOT = Path(__file__).resolve().parents[2]
 
 # Every key is something to learn, to test and to keep.  Raising this figure is a decision, taken in review.
-MOST_KEYS = 115
+MOST_KEYS = 116
 
 
 def test_the_number_of_keys_stays_under_its_ceiling():

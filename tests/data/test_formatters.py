@@ -1,5 +1,6 @@
 """Formats: hand-written rows and the texts they become, and what each bad row says."""
 
+import json
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ from destruct.config.data import FORMATS, SourceConfig
 from destruct.data.columns import KINDS
 from destruct.data.formatters import FORMATTERS, Chat, RowFormat
 from destruct.errors import DestructError
+from tests.data.corpora import opened
 
 MODULE = """\
 def joined(row):
@@ -223,3 +225,15 @@ def test_a_users_function_that_is_not_there_is_found_before_any_row(module, path
     with pytest.raises(DestructError) as caught:
         RowFormat(SourceConfig.model_validate({"path": "a.parquet", "format": path}), None)
     assert path in caught.value.problem and problem in caught.value.problem
+
+
+def test_a_template_with_a_continuation_is_the_prompt(tmp_path):
+    rows = [
+        {"prompt": "2+2=", "completion": "4"},
+        {"prompt": "say", "completion": ""},
+        {"prompt": None, "completion": "x"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    source = opened(tmp_path / "a.jsonl", format="fields", template="Q: {prompt}", continuation=" {completion}!")
+    made = {(document.text, document.prompt_end) for document in source.documents()}
+    assert made == {("Q: 2+2= 4!", 7), ("Q: say !", 6)}

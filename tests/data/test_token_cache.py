@@ -279,3 +279,16 @@ def test_an_answer_has_the_tokens_that_it_has_behind_its_prompt(tmp_path, prefix
     ids = [got.document(number).tolist()[:-1] for number in range(got.facts.documents)]
     stored = {"".join(map(backend.id_to_token, document)).replace("\u2581", " ") for document in ids}
     assert len(stored) > 150 and stored <= {f" {text}" for text in texts}, "one space, and that at the beginning"
+
+
+def test_special_tokens_in_a_plain_text_are_characters_for_a_unigram_model_too(tmp_path):
+    """It looks for the longest pieces of its vocabulary, and "</s>" is one of them."""
+    pieces = [("<unk>", 0.0), ("</s>", -1.0), ("\u2581", -2.0), *((letter, -3.0) for letter in "ab</s>\n")]
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.add_special_tokens(["<unk>", "</s>"])
+    mine = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"), backend.to_str())
+    assert mine.eos_id in backend.encode("a</s>b").ids, "what it would make of it"
+    for text in ("a</s>b", "</s>", "ab</s>", "a</s></s>b"):
+        (ids,) = mine.encode([text])
+        assert mine.eos_id not in ids and "".join(map(backend.id_to_token, ids.tolist())) == f"\u2581{text}"

@@ -143,7 +143,7 @@ def test_a_pretrained_tokenizer_begins_each_text_as_its_author_wished_and_pads_w
     bos = llama.fast.bos_token_id
     (ids,) = llama.encode(["12+34=46"])
     assert ids[0] == bos and bos not in ids[1:] and llama.decode(ids) == "12+34=46"
-    assert llama.pad_id == llama.fast.pad_token_id or llama.pad_id == llama.eos_id
+    assert llama.fast.pad_token_id is None and llama.pad_id == llama.eos_id
     assert llama.token_bytes[bos] == 0 and llama.token_bytes[ids].sum() == 8
     assert len(llama.token_bytes) == llama.vocab_size == len(llama.fast)
 
