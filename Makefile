@@ -36,7 +36,7 @@ train: $(INSTALLED)  ## train: CONFIG=configs/local.yaml NUM_GPUS=2 ARGS="ppo.cl
 .PHONY: check
 check: $(INSTALLED)  ## what every commit passes: format, lint, types, layers and sizes, fast tests
 	$(ENV) && ruff format --check . && ruff check . && mypy
-	$(ENV) && pytest -q -m "not gpu and not multi_gpu and not slow and not distributed"
+	$(ENV) && OMP_NUM_THREADS=1 pytest -q -n 2 -m "not gpu and not multi_gpu and not slow and not distributed"
 
 .PHONY: test
 test: $(INSTALLED)  ## the whole suite; tests of absent hardware are skipped with the reason

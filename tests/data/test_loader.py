@@ -107,7 +107,9 @@ def test_a_new_weight_acts_on_the_next_batch_while_the_chunks_of_other_sources_w
         run.loader._ahead._sources[number] = Overheard(source, number, read)
     for source in (0, 2, 0, 2):
         assert set(run.batch(np.eye(3)[source], 20).source.tolist()) == {source}
-    run.loader.close()
+    for chunks in run.loader._ahead._submitted:
+        for chunk in chunks.values():
+            chunk.result()
     # Of each its first chunk and the next one, each once, however the weights jumped.
     assert len(read) == len(set(read)) == 4 and {source for source, _ in read} == {0, 2}
 
