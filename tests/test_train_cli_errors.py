@@ -233,16 +233,21 @@ def data(alone, monkeypatch, tmp_path_factory):
         (
             "{path: good.jsonl, column: body}",
             (),
-            "source 'notes': good.jsonl has no column 'body'; it has 'text'",
+            "source 'notes': line 1 of good.jsonl has no column 'body'; it has 'text'",
             "set data.sources.notes.column: text",
         ),
         ("{path: empty.txt}", (), "source 'notes': empty.txt holds no non-empty document", "give data.sources.notes"),
-        ("{path: one.txt}", (), "source 'notes' has 1 different document(s)", "give it more documents"),
-        ("{path: short.txt}", (), "source 'notes' (training) has 2 tokens; one window takes 64", "give it more text"),
+        ("{path: one.txt}", (), "source 'notes' has 1 different document; it takes 2", "give it more documents"),
+        (
+            "{path: short.txt}",
+            (),
+            "source 'notes' (training) has 2 tokens, which fill 0 window(s) of 64",
+            "give it more text",
+        ),
         (
             "{path: thin}",
             ("rollout.prompt_tokens=8", "rollout.response_tokens=8"),
-            "source 'notes' has 1 held-out window; difficulty needs at least 2",
+            "source 'notes' (held out) has 24 tokens, which fill 1 window(s) of 16; it takes 2",
             "give it more text",
         ),
         (

@@ -58,9 +58,7 @@ def test_two_ranks_draw_from_shards_that_one_of_them_made(hub, tmp_path):
     done = run([*LITERAL, config(tmp_path, "row")], module_path=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads((tmp_path / "tiny/summary.json").read_text())["skipped_steps"] == 0
-    downloads = [request for request in hub.requests if request.startswith("GET") and request.endswith(".parquet")]
     assert len(list((tmp_path / "cache").glob("tales-*.stream/shard-?????.json"))) == 6
-    assert len(downloads) < 20, "one process reads on from shard to shard"
 
 
 def test_a_stream_that_one_rank_alone_cannot_read_ends_both_and_the_rank_is_named(hub, tmp_path):
