@@ -23,7 +23,10 @@ from tests.tiny import write_config
 SILENT = Screen(first_rank=False)
 WIDE = ["data.validation_fraction=0.3", "rollout.prompt_tokens=48", "rollout.response_tokens=48"]
 ALONE = Topology(0, 1, torch.device("cpu"))
-TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}<|eos|>{% endfor %}"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>\n{{ m.content }}<|eos|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
 
 
 def chats(folder: Path, *overrides: str):
@@ -59,8 +62,7 @@ def test_a_chat_is_trained_on_as_its_tokenizer_itself_writes_it(tmp_path):
 
 def test_the_prompt_of_a_chat_is_what_its_tokenizer_writes_before_it_answers(tmp_path):
     """A template as pretrained models bring them, with words of its own that begin the assistant's turn."""
-    template = TEMPLATE + "{% if add_generation_prompt %}<assistant>{% endif %}"
-    write_tokenizer(tmp_path / "tokenizer", template=template)
+    write_tokenizer(tmp_path / "tokenizer", template=TEMPLATE)
     settings, talks = chats(tmp_path, f"data.tokenizer.path={tmp_path / 'tokenizer'}", "data.tokenizer.vocab_size=1024")
     chat = _chat(Tokenizer.pretrained("data.tokenizer.path", str(tmp_path / "tokenizer")))
     (source,) = open_sources(settings.config.data, 0, chat)

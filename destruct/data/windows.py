@@ -68,7 +68,7 @@ class PackedWindows:
         positions = np.arange(n * t, dtype=np.int32) - np.repeat(place.astype(np.int32), np.diff(place, append=n * t))
         positions = positions.reshape(n, t)
         if store.facts.bos_id is not None:
-            tokens[store.starts[first - 1] != begins, 0] = store.facts.bos_id
+            tokens[:, 0] = store.facts.bos_id  # as at the beginning of a document anyway
         return tokens, positions
 
     def release(self) -> None:

@@ -21,6 +21,12 @@ EPOCHS = (None, 3, None)
 """The second source ends."""
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Of 32 windows, so that batches lie across them and there are many."""
+    monkeypatch.setattr("destruct.data.loader.CHUNK_TOKENS", 32 * (P + R))
+
+
 class Drawn:
     """A mixture of three sources and what reads it, as a run has them."""
 
@@ -110,8 +116,8 @@ def test_a_new_weight_acts_on_the_next_batch_while_the_chunks_of_other_sources_w
     for chunks in run.loader._ahead._submitted:
         for chunk in chunks.values():
             chunk.result()
-    # Of each its first chunk and the next one, each once, however the weights jumped.
-    assert len(read) == len(set(read)) == 4 and {source for source, _ in read} == {0, 2}
+    # Of each two chunks for 40 windows, and the next one, each once, however the weights jumped.
+    assert len(read) == len(set(read)) == 6 and {source for source, _ in read} == {0, 2}
 
 
 class Overheard:

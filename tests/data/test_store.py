@@ -48,9 +48,10 @@ def test_the_bos_is_one_that_every_document_begins_with(tmp_path):
 def test_a_folder_with_a_file_missing_or_cut_short_is_no_store(tmp_path, file):
     folder = store_of(tmp_path / "s", random_documents(0, 9, 5, bos=True)).folder
     content = (folder / file).read_bytes()
-    (folder / file).write_bytes(content[:-1])
-    with pytest.raises(ValueError):
-        TokenStore(folder)
+    for fewer in (1, 8):  # in the middle of a number, and between two
+        (folder / file).write_bytes(content[:-fewer])
+        with pytest.raises(ValueError):
+            TokenStore(folder)
     (folder / file).unlink()
     with pytest.raises(OSError):
         TokenStore(folder)
