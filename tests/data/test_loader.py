@@ -134,6 +134,14 @@ class Overheard:
         self.pieces.release()
 
 
+def test_what_was_drawn_is_forgotten(pieces):
+    run = Drawn(pieces)
+    for _ in range(60):
+        run.batch(np.full(3, 1 / 3), 20)
+        assert max(len(chunks) for chunks in run.loader._ahead._submitted) <= 2
+    assert min(run.mixture.drawn) > 200, "six chunks of each"
+
+
 def test_a_disk_that_fails_is_told_in_two_lines(tmp_path):
     store = store_of(tmp_path / "s", random_documents(0, 50, 40, False))
     pieces = Pieces(store, P, R, PAD, own_prompts=True)

@@ -61,6 +61,8 @@ def test_all_weight_on_an_exhausted_source_falls_to_the_others_equally():
     later = Mixture([Shuffled("small", 5, 4, max_epochs=2), Shuffled("a", 9, 4), Shuffled("b", 9, 4)])
     later.draw(10, [1.0, 0.0, 0.0])
     assert np.bincount(later.draw(20, [1.0, 0.0, 0.0]).source).tolist() == [0, 10, 10]
+    wholes = Mixture([Shuffled("small", 5, 4, max_epochs=2), Shuffled("a", 9, 4), Shuffled("b", 9, 4)])
+    assert np.bincount(wholes.draw(30, [1.0, 0.0, 0.0]).source).tolist() == [10, 10, 10]
 
 
 def test_nothing_is_drawn_after_a_source_that_ends_the_run():
