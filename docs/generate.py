@@ -76,11 +76,12 @@ none is trained on. A run that resumes, or goes through the stream again, downlo
 from its beginning.
 
 **Prompts** are cut at the beginnings of documents: a document of at most P + R tokens is one piece, cut in the
-proportion of P to R; a longer one makes pieces of nearly equal length, each begun by the tokenizer's bos if it has
-one. Chats, `fields` with a `continuation` and `module:function` name their prompts themselves. A special token that
-stands in a message of a chat is one: its contents are trusted. Shares of the mixture are shares of these tokens.
-**Windows** of warm-up, validation and panels are cut from the stream of documents, which do not see each other
-there. While it starts, a run says of each source how many rows were left out and why, and how full the windows are."""
+proportion of P to R; a longer one makes whole windows and a rest (the last two are equal where that is less than
+the half of one), each begun by the tokenizer's bos if it has one. Chats, `fields` with a `continuation` and
+`module:function` name their prompts themselves. A special token that stands in a message of a chat is one: its
+contents are trusted. Shares of the mixture are shares of these tokens. **Windows** of warm-up, validation and
+panels are cut from the stream of documents, which do not see each other there. While it starts, a run says of each
+source how many rows were left out and why, and how full the windows are."""
 
 EMBEDDED_NOTES = {
     "prose": ("paragraphs of the language reference and of docstrings of this Python", "PSF-2.0"),

@@ -89,7 +89,10 @@ class PieceBatch:
 
 
 class Pieces:
-    """A store's documents, cut into pieces of at most T tokens of nearly equal length, each a prompt and what follows.
+    """A store's documents, cut into pieces of at most T tokens, each a prompt and what follows.
+
+    Pieces are whole windows, which need no padding, but for a document's last one; where that would have less than the
+    half of T, the last two are of equal length.
 
     A piece of n >= T tokens has a prompt of P; a shorter one is cut in the same proportion, into max(1, n P // T) and
     the rest.  A document with a prompt of its own is one piece, its continuation cut at R tokens; it is left out where
@@ -161,7 +164,7 @@ class Pieces:
         place, pieces = index - before, self._ends[document] - before
         start = store.starts[document] + bos
         body = store.starts[document + 1] - start
-        begins, ends = place * body // pieces, (place + 1) * body // pieces
+        begins, ends = (self._border(number, pieces, body) for number in (place, place + 1))
         tokens = ends - begins + bos
         prompts = np.where(tokens >= t, p, np.maximum(1, tokens * p // t))
         own = store.prompts[document].astype(np.int64)
@@ -169,6 +172,14 @@ class Pieces:
             prompts = np.where(has_own, own, prompts)
             tokens = np.where(has_own, np.minimum(tokens, own + self.response_tokens), tokens)
         return _Spans(start + begins, tokens, prompts)
+
+    def _border(self, number: Int64, pieces: Int64, body: Int64) -> Int64:
+        """Where piece `number` of `pieces` begins in a document's `body`; its end for the one behind the last."""
+        whole = self.window_tokens - int(self._store.facts.bos_id is not None)
+        rest = body - (pieces - 1) * whole
+        shared = (pieces > 1) & (2 * rest < whole)
+        last = (pieces - 1) * whole - np.where(shared, whole - (whole + rest) // 2, 0)
+        return np.where(number == pieces, body, np.where(number == pieces - 1, last, number * whole))
 
     def _index(self) -> Int64:
         """(documents + 2,): pieces of the documents up to each one, then tokens of all, and documents left out.

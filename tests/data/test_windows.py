@@ -102,14 +102,26 @@ def test_pieces_hold_every_token_once_in_order_and_begin_with_their_document_or_
     assert pieces.mean_size == pytest.approx(pieces.sizes(everything(pieces)).mean())
 
 
-def test_no_piece_is_much_shorter_than_the_others_of_its_document(tmp_path):
-    store = store_of(tmp_path / "s", [[*range(10, 10 + length - 1), EOS] for length in range(2, 200)])
-    pieces = Pieces(store, 8, 8, PAD, own_prompts=True)
+@pytest.mark.parametrize("bos", [0, 1])
+def test_all_pieces_but_the_last_two_of_a_document_are_whole_and_none_is_shorter_than_the_half(tmp_path, bos):
+    """C = T - bos tokens besides the bos; what a reader of the rule would cut, piece by piece."""
+    documents = [[*[BOS] * bos, *range(10, 10 + length - 1), EOS] for length in range(2, 200)]
+    pieces = Pieces(store_of(tmp_path / "s", documents), 8, 8, PAD, own_prompts=True)
     got = pieces.read(everything(pieces))
-    sizes = iter((got.prompt_lengths + got.continuation_lengths).tolist())
+    sizes = iter((got.prompt_lengths + got.continuation_lengths - bos).tolist())
+    most = 16 - bos
     for length in range(2, 200):
-        mine = [next(sizes) for _ in range(-(-length // 16))]
-        assert sum(mine) == length and max(mine) - min(mine) <= 1
+        left, wanted = length, []
+        while left >= 2 * most or left == most:
+            wanted.append(most)
+            left -= most
+        if left > most and 2 * (left - most) < most:
+            wanted += [left // 2, left - left // 2]
+        elif left > most:
+            wanted += [most, left - most]
+        elif left:
+            wanted.append(left)
+        assert [next(sizes) for _ in range(-(-length // most))] == wanted, length
 
 
 def test_a_document_with_a_prompt_of_its_own_is_cut_there_and_left_out_where_that_is_too_long(tmp_path):
