@@ -27,7 +27,7 @@ def grammar() -> Float64:
     """
     kinds, letters = len(OPENING), len(LETTERS)
     rows = kinds * (2 + letters)
-    form = [3.0, 2.2, 9.0] * skewed("pcfg form", rows, 3, 0.7)  # close, open, write; then which kind or letter
+    form = skewed("pcfg form", rows, 3, 0.7) * [3.0, 2.2, 9.0]  # close, open, write; then which kind or letter
     which = quantized(skewed("pcfg kind", rows, kinds, 3.0)), quantized(skewed("pcfg letter", rows, letters, 6.0))
     table = quantized(np.hstack([form[:, :1], form[:, 1:2] * which[0], form[:, 2:] * which[1]]))
     outside = np.zeros((2 + letters, table.shape[1]))
