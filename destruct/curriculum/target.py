@@ -99,9 +99,8 @@ def choose_target(
     evidence[~known] = rescued[~known] = 0.0
     q, confidence = prior.copy(), 0.0
     if known.any():
-        explored = exploration_shares(prior, np.where(known, idle, np.min(idle)), rules.exploration_rounds)
+        of_known = exploration_shares(prior[known], idle[known], rules.exploration_rounds)
         total, noise = float(np.sum(evidence)), float(np.sum(se[known]))
-        of_known = explored[known] / np.sum(explored[known])
         if total > 0 and np.isfinite(total + noise):
             confidence = MAX_CONFIDENCE * total / (total + noise)
             of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
