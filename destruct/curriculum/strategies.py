@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from destruct.curriculum.dynamics import PROJECTIONS
 from destruct.curriculum.estimates import Estimates, Floats
 from destruct.curriculum.published import DoReMi, OnlineDataMixing
 from destruct.curriculum.states import State
@@ -163,7 +164,8 @@ def make_strategy(name: str, prior: Floats, dials: Dials, options: Options = NO_
     Raises:
         DestructError: a name is unknown, the prior is no mixture, or the dials are refused.
     """
-    for key, value, table in (("strategy", name, STRATEGIES), ("signal", dials.signal, SIGNALS)):
+    chosen = (name, STRATEGIES), (dials.signal, SIGNALS), (dials.projection, PROJECTIONS)
+    for key, (value, table) in zip(("strategy", "signal", "projection"), chosen, strict=True):
         if value not in table:
             raise DestructError(
                 f"curriculum.{key}: {value!r} is not known", remedy=f"choose one of: {', '.join(sorted(table))}"
