@@ -164,8 +164,11 @@ def make_strategy(name: str, prior: Floats, dials: Dials, options: Options = NO_
     Raises:
         DestructError: a name is unknown, the prior is no mixture, or the dials are refused.
     """
-    chosen = (name, STRATEGIES), (dials.signal, SIGNALS), (dials.projection, PROJECTIONS)
-    for key, (value, table) in zip(("strategy", "signal", "projection"), chosen, strict=True):
+    for key, value, table in (
+        ("strategy", name, set(STRATEGIES)),
+        ("signal", dials.signal, set(SIGNALS)),
+        ("projection", dials.projection, set(PROJECTIONS)),
+    ):
         if value not in table:
             raise DestructError(
                 f"curriculum.{key}: {value!r} is not known", remedy=f"choose one of: {', '.join(sorted(table))}"
