@@ -74,14 +74,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     derived = {"engine.loss": str(plan_head(settings, architectures, tokenizer.vocab_size, topology))}
     folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
     log_to_file(folder, topology.rank)
-    curriculum = make_curriculum(
-        config.curriculum,
-        config.data.prior,
-        inputs.held_out,
-        inputs.language,
-        tokenizer.token_bytes,
-        np.array([len(language) * language.window_tokens for language in inputs.language], dtype=np.float64),
-    )
+    curriculum = _curriculum(config, inputs)
     mixture, loader = topology.together(lambda: drawing(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
@@ -155,6 +148,12 @@ def _come_and_gone(saved: TrainState, state: TrainState, start: dict[str, float]
             yield f"source {name!r} is gone: its share falls to the others"
     if saved.best_update != state.best_update:
         yield "the mean validation loss is over other sources than before: the best checkpoint is one from here on"
+
+
+def _curriculum(config: Config, inputs: Inputs) -> Curriculum:
+    sizes = np.array([len(windows) * windows.window_tokens for windows in inputs.language], dtype=np.float64)
+    token_bytes = inputs.tokenizer.token_bytes
+    return make_curriculum(config.curriculum, config.data.prior, inputs.held_out, inputs.language, token_bytes, sizes)
 
 
 def _check_curriculum(config: Config, screen: Screen) -> None:

@@ -31,6 +31,7 @@ LAYER = {
     "models/": 2,
     "engine/": 2,
     "ppo/update.py": 3,
+    "curriculum/probing.py": 3,
     "curriculum/round.py": 3,
     "rollout/": 3,
     "checkpoint/": 3,

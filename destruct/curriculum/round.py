@@ -55,7 +55,8 @@ class Curriculum:
         self._progress = progress
         self._training_progress = ProgressEstimator(sources, progress.kappa, progress.relative)
         self._fresh = strategy.state_dict()
-        self._start = 0
+        # A panel of training windows turns by a fifth of its own size, or too little of it would stay to be compared.
+        self._start, self._training_start = 0, 0
         self._per_item = per_item_tokens(panels.held_out)
         self._spans: list[Floats] = []  # tokens drawn between the rounds that LP spans
         self._begin_span()
@@ -102,10 +103,11 @@ class Curriculum:
         held_out = [self.prober.measure(frozen, w, self._start, self.panel_size, topology) for w in p.held_out]
         few = max(2, self.panel_size // GAP_PANEL)
         training = [
-            self.prober.measure(frozen, windows, self._start, few, topology) if gone_through else None
+            self.prober.measure(frozen, windows, self._training_start, few, topology) if gone_through else None
             for windows, gone_through in zip(p.training, epochs >= 1, strict=True)
         ]
         self._start = next_start(self._start, self.panel_size)
+        self._training_start = next_start(self._training_start, few)
         self.trained_tokens += self._trained
         losses, on_training = self._progress.observe(held_out), self._training_progress.observe(training)
         estimates = self._estimates(losses, on_training, epochs, exhausted)
@@ -150,6 +152,7 @@ class Curriculum:
             "training_progress": self._training_progress.state_dict(),
             "strategy": self.strategy.state_dict(),
             "start": self._start,
+            "training_start": self._training_start,
             "panel_size": self.panel_size,
             "trained_tokens": self.trained_tokens,
             "probe_tokens": self.prober.tokens,
@@ -179,7 +182,8 @@ class Curriculum:
         same = before == self.names
         strategy = state["strategy"] if same else laid_out_anew(state["strategy"], self._fresh, places)
         self.strategy.load_state_dict(strategy)
-        self._start, self.panel_size = int(state["start"]), int(state["panel_size"])
+        self._start, self._training_start = int(state["start"]), int(state["training_start"])
+        self.panel_size = int(state["panel_size"])
         self.trained_tokens, self.prober.tokens = state["trained_tokens"], int(state["probe_tokens"])
         self._spans = [rows(span) for span in state["spans"]]
         self._tokens, self._feedback = rows(since["tokens"]), rows(since["feedback"])
