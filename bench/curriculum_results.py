@@ -64,9 +64,10 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def append(path: Path, name: str, result: dict[str, Any]) -> None:
-    """Add a finished run under its key, on the disk when this returns."""
-    line = json.dumps({"key": name, "commit": name.partition("@")[2], **result}, separators=(",", ":"))
+def append(path: Path, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Add a finished run under its key, on the disk when this returns; returns it as `read` gives it."""
+    kept = {"key": name, "commit": name.partition("@")[2], **result}
+    line = json.dumps(kept, separators=(",", ":"))
     with path.open("a+b") as file:
         file.seek(0, os.SEEK_END)
         if file.tell():
@@ -76,3 +77,4 @@ def append(path: Path, name: str, result: dict[str, Any]) -> None:
         file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+    return kept

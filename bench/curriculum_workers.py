@@ -46,8 +46,7 @@ def finished(wanted: list[Settings], file: Path, jobs: int) -> list[dict[str, An
                     f"the code under test changed while {board.title(missing[name])} ran: its result is dropped",
                     "start the benchmark again, and leave the code alone until it ends",
                 )
-            append(file, name, result)
-            kept[name] = result
+            kept[name] = append(file, name, result)
             board.end(name, result)
     return [kept[name] for name in keys]
 
