@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from bench.curriculum_curves import check_drawing, curves, write
+from bench.curriculum_curves import curves, write
 from bench.curriculum_judge import judge
 from bench.curriculum_results import FILE, ROOT
 from bench.curriculum_settings import FIXED, Settings
@@ -37,8 +37,6 @@ FULL = {"strategies": "uniform,second_order", "mixture": "waste,clean", "budget"
 FULL_PANEL = 24
 """Windows of a panel under `--full`."""
 MOST_SEEDS = 10
-MOST_BETWEEN = 250_000
-"""Tokens between two evaluations."""
 PERMUTED_BUDGET = 1_500_000
 """Tokens of the two runs that differ in the order of their sources."""
 
@@ -50,6 +48,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="3", help="how many, at most 10, or which: 0,4")
     parser.add_argument("--mixture", help="waste, clean or both with a comma; `strategies` is about the first one")
     parser.add_argument("--budget", type=int, help="tokens of a run")
+    parser.add_argument("--round", type=int, help="tokens between two rounds: 300,000 or a tenth of the budget if less")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of `curriculum` for all that move"
     )
@@ -83,12 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Make the runs that are missing, draw the curves, judge."""
-    check_drawing()
     plain = planned(options)
     pair = permuted(options) if options.full else []
     results = finished(plain + pair, options.results, options.jobs)
     mixed = results[: len(plain)]
-    write(curves(mixed), options.curves)
+    if not write(curves(mixed), options.curves):
+        print(
+            "matplotlib is not installed: the curves are not drawn (make bench BENCH=curriculum does)", file=sys.stderr
+        )
     pair_results = (results[-2], results[-1]) if pair else None
     return without_nan(judge(mixed, options.mixture.split(",")[0], pair_results))
 
@@ -118,9 +119,14 @@ def planned(options: argparse.Namespace, **sizes: Any) -> list[Settings]:
 
 
 def shared(options: argparse.Namespace) -> dict[str, Any]:
-    """Fields of Settings that all runs have alike."""
-    # A final figure is the mean of two evaluations, which in short runs would otherwise lie far apart.
-    return {"catalogue": options.catalogue, "evaluate_tokens": min(MOST_BETWEEN, options.budget // 8)}
+    """Fields of Settings that all runs have alike; in short runs everything comes more often."""
+    tenth = options.budget // 10
+    return {
+        "catalogue": options.catalogue,
+        "warmup_tokens": min(Settings.warmup_tokens, tenth),
+        "round_tokens": options.round or min(Settings.round_tokens, tenth),
+        "evaluate_tokens": min(Settings.evaluate_tokens, options.budget // 8),
+    }
 
 
 def read_strategies(names: str, overrides: list[str]) -> list[tuple[str, dict[str, Any]]]:

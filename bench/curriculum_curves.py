@@ -9,30 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from bench.curriculum_judge import Result, average_curve
+from bench.curriculum_judge import Result, average_curve, weights_over_rounds
 from bench.curriculum_settings import FIXED, Settings
-from destruct.errors import DestructError
-from destruct.exits import Exit
 
 DIGITS = 4
-
-
-def check_drawing() -> None:
-    """Raise DestructError where matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise DestructError(
-            "matplotlib, which draws the curves, is not installed",
-            "run make bench BENCH=curriculum, which installs it, or pip install -r bench/requirements.txt",
-            Exit.ENVIRONMENT,
-        )
 
 
 def curves(results: Iterable[Result]) -> dict[str, Any]:
     """mixture -> strategy -> its curves over the seeds.
 
     Each has `budget` (E,) tokens and `excess` [mean, low, high] (3, E), nats per byte, at the evaluations of the first
-    seed, low and high being the least and the largest of the seeds; and where weights move `round_budget` (R,) and
-    `weights`, source -> (R,), means over the seeds.
+    seed, low and high being the least and the largest of the seeds.  Where weights move it has `round_budget` (R + 1,),
+    from 0, and `weights`, source -> (R + 1,), what is in force from there on, means over the seeds.
     """
     grouped: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
@@ -51,27 +39,22 @@ def curve(runs: list[Result]) -> dict[str, Any]:
     }
     if runs[0]["settings"]["strategy"] in FIXED:
         return found
-    rounds = min(len(run["rounds"].get("budget_used", [])) for run in runs)
-    names = runs[0]["settings"]["sources"]
-    spent = np.mean([run["rounds"]["budget_used"][:rounds] for run in runs], axis=0) if rounds else np.zeros(0)
+    rounds = min(len(weights_over_rounds(run)) for run in runs)
+    spent = np.mean([[0, *run["rounds"].get("budget_used", [])][:rounds] for run in runs], axis=0)
+    weights = np.mean([weights_over_rounds(run)[:rounds] for run in runs], axis=0)
     found["round_budget"] = spent.round().astype(int).tolist()
     found["weights"] = {
-        name: _short(np.mean([_weights_of(name, run)[:rounds] for run in runs], axis=0)) for name in names
+        name: _short(column) for name, column in zip(runs[0]["settings"]["sources"], weights.T, strict=True)
     }
     return found
-
-
-def _weights_of(name: str, run: Result) -> list[float]:
-    place = run["settings"]["sources"].index(name)
-    return [weights[place] for weights in run["rounds"].get("weights", [])]
 
 
 def _short(numbers: np.ndarray) -> list[float]:
     return [float(f"{number:.{DIGITS}g}") for number in numbers]
 
 
-def write(found: dict[str, Any], stem: Path, shown: str = "second_order") -> None:
-    """Write STEM.json and STEM.png.
+def write(found: dict[str, Any], stem: Path, shown: str = "second_order") -> bool:
+    """Write STEM.json and STEM.png; returns False where matplotlib, which draws, is not installed.
 
     Args:
         found: as `curves` gives it.
@@ -79,7 +62,8 @@ def write(found: dict[str, Any], stem: Path, shown: str = "second_order") -> Non
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(found, separators=(",", ":")) + "\n")
-    # Imported here: reading results and judging them does without it.
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,3 +86,4 @@ def write(found: dict[str, Any], stem: Path, shown: str = "second_order") -> Non
                 axes.legend(fontsize="small")
     figure.savefig(stem.with_suffix(".png"), dpi=100)
     pyplot.close(figure)
+    return True

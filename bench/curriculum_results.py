@@ -26,14 +26,19 @@ CODE = (
 """What every run depends on."""
 CURRICULUM = "destruct/curriculum"
 """What moves the weights: runs of fixed weights do without."""
+OF_ROUNDS = ("overrides", "panel_size", "panel_windows", "warmup_tokens", "round_tokens")
+"""Settings that mean nothing where there are no rounds."""
 
 
 def key(settings: Settings) -> str:
     """What a finished run is found by, e.g. `3f9a1c0b7d2e@1a2b3c4`."""
-    section = {} if settings.strategy in FIXED else settings.config().model_dump(mode="json")
-    spelled = json.dumps(asdict(settings) | {"config": section}, sort_keys=True)
-    digest = hashlib.blake2b(spelled.encode(), digest_size=6).hexdigest()
-    return f"{digest}@{commit(CODE if settings.strategy in FIXED else (*CODE, CURRICULUM))}"
+    depends, paths = asdict(settings), CODE
+    if settings.strategy in FIXED:
+        depends = {name: value for name, value in depends.items() if name not in OF_ROUNDS}
+    else:
+        depends["config"], paths = settings.config().model_dump(mode="json"), (*CODE, CURRICULUM)
+    digest = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return f"{digest}@{commit(paths)}"
 
 
 def commit(paths: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ FIXED = ("uniform", "static")
 """Strategies whose weights never move: they make no rounds, and none is charged to them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """All that a run depends on, in JSON's types."""
 
