@@ -28,7 +28,7 @@ import yaml
 from bench.curriculum_curves import curves, write
 from bench.curriculum_judge import judge
 from bench.curriculum_results import FILE, ROOT
-from bench.curriculum_settings import FIXED, Settings
+from bench.curriculum_settings import BARE, FIXED, Settings
 from bench.curriculum_workers import finished
 from destruct.errors import DestructError
 
@@ -133,13 +133,13 @@ def read_strategies(names: str, overrides: list[str]) -> list[tuple[str, dict[st
     """Strategies and what is overridden for each, from `--strategies` and `--set`.
 
     Raises:
-        DestructError: an override is not KEY=VALUE, or a strategy whose weights are fixed has one.
+        DestructError: an override is not KEY=VALUE, or a strategy that reads none has one.
     """
     found = []
     for name, own in re.findall(r"([^,\[\]]+)(?:\[([^\]]*)\])?", names):
-        if name in FIXED and own:
+        if name in BARE and own:
             raise DestructError(f"--strategies: {name}[{own}] reads no override", f"write {name}")
-        given = [] if name in FIXED else [*overrides, *filter(None, own.split(","))]
+        given = [*([] if name in FIXED else overrides), *filter(None, own.split(","))]
         found.append((name, dict(map(read_override, given))))
     return found
 

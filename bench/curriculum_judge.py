@@ -179,9 +179,8 @@ def noise_share(run: Result) -> float:
 
 
 def weights_over_rounds(run: Result) -> Floats:
-    """(R + 1, S) weights in force: equal ones before the first round, then those after each round."""
-    sources = len(run["settings"]["sources"])
-    return np.array([[1 / sources] * sources, *run["rounds"].get("weights", [])])
+    """(R + 1, S) weights in force: those of the start, then those after each round."""
+    return np.array([run["start_weights"], *run["rounds"].get("weights", [])])
 
 
 def min_share(run: Result) -> float:

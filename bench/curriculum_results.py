@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.curriculum_settings import FIXED, Settings
+from bench.curriculum_settings import BARE, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "bench" / "curriculum_results.jsonl"
@@ -25,7 +25,7 @@ CODE = (
 )
 """What every run depends on."""
 CURRICULUM = "destruct/curriculum"
-"""What moves the weights: runs of fixed weights do without."""
+"""What moves the weights: runs of equal weights do without."""
 OF_ROUNDS = ("overrides", "panel_size", "panel_windows", "warmup_tokens", "round_tokens")
 """Settings that mean nothing where there are no rounds."""
 
@@ -33,7 +33,7 @@ OF_ROUNDS = ("overrides", "panel_size", "panel_windows", "warmup_tokens", "round
 def key(settings: Settings) -> str:
     """What a finished run is found by, e.g. `3f9a1c0b7d2e@1a2b3c4`."""
     depends, paths = asdict(settings), CODE
-    if settings.strategy in FIXED:
+    if settings.strategy in BARE:
         depends = {name: value for name, value in depends.items() if name not in OF_ROUNDS}
     else:
         depends["config"], paths = settings.config().model_dump(mode="json"), (*CODE, CURRICULUM)

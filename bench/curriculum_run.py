@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.curriculum_settings import FIXED, Settings
-from bench.curriculum_today import make_curriculum
 from destruct.batch import TokenWindows
+from destruct.build import make_curriculum
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.data.mixture import Mixture
@@ -100,7 +100,9 @@ class Training:
         self.frozen = SingleFrozen(build_copy(shape, BYTES, torch.float32, "chunked"))
         sizes = [len(pool) for pool in train]
         prior = dict.fromkeys(names, 1 / len(names))
-        self.curriculum = make_curriculum(settings.config(), prior, panel, train, np.ones(BYTES), sizes)
+        self.curriculum = make_curriculum(
+            settings.config(), prior, panel, train, np.ones(BYTES), np.array(sizes, dtype=np.float64) * window
+        )
         # Sources are drawn in the order of their names, whatever the order in which the curriculum has them.
         self.by_name = sorted(range(len(names)), key=names.__getitem__)
         self.mixture = Mixture([Shuffled(names[k], sizes[k], settings.seed) for k in self.by_name])
@@ -115,7 +117,7 @@ class Training:
     @property
     def budget_used(self) -> float:
         """Tokens trained on, and a third of those scored in rounds."""
-        return self.trained + FORWARD_COST * self.curriculum.probe_tokens
+        return self.trained + FORWARD_COST * self.curriculum.prober.tokens
 
     @property
     def round_due(self) -> bool:
@@ -139,7 +141,7 @@ class Training:
         rate = s.learning_rate * min(1.0, (self.steps + 1) / s.rising_steps)
         _, stepped = cross_entropy_step(self.policy, windows, rate, self.topology)
         tokens = self.window * self.in_order(np.bincount(draw.source, minlength=len(self.by_name)))
-        self.curriculum.count(tokens)
+        self.curriculum.count(tokens, passes=1.0)
         self.drawn += tokens
         self.steps += 1
         self.skipped += not stepped
@@ -148,7 +150,7 @@ class Training:
         """Score the panels, let the strategy move the weights; returns a row of the result's `rounds`."""
         self.frozen.refresh(self.policy)
         epochs = self.in_order(self.mixture.epochs)
-        exhausted = np.isin(self.settings.sources, self.mixture.exhausted)
+        exhausted = np.isin(self.settings.sources, self.mixture.exhausted).astype(np.float64)
         estimates = self.curriculum.round(self.frozen, self.topology, epochs, exhausted)
         self.rounds += 1
         measured = ("difficulty", "difficulty_se", "progress", "progress_se")
@@ -202,10 +204,11 @@ def run(settings: Settings, tell: Callable[[dict[str, Any]], None] = lambda prog
         curve: columns `budget_used`, `trained` (E,), `excess`, `drawn` (E, S): each evaluation, one before step 0.
         rounds: columns `budget_used` (R,), `weights`, `target`, `reasons`, `difficulty`, `difficulty_se`, `progress`,
             `progress_se` (R, S): each round, after it.
-        epochs (S,), probe_tokens, trained_tokens, skipped_steps, seconds.
+        start_weights (S,), epochs (S,), probe_tokens, trained_tokens, skipped_steps, seconds.
     """
     began = time.perf_counter()
     training = Training(settings)
+    start_weights = training.curriculum.weights.tolist()
     curve, rounds = [training.evaluate()], []
     while training.budget_used < settings.budget:
         if training.round_due:
@@ -220,9 +223,10 @@ def run(settings: Settings, tell: Callable[[dict[str, Any]], None] = lambda prog
     return {
         "settings": asdict(settings),
         "curve": columns(curve),
+        "start_weights": start_weights,
         "rounds": columns(rounds),
         "epochs": training.in_order(training.mixture.epochs).tolist(),
-        "probe_tokens": int(training.curriculum.probe_tokens),
+        "probe_tokens": int(training.curriculum.prober.tokens),
         "trained_tokens": training.trained,
         "skipped_steps": training.skipped,
         "seconds": round(time.perf_counter() - began, 1),

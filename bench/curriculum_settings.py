@@ -6,7 +6,9 @@ from typing import Any
 from destruct.config.base import validate
 from destruct.config.curriculum import CurriculumConfig
 
-FIXED = ("uniform", "static")
+BARE = ("uniform", "static")
+"""Strategies that read no key of the config beside their name; both draw as much of each source."""
+FIXED = (*BARE, "temperature")
 """Strategies whose weights never move: they make no rounds, and none is charged to them."""
 
 

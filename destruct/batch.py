@@ -159,6 +159,11 @@ class PromptBatch:
         """Tokens of all prompts and true continuations."""
         return int(self.prompt_lengths.sum() + self.continuation_lengths.sum())
 
+    def tokens_per_source(self, sources: int) -> Tensor:
+        """Real tokens of the windows of each of so many sources: (S,) int64."""
+        lengths = self.prompt_lengths + self.continuation_lengths
+        return torch.zeros(sources, dtype=torch.int64, device=lengths.device).index_add_(0, self.source, lengths)
+
     def prompt_ids(self) -> list[list[int]]:
         """The tokens of each prompt."""
         end = torch.full_like(self.prompt_lengths, self.prompt_tokens)

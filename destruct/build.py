@@ -1,5 +1,7 @@
 """The composition root: turns validated settings into a run, cheapest checks first."""
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,14 @@ from destruct.checkpoint import contents
 from destruct.checkpoint.identity import find_checkpoint
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
+from destruct.config.curriculum import CurriculumConfig
 from destruct.config.settings import Config, Settings
-from destruct.curriculum.estimates import ProgressEstimator
-from destruct.curriculum.round import Curriculum
-from destruct.curriculum.strategies import DynamicsSettings, Strategy, make_strategy
+from destruct.curriculum.probing import Prober, Windows
+from destruct.curriculum.progress import ProgressEstimator
+from destruct.curriculum.round import Curriculum, Panels
+from destruct.curriculum.strategies import Options, make_strategy
+from destruct.curriculum.target import TargetRules
+from destruct.curriculum.weight_dynamics import Dials
 from destruct.data.loader import Loader
 from destruct.data.mixture import Mixture
 from destruct.data.order import Order, Shuffled, Streamed
@@ -53,7 +59,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         DestructError: anything a person can put right.
     """
     config, names = settings.config, list(settings.config.data.sources)
-    strategy, c = _strategy(config, screen), config.curriculum
+    _check_curriculum(config, screen)
     store = CheckpointStore(run_folder.path(settings) / "checkpoints", topology, config.run.keep_checkpoints)
     checkpoint = find_checkpoint(settings, store)
     topology.together(lambda: choose_loss(settings, topology.device))
@@ -68,15 +74,22 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     derived = {"engine.loss": str(plan_head(settings, architectures, tokenizer.vocab_size, topology))}
     folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
     log_to_file(folder, topology.rank)
-    curriculum = Curriculum(ProgressEstimator(len(names), c.kappa), strategy, inputs.held_out, c.difficulty_sample_size)
+    curriculum = make_curriculum(
+        config.curriculum,
+        config.data.prior,
+        inputs.held_out,
+        inputs.language,
+        tokenizer.token_bytes,
+        np.array([len(language) * language.window_tokens for language in inputs.language], dtype=np.float64),
+    )
     mixture, loader = topology.together(lambda: drawing(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
     made = make_networks(settings, architectures, tokenizer.vocab_size, topology)
-    state = TrainState(kl_coef=config.kl.coef)
+    state = TrainState(kl_coef=config.kl.coef, sources=names)
     if checkpoint is not None:
-        state = _resume(checkpoint, store, made.networks, mixture, curriculum, topology)
+        state = _resume(checkpoint, store, made.networks, mixture, curriculum, topology, screen)
         screen.say(f"resumed after update {state.update} from {checkpoint}")
     return Run(
         settings=settings,
@@ -112,9 +125,13 @@ def _resume(
     mixture: Mixture,
     curriculum: Curriculum,
     topology: Topology,
+    screen: Screen,
 ) -> TrainState:
     """Put everything that goes on to where a verified checkpoint was taken, the pointers of its folder too."""
-    state = contents.load(checkpoint, networks)
+    saved = contents.load(checkpoint, networks)
+    state = saved.of_sources(list(mixture.names))
+    for line in _come_and_gone(saved, state, dict(zip(mixture.names, curriculum.weights.tolist(), strict=True))):
+        screen.say(line)
     topology.together(lambda: mixture.load_state_dict(state.mixture))
     curriculum.load_state_dict(state.curriculum)
     if store.holds(checkpoint):
@@ -122,14 +139,75 @@ def _resume(
     return state
 
 
-def _strategy(config: Config, screen: Screen) -> Strategy:
+def _come_and_gone(saved: TrainState, state: TrainState, start: dict[str, float]) -> Iterator[str]:
+    """Lines that say what a resume under other sources changes.
+
+    Args:
+        saved: the state of the checkpoint.
+        state: the same, of the sources of this run.
+        start: shares (S,) that the weights of this run's sources begin with.
+    """
+    for name in state.sources:
+        if name not in saved.sources:
+            yield f"source {name!r} is new: it starts at its prior share of {start[name]:.1%}"
+    for name in saved.sources:
+        if name not in state.sources:
+            yield f"source {name!r} is gone: its share falls to the others"
+    if saved.best_update != state.best_update:
+        yield "the mean validation loss is over other sources than before: the best checkpoint is one from here on"
+
+
+def _check_curriculum(config: Config, screen: Screen) -> None:
+    """Refuse and warn before anything is read.
+
+    Raises:
+        DestructError: the dials are unstable, or contradict the priors.
+    """
     c, prior = config.curriculum, np.array(list(config.data.prior.values()))
     if config.warmup.lm_updates == 0 and config.model.policy.path is None:
         screen.say("warning: warmup.lm_updates=0: the model starts PPO from random weights and cannot speak yet")
     if c.strategy == "second_order" and c.lam == 0:
         screen.say("warning: curriculum.lam=0 leaves the weights undamped, which is never stable; set it above 0")
-    settings = DynamicsSettings(c.eta, c.mu, c.lam, c.floor / len(prior), c.z, c.signal, c.projection)
-    return make_strategy(c.strategy, prior, settings)
+    make_strategy(c.strategy, prior, _dials(c, len(prior)), _options(config.data.prior, c, np.ones(len(prior))))
+
+
+def _dials(c: CurriculumConfig, sources: int) -> Dials:
+    usual = "metric" if c.strategy == "literal" else "progress"
+    rules = TargetRules(c.z, c.credit, c.rescue, c.repetition_epochs or math.inf, c.exploration_rounds or math.inf)
+    return Dials(c.eta, c.mu, c.lam, c.floor / sources, c.signal or usual, c.projection, rules)
+
+
+def _options(names: Iterable[str], c: CurriculumConfig, sizes: np.ndarray) -> Options:
+    reference = np.array([c.reference_loss.get(name, 0.0) for name in names])
+    return Options(temperature=c.temperature, sizes=sizes, reference=reference)
+
+
+def make_curriculum(
+    c: CurriculumConfig,
+    prior: dict[str, float],
+    held_out: Sequence[Windows],
+    training: Sequence[Windows],
+    token_bytes: np.ndarray,
+    sizes: np.ndarray,
+) -> Curriculum:
+    """The curriculum over the sources of `prior`.
+
+    Args:
+        prior: w0 of each source, by name; lists and arrays are in its order.
+        held_out, training: windows to estimate with.
+        token_bytes: (V,) bytes of each token.
+        sizes: (S,) training tokens.
+
+    Raises:
+        DestructError: the dials are refused.
+    """
+    strategy = make_strategy(
+        c.strategy, np.array(list(prior.values())), _dials(c, len(prior)), _options(prior, c, sizes)
+    )
+    progress = ProgressEstimator(len(prior), c.kappa, relative=c.unit == "relative")
+    panels = Panels(held_out, training, c.difficulty_sample_size, c.probe_budget)
+    prober = Prober(token_bytes.astype(np.int64) if c.unit == "bits_per_byte" else None)
+    return Curriculum(list(prior), progress, strategy, panels, prober)
 
 
 def _longest_prompt(settings: Settings, architectures: Architectures) -> int:

@@ -19,7 +19,7 @@ from destruct.evaluation import Validation, validate
 from destruct.ppo.kl import controlled_coef, next_coef
 from destruct.ppo.update import UpdateStats, kl_to_reference, ppo_update
 from destruct.prompting import continue_prompts
-from destruct.recording import record_prompts, record_round, record_update, record_validation, reward_per_source
+from destruct.recording import feedback_per_source, record_prompts, record_round, record_update, record_validation
 from destruct.rollout.generate import generate
 from destruct.rollout.packing import pack
 from destruct.rollout.per_position import draw_everywhere
@@ -84,7 +84,8 @@ def one_update(run: Run) -> str:
         run.mixture.require(config.rollout.batch_size)  # where the data ends, no round moves the state any more
         with watch("round"):
             run.frozen.refresh(run.policy)
-            record_round(run, run.curriculum.round(run.frozen, run.topology))
+            gone = np.isin(run.names, run.mixture.exhausted).astype(np.float64)
+            record_round(run, run.curriculum.round(run.frozen, run.topology, run.mixture.epochs, gone))
     prompts = draw(run, run.curriculum.weights)
     with watch("generate"):
         rollouts = roll_out(run, prompts)
@@ -95,7 +96,11 @@ def one_update(run: Run) -> str:
         stats = optimize(run, batches)
     with watch("kl"):
         kl = kl_to_reference(run.policy, scored, config.rollout.temperature, run.topology)
-    rewards = reward_per_source(micro_batches(scored), len(run.names), run.topology)
+    feedback = feedback_per_source(micro_batches(batches), len(run.names), run.topology)
+    run.curriculum.count(
+        prompts.tokens_per_source(len(run.names)).numpy(force=True), stats.epochs, feedback.numpy(force=True)
+    )
+    rewards = feedback[:, :2]
     state.rewards.append(rewards.tolist())
     beta = state.kl_coef
     constrain(state, kl, config.kl, config.rollout.batch_size, run.screen.say)

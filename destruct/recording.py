@@ -9,7 +9,9 @@ from torch import Tensor
 
 from destruct.batch import Minibatch, ScoredBatch, TrainBatch, micro_batches
 from destruct.checkpoint import contents
-from destruct.curriculum.estimates import Estimates
+from destruct.curriculum.estimates import Estimates, as_columns
+from destruct.curriculum.feedback import COLUMNS
+from destruct.curriculum.strategies import Strategy
 from destruct.engine.topology import Topology
 from destruct.evaluation import Validation
 from destruct.ppo.kl import k1
@@ -22,23 +24,35 @@ _STATS = tuple(UpdateStats.__dataclass_fields__)
 
 def record_round(run: Run, estimates: Estimates) -> None:
     """Log what a round learnt about each source, and the weights it set."""
-    values: dict[str, float] = {}
-    per_source = {
-        "weight": run.mixture.shares(run.curriculum.weights),
-        "target": run.curriculum.strategy.target,
-        "metric": estimates.metric,
-        "difficulty": estimates.difficulty,
-        "difficulty_se": estimates.difficulty_se,
-        "variance": estimates.variance,
-        "progress": estimates.progress,
-        # Infinite until the third round; JSON and TensorBoard get "not a number" for it.
-        "progress_se": np.where(np.isfinite(estimates.progress_se), estimates.progress_se, np.nan),
-        "epochs": run.mixture.epochs,
+    curriculum, strategy = run.curriculum, run.curriculum.strategy
+    per_source = {name: x for name, x in as_columns(estimates).items() if isinstance(x, np.ndarray)}
+    per_source |= {"weight": run.mixture.shares(curriculum.weights), "target": strategy.target}
+    values = {
+        "curriculum/round": float(estimates.round_index),
+        "curriculum/batches": float(estimates.batches),
+        "curriculum/held": float(strategy.held),
+        "curriculum/stability_margin": strategy.stability_margin,
+        "curriculum/panel_size": float(curriculum.panel_size),
+        "curriculum/probe_share": curriculum.probe_share,
     }
     for figure, array in per_source.items():
-        values |= {f"curriculum/{figure}/{name}": float(x) for name, x in zip(run.names, array, strict=True)}
-    values["curriculum/held"] = float(run.curriculum.strategy.held)
+        # Infinite errors, where nothing is known yet, are "not a number" in JSON and TensorBoard.
+        finite = np.where(np.isfinite(array), array, np.nan)
+        values |= {f"curriculum/{figure}/{name}": float(x) for name, x in zip(run.names, finite, strict=True)}
     run.log("ppo", run.state.update, values)
+    if run.sinks is not None:
+        run.sinks.text("curriculum/reasons", reasons_table(run.names, curriculum.weights, strategy), run.state.update)
+    if curriculum.panel_size < curriculum.panels.size and estimates.round_index == 1:
+        run.screen.say(
+            f"panels of {curriculum.panel_size} windows instead of {curriculum.panels.size}: more would be over "
+            f"curriculum.probe_budget={curriculum.panels.budget:g} of the training tokens"
+        )
+
+
+def reasons_table(names: list[str], weights: np.ndarray, strategy: Strategy) -> str:
+    """Each source's weight and the reason for it, as a table in Markdown."""
+    rows = [f"| {name} | {w:.3f} | {why} |" for name, w, why in zip(names, weights, strategy.reasons(), strict=True)]
+    return "\n".join(["| source | weight | reason |", "|---|--:|---|", *rows])
 
 
 def record_validation(run: Run, phase: str, validation: Validation) -> None:
@@ -68,7 +82,7 @@ def record_update(
     """Log one update and its samples; returns a line for the screen.  All ranks call it: it sums over them.
 
     Args:
-        rewards: (S, 2) of `reward_per_source`.
+        rewards: (S, 2), the first columns of `feedback_per_source`.
         kl: k3(policy after the update || reference), nats per token.
         beta: the KL coefficient that the update used.
     """
@@ -107,14 +121,15 @@ def record_update(
     return f"reward {reward:.3f}  KL {kl:.4f} of {bound}  ptx {stats.ptx_loss:.3f}  entropy {stats.entropy:.2f}"
 
 
-def reward_per_source(scored: list[ScoredBatch], sources: int, topology: Topology) -> Tensor:
-    """Sum of scores (reward units) and number of rollouts of each source over all ranks, which all call it: (S, 2)
-    float64."""
-    table = torch.zeros(sources, 2, dtype=torch.float64, device=topology.device)
-    for batch in scored:
-        score = batch.rewarded.score.double()
-        both = torch.stack([score, torch.ones_like(score)], 1)
-        table.index_add_(0, batch.rollouts.prompts.source, both)
+def feedback_per_source(trains: list[TrainBatch], sources: int, topology: Topology) -> Tensor:
+    """Sums of `curriculum.feedback.COLUMNS` over the rollouts of each source and over all ranks, which all call it:
+    (S, 7) float64, of which the first two columns are the sum of scores (reward units) and the number of rollouts."""
+    table = torch.zeros(sources, len(COLUMNS), dtype=torch.float64, device=topology.device)
+    for train in trains:
+        score, mask = train.scored.rewarded.score.double(), train.scored.rollouts.mask
+        size = (train.advantages.double().abs() * mask).sum(1) / mask.sum(1).clamp(min=1)
+        powers = [score, torch.ones_like(score), score**2, score**3, score**4, size, size**2]
+        table.index_add_(0, train.scored.rollouts.prompts.source, torch.stack(powers, 1))
     return topology.sum(table)
 
 
@@ -228,7 +243,10 @@ def mean_over_sources(updates: list[list[list[float]]]) -> float:
 
     Args:
         updates: per update and source [sum of scores, rollouts].
+
+    Returns:
+        Reward units; nan where all that was drawn is of sources that are gone.
     """
     totals = np.array(updates).sum(0)
     drawn = totals[totals[:, 1] > 0]
-    return float((drawn[:, 0] / drawn[:, 1]).mean())
+    return float((drawn[:, 0] / drawn[:, 1]).mean()) if len(drawn) else float("nan")

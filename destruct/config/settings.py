@@ -102,6 +102,33 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_strategy_has_what_it_reads(self) -> Self:
+        c, sources = self.curriculum, list(self.data.sources)
+        unknown = [name for name in c.reference_loss if name not in sources]
+        if unknown:
+            raise ValueError(
+                f"curriculum.reference_loss.{unknown[0]} is of no source; name one of data.sources: "
+                f"{', '.join(sources)}"
+            )
+        missing = [name for name in sources if name not in c.reference_loss]
+        if c.strategy == "doremi" and missing:
+            raise ValueError(
+                f"curriculum.strategy=doremi has no reference loss of source {missing[0]!r}; set "
+                f"curriculum.reference_loss.{missing[0]} to what a reference model has there, in {c.unit}"
+            )
+        if c.strategy == "temperature" and self.data.streams:
+            raise ValueError(
+                f"curriculum.strategy=temperature weighs sources by size, and {self.data.streams[0]} is streaming, so "
+                "nobody knows its size; take static, with a data.sources.<name>.prior for each"
+            )
+        if c.strategy == "second_order" and c.signal == "metric":
+            raise ValueError(
+                "curriculum.signal=metric is no evidence of progress, which second_order asks for; take progress, "
+                "advantage or reward_variance, or curriculum.strategy: literal"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_kl_target_leaves_beta_positive(self) -> Self:
         rollouts, horizon = self.rollout.batch_size, self.kl.horizon
         # A fifth is the most that a horizon's rollouts take away.

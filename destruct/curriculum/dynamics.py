@@ -1,33 +1,19 @@
-"""From measured progress to a target mixture, and from there to the next weights: pure functions of arrays (S,).
+"""From a signal to the next weights: a damped mass on a spring, projected; and when that is stable.
 
-Legend: S sources; w weights, w0 prior, q target, all shares of drawn tokens that sum to 1; LP progress and SE its
-standard error, nats per token and round.
+Legend: S sources; w weights, w0 prior, shares of drawn tokens that sum to 1; pure functions of arrays (S,).
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from destruct.curriculum.estimates import Floats
 from destruct.errors import DestructError
-
-Floats = NDArray[np.float64]
-
-# What the evidence may claim at most: a fifth of every target stays with the prior, so no source is given up for good.
-MAX_CONFIDENCE = 0.8
 
 
 class NotProjectable(ValueError):
     """No point of the simplex belongs to these weights: they are not finite, or clipping leaves none of them."""
-
-
-class Target(NamedTuple):
-    """Where the evidence points."""
-
-    evidence: Floats  # (S,) u, progress beyond its error, nats per token and round
-    confidence: float  # conf, share of the target that follows the evidence, in [0, max_confidence]
-    weights: Floats  # (S,) q, sums to 1
 
 
 def project_to_floor(w: Floats, floor: float) -> Floats:
@@ -86,35 +72,6 @@ def clip_renorm(w: Floats) -> Floats:
     return clipped / total
 
 
-def target_weights(
-    progress: Floats, progress_se: Floats, prior: Floats, z: float, max_confidence: float = MAX_CONFIDENCE
-) -> Target:
-    """The mixture that the significant progress argues for, mixed with the prior by how much evidence there is.
-
-        u_k  = max(LP_k - z * SE_k, 0)
-        conf = max_confidence * sum(u) / (sum(u) + sum(SE))
-        q    = conf * u / sum(u) + (1 - conf) * w0;    conf = 0 and q = w0 where sum(u) = 0 or a SE is infinite
-
-    Args:
-        progress: (S,) LP. A source with a figure that is not finite counts as LP = 0, SE = inf.
-        progress_se: (S,) SE, at least 0; inf where nothing is known. One such source is enough to keep q at the prior:
-            a mixture cannot be argued for while one of its parts has not been measured.
-        prior: (S,) w0.
-        z: standard errors by which progress must differ from 0 to count, at least 0.
-        max_confidence: in [0, 1].
-    """
-    known = np.isfinite(progress) & np.isfinite(progress_se)
-    # Only known sources are multiplied: with z = 0 an infinite error would make 0 * inf = NaN.
-    evidence = np.zeros_like(prior)
-    evidence[known] = np.maximum(progress[known] - z * progress_se[known], 0.0)
-    total = float(np.sum(evidence))
-    noise = float(np.sum(progress_se[known]))
-    if not known.all() or total == 0 or not np.isfinite(total + noise):
-        return Target(evidence, 0.0, prior.copy())
-    confidence = max_confidence * total / (total + noise)
-    return Target(evidence, confidence, confidence * (evidence / total) + (1 - confidence) * prior)
-
-
 def momentum_step(
     weights: Floats, velocity: Floats, gradient: Floats, prior: Floats, eta: float, mu: float, lam: float
 ) -> tuple[Floats, Floats]:
@@ -153,6 +110,49 @@ def check_stability(eta: float, mu: float, lam: float) -> None:
             f"eta*lam*(1-mu) = {gain:.4g}, which must stay below 2*(1+mu) = {bound:.4g}",
             remedy=f"set curriculum.eta: {bound / (2 * lam * (1 - mu)):.2g}, or lower curriculum.lam",
         )
+
+
+def largest_response(mu: float, lam: float) -> float:
+    """How strongly a signal may answer the weights before the closed loop swings ever wider: c < lam * (1 - mu).
+
+    About rest, with x = w - w* and a signal that loses c x per round (y <- y - c x, diminishing returns), the step has
+    the characteristic polynomial (z-1)^2 (z-mu) + a z (z-1) + b z, a = (1-mu) eta lam, b = (1-mu) eta c. By the Jury
+    criterion it is stable iff
+
+        a (1-mu) > b,    a (1-mu) - b < 2 (1 - mu^2),    a < 2 (1+mu) + b/2,
+
+    of which the first is this bound, and the others hold for every c > 0 where `check_stability` passes. It is 0, and
+    nothing is stable, for lam = 0.
+
+    Returns:
+        the bound on c, share of the signal lost per round and per unit of share; eta cancels.
+    """
+    return lam * (1 - mu)
+
+
+def estimate_response(weights: Floats, signals: Floats) -> float:
+    """c of `largest_response` from what the signals did while the weights were in force.
+
+        c = -sum_tk (dy_tk - mean_t dy_k) (w_tk - mean_t w_k) / sum_tk (w_tk - mean_t w_k)^2
+
+    the least-squares slope of the signal's change on the weight, each source with an intercept of its own.
+
+    Args:
+        weights: (n, S) in force between one round and the next, n of them.
+        signals: (n + 1, S) of the rounds at their ends.
+
+    Returns:
+        share per round and unit of share; NaN for fewer than two intervals, or weights that have not moved.
+    """
+    if len(weights) < 2:
+        return math.nan
+    w = weights - np.mean(weights, axis=0)
+    change = np.diff(signals, axis=0)
+    spread = np.sum(w**2)
+    # Squares of rounding errors are no spread.
+    if spread < 1e-20:
+        return math.nan
+    return -float(np.sum((change - np.mean(change, axis=0)) * w) / spread)
 
 
 def _clip_renorm_without_floor(w: Floats, floor: float) -> Floats:

@@ -1,94 +1,186 @@
 """A round after the frozen model was renewed: estimate difficulty with it, let the strategy move the weights."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from destruct.batch import TokenWindows
-from destruct.curriculum.estimates import Estimates, ProgressEstimator
-from destruct.curriculum.panels import PanelLosses, panel_items
+from destruct.curriculum.estimates import Estimates, Floats, LossEstimates
+from destruct.curriculum.feedback import COLUMNS, summarize_feedback
+from destruct.curriculum.panels import affordable_size, next_start
+from destruct.curriculum.probing import Prober, Windows, per_item_tokens
+from destruct.curriculum.progress import ProgressEstimator, window_length
+from destruct.curriculum.states import laid_out_anew
 from destruct.curriculum.strategies import Strategy
 from destruct.engine.base import FrozenEngine
 from destruct.engine.topology import Topology
-from destruct.evaluation import window_nats
+
+GAP_PANEL = 4
+"""A panel of training windows is this many times smaller than one of held-out windows."""
 
 
-class HeldOut(Protocol):
-    """A source's held-out windows, of which the first n are a sample; none is read before it is asked for."""
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """What a round scores of the sources, in their order."""
 
-    def __len__(self) -> int: ...
-
-    def select(self, rows: Tensor) -> TokenWindows:
-        """The windows at `rows` (n,) int64."""
+    held_out: Sequence[Windows]
+    training: Sequence[Windows]  # of what is trained on; scored where all of it has been drawn once
+    size: int  # held-out windows per source that are asked for
+    budget: float  # tokens scored per token trained on
 
 
 class Curriculum:
-    """The rolling estimate of each source's difficulty and the strategy that reads it."""
+    """The rolling estimate of each source's difficulty and the strategy that reads it.
 
-    def __init__(self, estimator: ProgressEstimator, strategy: Strategy, held_out: Sequence[HeldOut], panel_size: int):
-        self.estimator = estimator
+    Args:
+        names: of the sources.
+        progress: of the held-out panels.
+        strategy: over the same sources, as it is before any round.
+        prober: scores windows.
+    """
+
+    def __init__(
+        self, names: Sequence[str], progress: ProgressEstimator, strategy: Strategy, panels: Panels, prober: Prober
+    ):
+        sources = len(names)
+        self.names = list(names)
         self.strategy = strategy
-        self.held_out = held_out
-        self.panel_size = panel_size
-        self.significant = np.zeros(len(held_out), dtype=np.int64)  # rounds with progress beyond two standard errors
+        self.panels = panels
+        self.prober = prober
+        self.significant = np.zeros(sources, dtype=np.int64)  # rounds with progress beyond two standard errors
+        self.panel_size = panels.size  # of the last round
+        self.trained_tokens = 0.0  # in rounds that have ended, every pass counted
+        self._progress = progress
+        self._training_progress = ProgressEstimator(sources, progress.kappa, progress.relative)
+        self._fresh = strategy.state_dict()
+        self._start = 0
+        self._per_item = per_item_tokens(panels.held_out)
+        self._spans: list[Floats] = []  # tokens drawn between the rounds that LP spans
+        self._begin_span()
 
     @property
     def rounds(self) -> int:
         """Rounds made so far."""
-        return self.estimator.rounds
+        return self._progress.rounds
 
     @property
-    def weights(self) -> np.ndarray:
+    def weights(self) -> Floats:
         """Sampling weights (S,) float64, on the simplex."""
         return self.strategy.weights()
 
-    def round(self, frozen: FrozenEngine, topology: Topology) -> Estimates:
+    @property
+    def probe_share(self) -> float:
+        """Tokens scored by rounds so far, per token trained on; 0 before any was."""
+        return self.prober.tokens / self.trained_tokens if self.trained_tokens else 0.0
+
+    def count(self, tokens: Floats, passes: float, feedback: Floats | None = None) -> None:
+        """Take in a batch that was trained on.
+
+        Args:
+            tokens: (S,) drawn of each source.
+            passes: how many times it was trained on.
+            feedback: (S, 7) sums over its rollouts, see `feedback.COLUMNS`; equal on every rank.
+        """
+        self._tokens += tokens
+        self._trained += passes * float(np.sum(tokens))
+        self._batches += 1
+        if feedback is not None:
+            self._feedback += feedback
+
+    def round(self, frozen: FrozenEngine, topology: Topology, epochs: Floats, exhausted: Floats) -> Estimates:
         """Estimate, reweigh.  All ranks call it and end with the same weights.
 
         Args:
             frozen: refreshed from the policy just now.
+            epochs: (S,) gone through so far.
+            exhausted: (S,) 1 where nothing more can be drawn, else 0.
         """
-        panels = measure_panels(frozen, self.held_out, self.rounds, self.panel_size, topology)
-        estimates = self.estimator.observe(panels)
+        p = self.panels
+        self.panel_size = affordable_size(p.size, p.budget, self._trained, self._per_item)
+        held_out = [self.prober.measure(frozen, w, self._start, self.panel_size, topology) for w in p.held_out]
+        few = max(2, self.panel_size // GAP_PANEL)
+        training = [
+            self.prober.measure(frozen, windows, self._start, few, topology) if gone_through else None
+            for windows, gone_through in zip(p.training, epochs >= 1, strict=True)
+        ]
+        self._start = next_start(self._start, self.panel_size)
+        self.trained_tokens += self._trained
+        losses, on_training = self._progress.observe(held_out), self._training_progress.observe(training)
+        estimates = self._estimates(losses, on_training, epochs, exhausted)
+        self._begin_span()
         self.strategy.observe(estimates)
         self.significant += estimates.progress > 2 * estimates.progress_se
         return estimates
 
-    def state_dict(self) -> dict:
+    def _estimates(
+        self, losses: LossEstimates, on_training: LossEstimates, epochs: Floats, exhausted: Floats
+    ) -> Estimates:
+        self._spans = [*self._spans, self._tokens][1 - window_length(self.rounds) :]
+        spanned = np.sum(self._spans, axis=0)
+        known = np.isfinite(on_training.progress_se) & np.isfinite(losses.progress_se)
+        growth = np.where(known, on_training.progress - losses.progress, np.nan)
+        error = np.where(known, np.hypot(on_training.progress_se, losses.progress_se), np.inf)
+        repeated = epochs >= 1
+        return Estimates(
+            **{field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)},
+            batches=self._batches,
+            gap_growth=np.where(repeated, growth, 0.0),
+            gap_growth_se=np.where(repeated, error, 0.0),
+            tokens=self._tokens,
+            share=spanned / max(np.sum(spanned), 1.0),
+            epochs=np.array(epochs, dtype=np.float64),
+            exhausted=np.array(exhausted, dtype=np.float64),
+            **summarize_feedback(self._feedback)._asdict(),
+        )
+
+    def _begin_span(self) -> None:
+        """Forget what was counted since the round before."""
+        self._tokens = np.zeros(len(self.names))
+        self._feedback = np.zeros((len(self.names), len(COLUMNS)))
+        self._trained, self._batches = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as JSON."""
         return {
+            "sources": self.names,
             "significant": self.significant.tolist(),
-            "estimator": self.estimator.state_dict(),
+            "progress": self._progress.state_dict(),
+            "training_progress": self._training_progress.state_dict(),
             "strategy": self.strategy.state_dict(),
+            "start": self._start,
+            "panel_size": self.panel_size,
+            "trained_tokens": self.trained_tokens,
+            "probe_tokens": self.prober.tokens,
+            "spans": [span.tolist() for span in self._spans],
+            "since_the_round": {
+                "tokens": self._tokens.tolist(),
+                "feedback": self._feedback.tolist(),
+                "trained": self._trained,
+                "batches": self._batches,
+            },
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Take over what `state_dict` gave."""
-        self.significant = np.array(state["significant"], dtype=np.int64)
-        self.estimator.load_state_dict(state["estimator"])
-        self.strategy.load_state_dict(state["strategy"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave.  Where it is of other sources, those that both have go on, a new one starts
+        at its prior share and is not known before its third round, and the share of one that is gone falls to the rest.
+        """
+        before, since = state["sources"], state["since_the_round"]
+        places = [before.index(name) if name in before else None for name in self.names]
 
+        def rows(table: list) -> Floats:
+            empty = np.zeros_like(np.array(table, dtype=np.float64)[0])
+            return np.array([empty if place is None else table[place] for place in places], dtype=np.float64)
 
-def measure_panels(
-    frozen: FrozenEngine, held_out: Sequence[HeldOut], round_index: int, panel_size: int, topology: Topology
-) -> list[PanelLosses]:
-    """Score this round's panel of each source with the frozen model.
-
-    Args:
-        held_out: of each source, equal on every rank.
-        panel_size: windows per source; all of a source that has fewer.
-
-    Raises:
-        ValueError: nothing is predicted in a window: an item of a panel is a mean loss, and it has none.
-    """
-    panels = []
-    for windows in held_out:
-        items = panel_items(round_index, panel_size, len(windows))
-        panel = windows.select(torch.from_numpy(items))
-        tokens = panel.target_counts.cpu().numpy()
-        nats = window_nats(frozen, panel, topology).cpu().numpy()
-        panels.append(PanelLosses(items, nats / tokens.clip(1), tokens, population=len(windows)))
-    return panels
+        self.significant = rows(state["significant"]).astype(np.int64)
+        self._progress.load_state_dict(state["progress"], places)
+        self._training_progress.load_state_dict(state["training_progress"], places)
+        same = before == self.names
+        strategy = state["strategy"] if same else laid_out_anew(state["strategy"], self._fresh, places)
+        self.strategy.load_state_dict(strategy)
+        self._start, self.panel_size = int(state["start"]), int(state["panel_size"])
+        self.trained_tokens, self.prober.tokens = state["trained_tokens"], int(state["probe_tokens"])
+        self._spans = [rows(span) for span in state["spans"]]
+        self._tokens, self._feedback = rows(since["tokens"]), rows(since["feedback"])
+        self._trained, self._batches = since["trained"], int(since["batches"])

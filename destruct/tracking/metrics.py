@@ -59,7 +59,25 @@ METRICS: dict[str, Metric] = {
     "curriculum/metric/<source>": Metric("nats/token", "combined metric, difficulty + kappa * sqrt(variance)"),
     "curriculum/progress/<source>": Metric("nats/token/round", "fall of the combined metric per round"),
     "curriculum/progress_se/<source>": Metric("nats/token/round", "its standard error"),
+    "curriculum/gap_growth/<source>": Metric(
+        "nats/token/round", "progress on training windows less that on held-out ones; 0 before a first epoch has ended"
+    ),
+    "curriculum/gap_growth_se/<source>": Metric("nats/token/round", "its standard error"),
+    "curriculum/tokens/<source>": Metric("tokens", "drawn since the round before"),
+    "curriculum/share/<source>": Metric("share", "of the tokens drawn over the rounds that the progress spans"),
+    "curriculum/exhausted/<source>": Metric("0 or 1", "1 where nothing more can be drawn"),
+    "curriculum/advantage/<source>": Metric("1", "mean |whitened advantage| of the rollouts since the round before"),
+    "curriculum/advantage_se/<source>": Metric("1", "its standard error"),
+    "curriculum/reward_variance/<source>": Metric("reward units squared", "variance of those rollouts' scores"),
+    "curriculum/reward_variance_se/<source>": Metric("reward units squared", "its standard error"),
+    "curriculum/round": Metric("count", "rounds before this one"),
+    "curriculum/batches": Metric("count", "updates since the round before"),
     "curriculum/held": Metric("count", "rounds whose step fell outside every projection and was dropped, so far"),
+    "curriculum/stability_margin": Metric(
+        "share/round/share", "how much more the target could answer the weights before they swing; below 0 they do"
+    ),
+    "curriculum/panel_size": Metric("windows", "held-out windows scored per source"),
+    "curriculum/probe_share": Metric("share", "tokens scored by rounds so far, per token trained on (all PPO epochs)"),
     "curriculum/epochs/<source>": Metric(
         "epochs", "times the source's windows have been drawn; of a stream, 0 before its end is reached"
     ),

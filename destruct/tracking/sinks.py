@@ -46,6 +46,10 @@ class Sinks:
         self._metrics.write(json.dumps({"phase": phase, "step": step, **finite}) + "\n")
         self._metrics.flush()
 
+    def text(self, name: str, markdown: str, step: int) -> None:
+        """Show a text of an update in TensorBoard."""
+        self._board.add_text(name, markdown, step)
+
     def sample(self, update: int, fields: dict[str, Any]) -> None:
         """Log one rollout."""
         self._samples.write(json.dumps({"update": update, **fields}, ensure_ascii=False) + "\n")

@@ -26,6 +26,7 @@ def made(
             "excess": [list(row) for row in excess],
             "drawn": drawn or [[used / len(sources)] * len(sources) for used in budget],
         },
+        "start_weights": [1 / len(sources)] * len(sources),
         "rounds": {"weights": [list(row) for row in weights], "budget_used": [1e6 + at for at in range(len(weights))]}
         if weights
         else {},
@@ -79,7 +80,7 @@ def test_noise_share_counts_what_is_drawn_after_a_fifth():
     assert curriculum_judge.noise_share(result) == pytest.approx(0.1)
 
 
-def test_weights_are_followed_from_equal_ones():
+def test_weights_are_followed_from_those_of_the_start():
     """From (1/2, 1/2) to (.7, .3) and (.6, .4): 0.4 and 0.2 of way in all, never below 0.3."""
     result = made([(1, 0)] * 2, weights=[(0.7, 0.3), (0.6, 0.4)])
     assert curriculum_judge.churn(result) == pytest.approx(0.6)

@@ -1,0 +1,124 @@
+"""From measured progress to the mixture that it argues for: pure functions of arrays (S,).
+
+Legend: S sources; w weights, w0 prior, q target, e exploration shares, all shares of drawn tokens that sum to 1; LP
+progress and SE its standard error, nats per token and round; p and se the same after credit.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from destruct.curriculum.estimates import Estimates, Floats
+
+# What the evidence may claim at most: a fifth of every target is exploration.
+MAX_CONFIDENCE = 0.8
+# Share over prior below which progress is credited no further: a source that was hardly drawn has learnt from others.
+LEAST_CREDITED = 0.05
+# Standard errors by which a source must get worse to be rescued, or better to be explored afresh.
+CERTAIN = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRules:
+    """How evidence is weighed; each rule has a value that switches it off."""
+
+    z: float  # standard errors that do not count, >= 0; 0: every progress counts
+    credit: float  # s in [0, 1]; 0: progress per token of the mixture, 1: per token of the source itself
+    rescue: float  # phi >= 0, weight of getting worse; 0: none
+    repetition_epochs: float  # R* > 0, epochs after which a repeated token's worth has fallen to 1/e; inf: never
+    exploration_rounds: float  # H > 0, idle rounds that halve a source's exploration share; inf: never
+
+
+class Target(NamedTuple):
+    """Where the evidence points."""
+
+    progress: Floats  # (S,) p, credited progress, nats per token and round
+    progress_se: Floats  # (S,) its standard error
+    evidence: Floats  # (S,) u, progress beyond its error, and rescue
+    rescued: Floats  # (S,) the part of u that is rescue
+    confidence: float  # conf, share of the target that follows the evidence, in [0, MAX_CONFIDENCE]
+    weights: Floats  # (S,) q, sums to 1
+
+
+def credit(progress: Floats, progress_se: Floats, share: Floats, prior: Floats, power: float) -> tuple[Floats, Floats]:
+    """Progress in relation to how much a source was drawn: p = LP / max(share/w0, 0.05)^s, and SE alike.
+
+    Args:
+        share: (S,) of the tokens drawn while the progress was made; of all zeros nothing is credited.
+        power: s. With 0 a source that is hardly drawn earns little, with 1 it is paid for what it learnt from others.
+    """
+    drawn = np.ones_like(prior)
+    if power and np.sum(share) > 0:
+        drawn[prior > 0] = np.maximum(share[prior > 0] / prior[prior > 0], LEAST_CREDITED) ** power
+    return progress / drawn, progress_se / drawn
+
+
+def exploration_shares(prior: Floats, idle: Floats, rounds: float) -> Floats:
+    """e_k proportional to w0_k * 2^(-idle_k / H); the prior where all have been idle alike.
+
+    Args:
+        idle: (S,) rounds at the prior's share that a source was drawn for without certain progress.
+        rounds: H, inf for the prior.
+    """
+    # The least idle one keeps its prior, so that nothing underflows.
+    shares = prior * np.exp2(-(idle - np.min(idle)) / rounds)
+    return shares / np.sum(shares)
+
+
+def choose_target(
+    estimates: Estimates, signal: Floats, signal_se: Floats, prior: Floats, idle: Floats, rules: TargetRules
+) -> Target:
+    """The mixture that the significant progress argues for, mixed with exploration by how much evidence there is.
+
+        p, se = credit(LP, SE)
+        u_k   = (max(p_k - z se_k, 0) + phi max(-p_k - 2 se_k, 0) [share_k < w0_k, gap not growing])
+                * exp(-max(epochs_k - 1, 0) / R*);    0 where exhausted
+        conf  = 0.8 * sum(u) / (sum(u) + sum(se))
+        q     = conf * u / sum(u) + (1 - conf) * e;   q = e where sum(u) = 0
+
+    Sources whose signal or error is not finite are not known: they keep their priors, and the rest is shared by this
+    rule among the others.
+
+    Args:
+        signal, signal_se: (S,) LP and SE, or another figure of the estimates that counts in their place.
+        idle: (S,) as in `exploration_shares`.
+
+    Source: exp(-(epochs - 1) / R*) is what a repeated token adds to the effective data of arXiv:2305.16264, section 3,
+    where R* = 15.4 is fitted.
+    """
+    known = np.isfinite(signal) & np.isfinite(signal_se)
+    # Nothing is computed with what is not known: with z = 0 an infinite error would make 0 * inf = NaN.
+    p, se = credit(np.where(known, signal, 0.0), np.where(known, signal_se, 0.0), estimates.share, prior, rules.credit)
+    worth = np.exp(-np.maximum(estimates.epochs - 1, 0) / rules.repetition_epochs) * (estimates.exhausted == 0)
+    gained = np.maximum(p - rules.z * se, 0)
+    # Written so that a gap which is not known yet counts as growing.
+    may_rescue = (estimates.share < prior) & (estimates.gap_growth <= CERTAIN * estimates.gap_growth_se)
+    rescued = np.where(may_rescue, rules.rescue * np.maximum(-p - CERTAIN * se, 0), 0.0) * worth
+    evidence = gained * worth + rescued
+    evidence[~known] = rescued[~known] = 0.0
+    q, confidence = prior.copy(), 0.0
+    if known.any():
+        explored = exploration_shares(prior, np.where(known, idle, np.min(idle)), rules.exploration_rounds)
+        total, noise = float(np.sum(evidence)), float(np.sum(se[known]))
+        of_known = explored[known] / np.sum(explored[known])
+        if total > 0 and np.isfinite(total + noise):
+            confidence = MAX_CONFIDENCE * total / (total + noise)
+            of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
+        q[known] = of_known * (1.0 if known.all() else 1 - np.sum(prior[~known]))
+    return Target(p, se, evidence, rescued, confidence, q)
+
+
+def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
+    """Idle rounds after this one: 0 where progress is certain, else as much more as the source was drawn.
+
+        idle_k <- 0 if p_k > 2 se_k else idle_k + tokens_k / (sum(tokens) w0_k)
+
+    A round at the prior's share counts as one, whatever the prior: without evidence all stay alike and the mixture at
+    the prior.
+    """
+    total = float(np.sum(estimates.tokens))
+    drawn = np.zeros_like(prior)
+    if total > 0:
+        drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
+    return np.where(target.progress > CERTAIN * target.progress_se, 0.0, idle + drawn)
