@@ -94,11 +94,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return without_nan(judge(mixed, options.mixture.split(",")[0], pair_results))
 
 
-def planned(options: argparse.Namespace, **sizes: Any) -> list[Settings]:
+def planned(options: argparse.Namespace) -> list[Settings]:
     """The runs that the options ask for, seed by seed so that pairs finish early.
-
-    Args:
-        sizes: further fields of Settings.
 
     Raises:
         DestructError: a mixture, strategy or override is unknown, or the seeds are none or too many.
@@ -112,7 +109,7 @@ def planned(options: argparse.Namespace, **sizes: Any) -> list[Settings]:
             for strategy, overrides in read_strategies(options.strategies, options.set):
                 run = Settings(mixture, list(mixtures[mixture]), strategy, seed, options.budget, overrides)
                 panel = FULL_PANEL if options.full and strategy not in FIXED else None
-                runs.append(replace(run, panel_size=panel, **shared(options), **sizes))
+                runs.append(replace(run, panel_size=panel, **shared(options)))
     for run in runs:
         run.config()
     return runs
@@ -167,12 +164,12 @@ def read_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def permuted(options: argparse.Namespace, **sizes: Any) -> list[Settings]:
+def permuted(options: argparse.Namespace) -> list[Settings]:
     """Two runs of second_order, the second with the sources in reverse order."""
     mixture = options.mixture.split(",")[0]
     sources = list(importlib.import_module(options.catalogue).MIXTURES[mixture])
     run = Settings(mixture, sources, "second_order", 0, min(options.budget, PERMUTED_BUDGET))
-    run = replace(run, panel_size=FULL_PANEL, **shared(options), **sizes)
+    run = replace(run, panel_size=FULL_PANEL, **shared(options))
     return [run, replace(run, sources=sources[::-1])]
 
 
