@@ -203,10 +203,10 @@ def make_curriculum(
     strategy = make_strategy(
         c.strategy, np.array(list(prior.values())), _dials(c, len(prior)), _options(prior, c, sizes)
     )
-    progress = ProgressEstimator(len(prior), c.kappa, relative=c.unit == "relative")
-    panels = Panels(held_out, training, c.difficulty_sample_size, c.probe_budget)
+    size, compress = c.difficulty_sample_size, c.plateau_retry
+    panels = Panels(held_out, training, size, c.probe_budget, compress, relative=c.unit == "relative")
     prober = Prober(token_bytes.astype(np.int64) if c.unit == "bits_per_byte" else None)
-    return Curriculum(list(prior), progress, strategy, panels, prober)
+    return Curriculum(list(prior), ProgressEstimator(len(prior), c.kappa), strategy, panels, prober)
 
 
 def _longest_prompt(settings: Settings, architectures: Architectures) -> int:
