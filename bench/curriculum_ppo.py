@@ -1,4 +1,4 @@
-"""The whole PPO job by two strategies: whether the curriculum holds there too; part of `python -m bench.curriculum --ppo`.
+"""The whole PPO job by several strategies, for `python -m bench.curriculum --ppo`: does the curriculum hold there too?
 
 Runs `destruct.train` on the six embedded sources of configs/local.yaml (one of them noise), in one process each, and
 reads what the run itself reports: its summary and its metrics.

@@ -12,7 +12,7 @@ from destruct.data.tokenizing import train_tokenizer
 from destruct.errors import DestructError
 from destruct.evaluation import validate
 from destruct.loop import one_update
-from tests.curriculum.estimates_of import estimates_of
+from tests.curriculum.rounds import estimates_for
 from tests.tiny import ROOT, tiny_run
 
 
@@ -144,7 +144,7 @@ def test_the_floor_is_a_share_of_the_equal_weight_and_kappa_weighs_the_spread(tm
     """Two sources and a floor of 1/5 of 1/2; the second is not learnt and sinks to it, its target being 0.1."""
     with tiny_run(tmp_path, "curriculum.floor=0.4", "curriculum.kappa=0.5") as run:
         for _ in range(40):
-            run.curriculum.strategy.observe(estimates_of(2, progress=[0.1, 0.0], progress_se=0.0))
+            run.curriculum.strategy.observe(estimates_for(2, progress=[0.1, 0.0], progress_se=0.0))
         assert run.curriculum.weights.tolist() == pytest.approx([0.8, 0.2])
         run.frozen.refresh(run.policy)
         estimates = run.curriculum.round(run.frozen, run.topology, np.zeros(2), np.zeros(2))
@@ -177,7 +177,7 @@ def test_options_of_single_strategies_reach_them(tmp_path):
         assert roots[0] != roots[1]
     losses = "curriculum.reference_loss={noise: 2.0, arithmetic: 2.5}"
     with tiny_run(tmp_path, "curriculum.strategy=doremi", losses) as run:
-        run.curriculum.strategy.observe(estimates_of(2, difficulty=3.0))
+        run.curriculum.strategy.observe(estimates_for(2, difficulty=3.0))
         raised = 0.9999 * 1 / (1 + np.exp(0.5)) + 0.0001 / 2
         np.testing.assert_allclose(run.curriculum.strategy.target, [raised, 1 - raised], rtol=1e-12)
 

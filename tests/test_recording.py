@@ -22,7 +22,7 @@ from destruct.recording import (
     summarize,
 )
 from destruct.rollout.score import with_advantages
-from tests.curriculum.estimates_of import estimates_of
+from tests.curriculum.rounds import estimates_for
 from tests.tiny import tiny_run
 
 
@@ -143,7 +143,7 @@ def test_a_round_logs_each_figure_of_each_source_under_its_own_name(tmp_path):
     figures |= {"variance": np.array([math.nan, 1.0]), "advantage_se": np.array([2.0, math.inf])}
     figures["epochs"] = np.array([0.5, 0.25])
     with tiny_run(tmp_path) as run:
-        estimates = estimates_of(2, round_index=1, batches=7, **figures)
+        estimates = estimates_for(2, round_index=1, batches=7, **figures)
         run.curriculum.strategy.observe(estimates)
         record_round(run, estimates)
         (line,) = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]

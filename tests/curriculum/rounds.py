@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from destruct.config.curriculum import CurriculumConfig
-from destruct.curriculum.estimates import Estimates, as_columns
+from destruct.curriculum.estimates import Estimates, LossEstimates, as_columns
 from destruct.curriculum.target import TargetRules
 from destruct.curriculum.weight_dynamics import Dials
 
@@ -18,6 +18,7 @@ PLAIN: dict[str, Any] = {
     "metric": 3.0,
     "progress": 0.0,
     "progress_se": 0.01,
+    "compressed": math.nan,
     "gap_growth": 0.0,
     "gap_growth_se": 0.0,
     "tokens": 0.0,
@@ -36,6 +37,18 @@ def estimates_of(round_index: int = 2, batches: int = 1, **figures: Any) -> Esti
     columns = np.broadcast_arrays(*(np.array(x, float) for x in (PLAIN | figures).values()))
     arrays = {name: np.atleast_1d(x).copy() for name, x in zip(PLAIN | figures, columns, strict=True)}
     return Estimates(round_index=round_index, batches=batches, **arrays)
+
+
+def estimates_for(sources: int, round_index: int = 9, batches: int = 1, **figures: Any) -> Estimates:
+    """The same of so many sources, whatever `figures` has."""
+    figures["difficulty"] = np.broadcast_to(figures.get("difficulty", PLAIN["difficulty"]), sources)
+    return estimates_of(round_index, batches, **figures)
+
+
+def completed(losses: LossEstimates, **figures: Any) -> Estimates:
+    """What the panels said, with those figures of what was drawn."""
+    said = {field.name: getattr(losses, field.name) for field in fields(LossEstimates)}
+    return estimates_of(**(said | figures))
 
 
 def reordered(estimates: Estimates, order: Any) -> Estimates:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from destruct.curriculum.progress import (
     measure_progress,
     window_length,
 )
-from tests.curriculum.estimates_of import estimates_of
+from tests.curriculum.rounds import estimates_for
 
 
 def panel(
@@ -235,27 +236,10 @@ def test_a_state_is_taken_over_source_by_source_and_a_new_one_begins_with_its_th
     assert errors[:2] == [math.inf, math.inf] and max(errors[2:]) < math.inf
 
 
-def test_losses_relative_to_the_first_round_scale_every_figure_alike():
-    """The first metrics are 4 and 2: progress and errors are a quarter and a half, variances their squares."""
-    rng = np.random.default_rng(9)
-    plain, relative = ProgressEstimator(2, kappa=0), ProgressEstimator(2, kappa=0, relative=True)
-    first = [panel([0, 1, 2], [3, 4, 5]), panel([0, 1, 2], [1, 2, 3])]
-    rounds = [first, *([panel([0, 1, 2], rng.normal(2, 1, 3)) for _ in range(2)] for _ in range(3))]
-    scale = np.array([4.0, 2.0])
-    for panels in rounds:
-        want, got = plain.observe(panels), relative.observe(panels)
-        for name in ("difficulty", "difficulty_se", "metric", "progress", "progress_se"):
-            np.testing.assert_allclose(getattr(got, name), getattr(want, name) / scale, rtol=1e-14)
-        np.testing.assert_allclose(got.variance, want.variance / scale**2, rtol=1e-14)
-        resumed = ProgressEstimator(2, kappa=0, relative=True)
-        resumed.load_state_dict(json.loads(json.dumps(relative.state_dict())), places=[0, 1])
-        relative = resumed
-
-
 def test_arrays_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match=r"metric is \(3,\); difficulty has \(2,\)"):
         LossEstimates(0, np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(3), np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match=r"Estimates.tokens is \(3,\); difficulty has \(2,\)"):
-        estimates_of(2, tokens=np.zeros(3))
+        replace(estimates_for(2), tokens=np.zeros(3))
     with pytest.raises(ValueError, match="1 panels for 2 sources"):
         ProgressEstimator(2, kappa=0).observe([panel([0], [1.0])])

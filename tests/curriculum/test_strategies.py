@@ -16,7 +16,7 @@ from destruct.curriculum.strategies import STRATEGIES, Options, Strategy, make_s
 from destruct.curriculum.target import TargetRules
 from destruct.curriculum.weight_dynamics import SIGNALS, Dials, WeightDynamics
 from destruct.errors import DestructError
-from tests.curriculum.estimates_of import completed, estimates_of, permuted
+from tests.curriculum.rounds import completed, estimates_for, reordered
 
 RULES = TargetRules(z=1.0, credit=0.5, rescue=0.5, repetition_epochs=15.4, exploration_rounds=5.0)
 USUAL: dict[str, Any] = {"eta": 0.5, "mu": 0.5, "lam": 1.0, "projection": "euclidean", "rules": RULES}
@@ -37,7 +37,7 @@ def plain_options(size: int) -> Options:
 
 def random_round(rng: np.random.Generator, round_index: int, size: int) -> Estimates:
     tokens = rng.integers(100, 1000, size)
-    return estimates_of(
+    return estimates_for(
         size,
         round_index,
         difficulty=(difficulty := rng.normal(3, 0.5, size)),
@@ -79,11 +79,11 @@ def test_literal_is_the_three_lines_bit_for_bit(signal):
 def test_literal_follows_a_level_less_its_mean_and_stays_while_nothing_is_known(signal):
     """Levels .9, .5 and .1 are .4, 0 and -.4 about their mean; a source without a rollout is left out of both."""
     strategy = build("literal", [0.2, 0.3, 0.5], signal=signal)
-    strategy.observe(estimates_of(3))
+    strategy.observe(estimates_for(3))
     assert strategy.weights().tolist() == [0.2, 0.3, 0.5]
-    strategy.observe(estimates_of(3, **{signal: [0.9, 0.5, 0.1]}))
+    strategy.observe(estimates_for(3, **{signal: [0.9, 0.5, 0.1]}))
     np.testing.assert_allclose(strategy.weights(), [0.4, 0.3, 0.3], rtol=1e-14)
-    strategy.observe(estimates_of(3, **{signal: [0.9, math.nan, 0.7]}))
+    strategy.observe(estimates_for(3, **{signal: [0.9, math.nan, 0.7]}))
     np.testing.assert_allclose(strategy.weights(), [0.45, 0.3, 0.25], rtol=1e-14)
 
 
@@ -108,7 +108,7 @@ def test_second_order_worked_by_hand_over_two_moves():
     strategy = build("second_order", [0.5, 0.5])
     seen = []
     for round_index in range(4):
-        strategy.observe(estimates_of(2, round_index, progress=[0.1, 0.0], progress_se=0.0))
+        strategy.observe(estimates_for(2, round_index, progress=[0.1, 0.0], progress_se=0.0))
         seen.append(strategy.weights()[0])
     np.testing.assert_allclose(seen, [0.5, 0.5, 0.6, 0.725], rtol=1e-14)
     np.testing.assert_allclose(strategy.target, [0.9, 0.1], rtol=1e-14)
@@ -121,7 +121,7 @@ def test_uniform_static_and_temperature_never_move():
     for name, want in (("uniform", [0.25] * 4), ("static", [0.4, 0.3, 0.2, 0.1]), ("temperature", roots)):
         strategy = build(name, [0.4, 0.3, 0.2, 0.1], options)
         for round_index in range(5):
-            strategy.observe(estimates_of(4, round_index, difficulty=[9, 1, 1, 1], progress=[0.5, 0, 0, 0]))
+            strategy.observe(estimates_for(4, round_index, difficulty=[9, 1, 1, 1], progress=[0.5, 0, 0, 0]))
         np.testing.assert_allclose(strategy.weights(), want, rtol=1e-14)
         assert strategy.weights().tolist() == strategy.target.tolist()
 
@@ -132,12 +132,12 @@ def test_no_weight_moves_before_the_third_round(name):
     start = strategy.weights().tolist()
     for round_index in range(3):
         assert strategy.weights().tolist() == start
-        strategy.observe(estimates_of(2, round_index, difficulty=[5, 1], metric=[5, 1], progress=[1, 0]))
+        strategy.observe(estimates_for(2, round_index, difficulty=[5, 1], metric=[5, 1], progress=[1, 0]))
     assert (strategy.weights().tolist() != start) == (name in MOVING)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_permuted_sources_get_permuted_weights(name):
+def test_reordered_sources_get_reordered_weights(name):
     rng = np.random.default_rng(2)
     order = np.array([3, 0, 4, 1, 2])
     prior, sizes, reference = np.array([0.3, 0.25, 0.2, 0.15, 0.1]), rng.uniform(1, 9, 5), rng.uniform(2, 3, 5)
@@ -146,7 +146,7 @@ def test_permuted_sources_get_permuted_weights(name):
     for round_index in range(15):
         now = random_round(rng, round_index, 5)
         straight.observe(now)
-        other.observe(permuted(now, order))
+        other.observe(reordered(now, order))
         np.testing.assert_allclose(other.weights(), straight.weights()[order], rtol=0, atol=1e-13)
         assert other.reasons() == [straight.reasons()[k] for k in order]
 
@@ -177,7 +177,7 @@ def test_weights_stay_on_the_simplex_and_the_floor_under_any_estimates(name, siz
 def test_a_source_that_is_not_measured_keeps_its_prior_while_the_others_move():
     strategy = build("second_order", [0.6, 0.3, 0.1])
     for _ in range(30):
-        strategy.observe(estimates_of(3, metric=[3, math.nan, 3], progress=0.1, progress_se=[0.01, math.inf, 0.01]))
+        strategy.observe(estimates_for(3, metric=[3, math.nan, 3], progress=0.1, progress_se=[0.01, math.inf, 0.01]))
     assert strategy.weights()[1] == pytest.approx(0.3, abs=1e-12)
     assert strategy.weights()[2] > 0.25, "as much progress as the first one"
     assert strategy.reasons() == ["progress", "not measured yet", "progress"]
@@ -187,7 +187,7 @@ def test_literal_keeps_its_weights_where_the_three_lines_would_divide_by_zero():
     """All sources get worse by more than they have left: 0 / 0 in the bare rule; the round is dropped and counted."""
     strategy = build("literal", [0.5, 0.5], signal="progress")
     for round_index in range(4):
-        strategy.observe(estimates_of(2, round_index, progress=[-2.0, -3.0]))
+        strategy.observe(estimates_for(2, round_index, progress=[-2.0, -3.0]))
     assert strategy.weights().tolist() == [0.5, 0.5]
     assert strategy.held == 2
 
