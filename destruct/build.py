@@ -1,7 +1,6 @@
 """The composition root: turns validated settings into a run, cheapest checks first."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,10 @@ from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.curriculum import CurriculumConfig
 from destruct.config.settings import Config, Settings
+from destruct.curriculum.dials import strategy_from
 from destruct.curriculum.probing import Prober, Windows
 from destruct.curriculum.progress import ProgressEstimator
 from destruct.curriculum.round import Curriculum, Panels
-from destruct.curriculum.strategies import Options, make_strategy
-from destruct.curriculum.target import TargetRules
-from destruct.curriculum.weight_dynamics import Dials
 from destruct.data.loader import Loader
 from destruct.data.mixture import Mixture
 from destruct.data.order import Order, Shuffled, Streamed
@@ -74,14 +71,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     derived = {"engine.loss": str(plan_head(settings, architectures, tokenizer.vocab_size, topology))}
     folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
     log_to_file(folder, topology.rank)
-    curriculum = make_curriculum(
-        config.curriculum,
-        config.data.prior,
-        inputs.held_out,
-        inputs.language,
-        tokenizer.token_bytes,
-        np.array([len(language) * language.window_tokens for language in inputs.language], dtype=np.float64),
-    )
+    curriculum = _curriculum(config, inputs)
     mixture, loader = topology.together(lambda: drawing(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
@@ -141,23 +131,18 @@ def _check_curriculum(config: Config, screen: Screen) -> None:
     Raises:
         DestructError: the dials are unstable, or contradict the priors.
     """
-    c, prior = config.curriculum, np.array(list(config.data.prior.values()))
+    c = config.curriculum
     if config.warmup.lm_updates == 0 and config.model.policy.path is None:
         screen.say("warning: warmup.lm_updates=0: the model starts PPO from random weights and cannot speak yet")
     if c.strategy == "second_order" and c.lam == 0:
         screen.say("warning: curriculum.lam=0 leaves the weights undamped, which is never stable; set it above 0")
-    make_strategy(c.strategy, prior, _dials(c, len(prior)), _options(config.data.prior, c, np.ones(len(prior))))
+    strategy_from(c, config.data.prior, np.ones(len(config.data.prior)))
 
 
-def _dials(c: CurriculumConfig, sources: int) -> Dials:
-    usual = "metric" if c.strategy == "literal" else "progress"
-    rules = TargetRules(c.z, c.credit, c.rescue, c.repetition_epochs or math.inf, c.exploration_rounds or math.inf)
-    return Dials(c.eta, c.mu, c.lam, c.floor / sources, c.signal or usual, c.projection, rules)
-
-
-def _options(names: Iterable[str], c: CurriculumConfig, sizes: np.ndarray) -> Options:
-    reference = np.array([c.reference_loss.get(name, 0.0) for name in names])
-    return Options(temperature=c.temperature, sizes=sizes, reference=reference)
+def _curriculum(config: Config, inputs: Inputs) -> Curriculum:
+    sizes = np.array([len(language) * language.window_tokens for language in inputs.language], dtype=np.float64)
+    token_bytes = inputs.tokenizer.token_bytes
+    return make_curriculum(config.curriculum, config.data.prior, inputs.held_out, inputs.language, token_bytes, sizes)
 
 
 def make_curriculum(
@@ -179,9 +164,7 @@ def make_curriculum(
     Raises:
         DestructError: the dials are refused.
     """
-    strategy = make_strategy(
-        c.strategy, np.array(list(prior.values())), _dials(c, len(prior)), _options(prior, c, sizes)
-    )
+    strategy = strategy_from(c, prior, sizes)
     progress = ProgressEstimator(len(prior), c.kappa, relative=c.unit == "relative")
     panels = Panels(held_out, training, c.difficulty_sample_size, c.probe_budget)
     prober = Prober(token_bytes.astype(np.int64) if c.unit == "bits_per_byte" else None)
