@@ -1,6 +1,6 @@
 """The composition root: turns validated settings into a run, cheapest checks first."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +77,9 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     updates = config.run.num_epochs * per_epoch
     screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
     made = make_networks(settings, architectures, tokenizer.vocab_size, topology)
-    state = TrainState(kl_coef=config.kl.coef)
+    state = TrainState(kl_coef=config.kl.coef, sources=names)
     if checkpoint is not None:
-        state = _resume(checkpoint, store, made.networks, mixture, curriculum, topology)
+        state = _resume(checkpoint, store, made.networks, mixture, curriculum, topology, screen)
         screen.say(f"resumed after update {state.update} from {checkpoint}")
     return Run(
         settings=settings,
@@ -115,14 +115,36 @@ def _resume(
     mixture: Mixture,
     curriculum: Curriculum,
     topology: Topology,
+    screen: Screen,
 ) -> TrainState:
     """Put everything that goes on to where a verified checkpoint was taken, the pointers of its folder too."""
-    state = contents.load(checkpoint, networks)
+    saved = contents.load(checkpoint, networks)
+    state = saved.of_sources(list(mixture.names))
+    for line in _come_and_gone(saved, state, dict(zip(mixture.names, curriculum.weights.tolist(), strict=True))):
+        screen.say(line)
     topology.together(lambda: mixture.load_state_dict(state.mixture))
     curriculum.load_state_dict(state.curriculum)
     if store.holds(checkpoint):
         store.stand_at(checkpoint, contents.best_checkpoint(store, state))
     return state
+
+
+def _come_and_gone(saved: TrainState, state: TrainState, start: dict[str, float]) -> Iterator[str]:
+    """Lines that say what a resume under other sources changes.
+
+    Args:
+        saved: the state of the checkpoint.
+        state: the same, of the sources of this run.
+        start: shares (S,) that the weights of this run's sources begin with.
+    """
+    for name in state.sources:
+        if name not in saved.sources:
+            yield f"source {name!r} is new: it starts at its prior share of {start[name]:.1%}"
+    for name in saved.sources:
+        if name not in state.sources:
+            yield f"source {name!r} is gone: its share falls to the others"
+    if saved.best_update != state.best_update:
+        yield "the mean validation loss is over other sources than before: the best checkpoint is one from here on"
 
 
 def _check_curriculum(config: Config, screen: Screen) -> None:

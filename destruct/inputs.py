@@ -1,7 +1,7 @@
 """What a run reads: its tokenizer, its texts as tokens on the disk, and the windows cut from them."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 
 from destruct.batch import PromptBatch
 from destruct.checkpoint import contents
-from destruct.checkpoint.identity import check_data
+from destruct.checkpoint.identity import check_data, data_digests
 from destruct.config.settings import Config, Settings
 from destruct.data.formatters import Chat
 from destruct.data.loader import LanguageWindows, prompt_batch
@@ -65,8 +65,8 @@ def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoi
     tokenizer = ready or Tokenizer.trained(
         topology.first_rank_makes(lambda: _tokenizer_text(settings, sources, checkpoint))
     )
-    resumes = checkpoint is not None
-    cached = topology.together(lambda: _cached(config, sources, tokenizer, topology, screen, resumes))
+    before = [] if checkpoint is None else list(data_digests(checkpoint))
+    cached = topology.together(lambda: _cached(config, sources, tokenizer, topology, screen, before))
     digests = _equal_data(cached, topology)
     if checkpoint is not None:
         check_data(checkpoint, digests)
@@ -110,8 +110,14 @@ def _training_texts(source: AnySource) -> Iterator[str]:
 
 
 def _cached(
-    config: Config, sources: list[AnySource], tokenizer: Tokenizer, topology: Topology, screen: Screen, resumes: bool
+    config: Config,
+    sources: list[AnySource],
+    tokenizer: Tokenizer,
+    topology: Topology,
+    screen: Screen,
+    before: Collection[str],
 ) -> list[CachedSource]:
+    """Tokens of each source; `before` are those that a resumed run has drawn from."""
     cache = TokenCache(config.data.cache_folder, config.data.cache_wait_s)
     head_start = 0.0 if topology.is_first else HEAD_START_S
     cached: list[CachedSource] = []
@@ -119,15 +125,15 @@ def _cached(
         with screen.count("tokenize", source.name) as tell:
             if isinstance(source, StreamSource):
                 shards = StreamShards(cache.folder, source, tokenizer, cache.patience_s)
-                _say_if_lost(shards, resumes, screen)
+                _say_if_lost(shards, source.name in before, screen)
                 cached.append(shards.cached(tell, head_start))
             else:
                 cached.append(cache.open(source, tokenizer, tell, head_start))
     return cached
 
 
-def _say_if_lost(shards: StreamShards, resumes: bool, screen: Screen) -> None:
-    if resumes and shards.is_new:
+def _say_if_lost(shards: StreamShards, drawn_from: bool, screen: Screen) -> None:
+    if drawn_from and shards.is_new:
         screen.say(f"{shards.name}: its cache is gone; the stream is read again up to where the run was")
 
 

@@ -243,7 +243,10 @@ def mean_over_sources(updates: list[list[list[float]]]) -> float:
 
     Args:
         updates: per update and source [sum of scores, rollouts].
+
+    Returns:
+        Reward units; nan where all that was drawn is of sources that are gone.
     """
     totals = np.array(updates).sum(0)
     drawn = totals[totals[:, 1] > 0]
-    return float((drawn[:, 0] / drawn[:, 1]).mean())
+    return float((drawn[:, 0] / drawn[:, 1]).mean()) if len(drawn) else float("nan")

@@ -66,7 +66,8 @@ key. A fault of the data ends the run before a model exists, with the file and t
 A source is tokenized once, into `data.cache`, and read from there by every run and rank: 2 bytes a token (4 for
 vocabularies above 65,536). What is not the same any more (a file, a revision, a filter, the tokenizer) has a cache
 of its own, and a run that is resumed on other texts than it was trained on is refused. `on_exhausted` says what
-follows the last of `max_epochs`.
+follows the last of `max_epochs`. Sources may come and go between two lives of a run: a new one starts at its prior
+share, the share of one that is gone falls to the others, and the run says so.
 
 What does not fit the disk is streamed (`streaming: true`): read from the hub while the run goes on, tokenized shard
 by shard (`shard_mib` of text each), the next one while the last one is drawn from. Each shard is shuffled by

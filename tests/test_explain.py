@@ -92,6 +92,16 @@ def test_the_table_has_the_logs_figures_and_says_what_its_words_mean(logs, capsy
     assert "rounds: 9; panel: 8 held-out windows" in text and "never an outcome" not in text
 
 
+def test_a_narrow_terminal_gets_two_tables_of_which_no_cell_is_cut(logs, capsys, monkeypatch):
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", said(capsys, logs / "second_order"))
+    table = [line for line in text.splitlines() if line[:1] in "┏┃┡│└"]
+    assert max(map(len, table)) <= 80 and "…" not in text
+    assert [line.split("┃")[1].strip() for line in table if "┃" in line] == ["source"] * 2
+    assert [line.split()[1] for line in table if line.startswith("│")] == NAMES * 2
+
+
 def test_an_earlier_round_is_explained_as_it_was_then(logs, capsys):
     answer, figures = told(capsys, logs / "second_order", "--round", 1), lines(logs / "second_order")
     assert (answer["round"], answer["update"], answer["rounds"]) == (1, 1, 2)

@@ -28,6 +28,10 @@ def test_the_reward_is_averaged_per_source_first_and_a_source_that_was_not_drawn
     assert mean_over_sources(updates) == 2.5
 
 
+def test_the_reward_of_updates_whose_sources_are_all_gone_is_not_a_number():
+    assert math.isnan(mean_over_sources([[[0.0, 0.0], [0.0, 0.0]]]))
+
+
 def trained(returns: list[list[float]], values: list[list[float]], lengths: list[int]) -> TrainBatch:
     """Rollouts of which only returns, old values and lengths matter; P = 1."""
     b, r = len(returns), len(returns[0])

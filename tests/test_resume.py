@@ -7,7 +7,6 @@ import types
 from pathlib import Path
 
 import pytest
-import yaml
 
 from destruct.train import main
 from tests.tiny import ROOT, write_config
@@ -27,11 +26,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(patch: pytest.MonkeyPatch, folder: Path, *overrides: str, config: Path | None = None) -> int:
+def train(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> int:
     for name in LAUNCHER:
         patch.setenv(name, "")  # so that what the run sets is taken back
         patch.delenv(name)
-    return main(["--config", str(config or write_config(folder)), *SHORT, *overrides])
+    return main(["--config", str(write_config(folder)), *SHORT, *overrides])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -47,7 +46,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("rollout.prompt_tokens=4", "rollout.prompt_tokens = 8; this is 4"),
         ("rollout.response_tokens=16", "rollout.response_tokens = 8; this is 16"),
         ("data.tokenizer.vocab_size=400", "data.tokenizer"),
-        ("data.sources.more.embedded=markov", "data.sources"),
+        ("data.sources.noise.prior=2.0", "data.sources.noise.prior = None; this is 2.0"),
+        ("data.sources={more: {embedded: markov}}", "was trained on arithmetic, noise, and data.sources has none of"),
         ("engine.backend=deepspeed", "engine.backend = single; this is deepspeed"),
         ("kl.coef=0.5", "kl.coef = 0.05; this is 0.5"),
         ("curriculum.strategy=uniform", "curriculum.strategy = second_order; this is uniform"),
@@ -61,19 +61,6 @@ def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_touched(folder, m
     assert said in problem and "step-00000002" in problem
     assert remedy.startswith("  remedy: ")
     assert contents(folder) == before
-
-
-def test_sources_in_another_order_are_another_run(folder, monkeypatch, capsys):
-    """Weights and panels are kept by position: taken over as they are, each source would get the other's."""
-    config = yaml.safe_load(write_config(folder).read_text())
-    config["data"]["sources"] = dict(reversed(config["data"]["sources"].items()))
-    swapped = folder / "swapped.yaml"
-    swapped.write_text(yaml.safe_dump(config, sort_keys=False))
-    assert train(monkeypatch, folder, "run.resume=auto", config=swapped) == 2
-    assert (
-        "the order of data.sources = ['arithmetic', 'noise']; this is ['noise', 'arithmetic']"
-        in capsys.readouterr().err
-    )
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,15 @@ def test_a_run_that_loses_the_hub_ends_with_two_lines_and_goes_on_when_it_is_bac
     assert figures(whole / "tiny") == figures(tmp_path / "tiny")
 
 
+def test_a_stream_that_comes_at_a_resume_has_lost_no_cache(hub, whole, tmp_path):
+    take_up(whole, tmp_path)
+    sources = {"more": STREAM | {"shard_mib": 1.5 / 1024}, "arithmetic": {"embedded": "arithmetic"}}
+    done = train(hub, tmp_path, "--resume", "auto", f"data.sources={json.dumps(sources)}")
+    assert done.returncode == 0, done.stderr
+    assert "source 'more' is new" in done.stdout and "source 'tales' is gone" in done.stdout
+    assert "its cache is gone" not in done.stdout
+
+
 def test_a_stream_without_the_length_of_an_epoch_is_refused(hub, tmp_path):
     streaming_config(tmp_path)
     done = train(hub, tmp_path, "run.updates_per_epoch=null")

@@ -50,11 +50,15 @@ def write_config(folder: Path, name: str = "tiny") -> Path:
 
 
 @contextmanager
-def tiny_run(folder: Path, *overrides: str) -> Iterator[Run]:
-    """That run as one process on the `single` backend; its files are closed when the block ends."""
+def tiny_run(folder: Path, *overrides: str, aloud: bool = False) -> Iterator[Run]:
+    """That run as one process on the `single` backend; its files are closed when the block ends.
+
+    Args:
+        aloud: its screen writes to stdout.
+    """
     settings = load(write_config(folder), ["engine.backend=single", *overrides], 1)
     with logging_as_before():
-        run = build(settings, Topology(0, 1, torch.device("cpu")), Screen(first_rank=False), time.perf_counter())
+        run = build(settings, Topology(0, 1, torch.device("cpu")), Screen(first_rank=aloud), time.perf_counter())
     try:
         yield run
     finally:

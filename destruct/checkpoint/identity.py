@@ -1,6 +1,7 @@
 """What a checkpoint belongs to, and whether this run may continue it."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from destruct.config.settings import Settings
 from destruct.errors import DestructError
 
 DATA = "data digests"
+FORMAT = "format of the state"
+"""Counted up where the state of before cannot be read any more."""
 
 
 def find_checkpoint(settings: Settings, store: CheckpointStore) -> Path | None:
     """The verified checkpoint that `run.resume` asks for; None for `never`, and for `auto` where there is none yet.
 
     Raises:
-        DestructError: there is none where it was said to be, or it is damaged, or of another `identity`.
+        DestructError: there is none where it was said to be, or it is damaged, or `check_identity` refuses it.
     """
     resume = settings.config.run.resume
     if resume == "never":
@@ -26,26 +29,55 @@ def find_checkpoint(settings: Settings, store: CheckpointStore) -> Path | None:
     if found is None:
         return None
     folder, facts = found
-    for key, here in identity(settings).items():
-        if facts.get(key) != here:
-            raise DestructError(
-                f"{folder} was written with {key} = {facts.get(key)}; this is {here}",
-                "resume with what it was written with, or give the run another run.name",
-            )
+    check_identity(folder, facts, identity(settings))
     return folder
 
 
-def check_data(checkpoint: Path, digests: dict[str, str]) -> None:
-    """Refuse to continue on other texts than those that the checkpoint was trained on.
+def check_identity(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to continue what another run has written.
+
+    Sources may come and go: a source's keys count where it is in both.  Its prior is relative to those of the others,
+    so it counts where all sources are the same.
 
     Args:
-        digests: of each source of this run.
+        before: the checkpoint's manifest.
+        now: `identity` of this run.
 
     Raises:
-        DestructError: the checkpoint's manifest has others.
+        DestructError: a value differs, or no source is in both.
     """
-    before = json.loads((checkpoint / manifest.NAME).read_text(encoding="utf-8")).get(DATA, {})
-    changed = [name for name, digest in digests.items() if before.get(name) != digest]
+    old, new = _sources(before), _sources(now)
+    free = {f"data.sources.{name}.prior" for name in new} if old != new else set()
+    for key, here in now.items():
+        counts = key not in free and _source_of(key) in {None, *old}
+        if counts and before.get(key) != here:
+            raise DestructError(
+                f"{checkpoint} was written with {key} = {before.get(key)}; this is {here}",
+                "resume with what it was written with, or give the run another run.name",
+            )
+    if not old & new:
+        raise DestructError(
+            f"{checkpoint} was trained on {', '.join(sorted(old))}, and data.sources has none of them",
+            "keep at least one of them under its name, or give the run another run.name",
+        )
+
+
+def data_digests(checkpoint: Path) -> dict[str, str]:
+    """What tells the texts that a checkpoint was trained on from others, by source."""
+    return json.loads((checkpoint / manifest.NAME).read_text(encoding="utf-8"))[DATA]
+
+
+def check_data(checkpoint: Path, digests: dict[str, str]) -> None:
+    """Refuse to continue on other texts of a source than those that the checkpoint was trained on.
+
+    Args:
+        digests: of each source of this run; a new one has no text to compare with.
+
+    Raises:
+        DestructError: the checkpoint's manifest has another one of a source.
+    """
+    before = data_digests(checkpoint)
+    changed = [name for name, digest in digests.items() if before.get(name, digest) != digest]
     if changed:
         raise DestructError(
             f"{checkpoint} was trained on other texts than {', '.join(map(repr, changed))} "
@@ -66,6 +98,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     }
     whole = config.model_dump(mode="json", include={"model", "data"}, exclude={"data": free})
     return {
+        FORMAT: 2,
         "ranks": settings.world_size,
         "engine.backend": config.engine.backend,
         "bf16": training.bf16.enabled,
@@ -79,7 +112,6 @@ def identity(settings: Settings) -> dict[str, Any]:
         "rollout.prompt_tokens": config.rollout.prompt_tokens,
         "rollout.response_tokens": config.rollout.response_tokens,
         "curriculum.strategy": config.curriculum.strategy,
-        "the order of data.sources": list(config.data.sources),
         **dict(_leaves(whole["model"], "model")),
         **dict(_leaves(whole["data"], "data")),
     }
@@ -87,6 +119,16 @@ def identity(settings: Settings) -> dict[str, Any]:
 
 _FREE_OF_A_SOURCE = {"path", "on_exhausted", "max_epochs"}
 """Keys of a source that may change from life to life of a run."""
+
+
+def _sources(facts: dict[str, Any]) -> set[str]:
+    return {name for name in map(_source_of, facts) if name is not None}
+
+
+def _source_of(key: str) -> str | None:
+    """The source whose key it is; None for all other keys."""
+    found = re.match(r"data\.sources\.([^.]+)\.", key)
+    return found and found[1]
 
 
 def _leaves(value: Any, dotted: str) -> Iterator[tuple[str, Any]]:

@@ -20,8 +20,9 @@ class TrainState:
     kl_max: float = 0.0  # largest k3(policy || reference) after an update, nats per token
     breaches: int = 0  # updates that ended beyond kl.bound
     skipped: int = 0  # optimizer steps dropped because a loss was not finite
+    sources: list[str] = field(default_factory=list)  # names, in the order of what is kept per source
     rewards: list[list[list[float]]] = field(default_factory=list)  # per update and source [sum of scores, rollouts]
-    # "before", "after_warmup", "after" (the newest one in PPO) -> losses, nats per token
+    # "before", "after_warmup", "after" (the newest one in PPO) -> losses, nats per token, of the sources of that time
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
     best_loss: float = math.inf  # smallest mean validation loss of a checkpoint, nats per token
     best_update: int | None = None  # of that checkpoint; None when there is none
@@ -29,6 +30,18 @@ class TrainState:
     probe: dict[str, Any] = field(default_factory=dict)  # Probe.state_dict(), made when PPO began
     mixture: dict[str, Any] = field(default_factory=dict)  # Mixture.state_dict()
     curriculum: dict[str, Any] = field(default_factory=dict)  # Curriculum.state_dict()
+
+    def of_sources(self, sources: list[str]) -> "TrainState":
+        """This state for a run of these sources, which takes what is kept per source by its name.
+
+        A new source has no rollouts in the updates before; those of one that is gone are dropped.  Where sources came
+        or went, the mean validation loss is one over others than before: nothing is the best of it yet.
+        """
+        moved = dataclasses.replace(self, sources=list(sources), rewards=reordered(self.rewards, self.sources, sources))
+        if set(sources) != set(self.sources):
+            moved.best_loss, moved.best_update = math.inf, None
+            moved.validation = {phase: losses for phase, losses in self.validation.items() if phase != "after"}
+        return moved
 
     def save(self, path: Path) -> None:
         """Write JSON; Python's floats survive it bit for bit."""
@@ -38,3 +51,18 @@ class TrainState:
     def load(cls, path: Path) -> "TrainState":
         """Read what `save` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def reordered(rewards: list[list[list[float]]], before: list[str], now: list[str]) -> list[list[list[float]]]:
+    """`TrainState.rewards` with the columns of other sources.
+
+    Args:
+        rewards: per update and source of `before` [sum of scores, rollouts].
+        before: names of its columns.
+        now: names of the new ones.
+
+    Returns:
+        Per update and source of `now`; [0, 0] for a source that is not in `before`.
+    """
+    columns = [before.index(name) if name in before else None for name in now]
+    return [[[0.0, 0.0] if place is None else list(row[place]) for place in columns] for row in rewards]

@@ -226,7 +226,8 @@ class DataConfig(Section):
     """The sources of the mixture, their tokenizer and their held-out share."""
 
     sources: dict[SourceName, SourceConfig] = Field(min_length=1)
-    """Source name -> where its text comes from; the order here is the order of every weight vector."""
+    """Source name -> where its text comes from.  Their order does not matter: the run goes by their names, in the order
+    of the alphabet."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """The one tokenizer that all sources share."""
     root: str | None = Field(None, min_length=1)
@@ -243,6 +244,12 @@ class DataConfig(Section):
     """How long a rank waits, in seconds, for another process that builds a source's cache and does not go on."""
     embedded_bytes: int = Field(400_000, ge=10_000)
     """Size in bytes of the text of each embedded source."""
+
+    @field_validator("sources")
+    @classmethod
+    def _in_the_order_of_names(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        # Ties between sources and the order of sums over them decide last digits: both follow from this one.
+        return dict(sorted(sources.items()))
 
     @property
     def cache_folder(self) -> Path:

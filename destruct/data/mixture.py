@@ -37,7 +37,7 @@ class Draw:
     number: int
     """How many draws came before it in the run."""
     source: Int64
-    """(B,) int64: index of the source, in the order of the config."""
+    """(B,) int64: index of the source, in the order of the mixture."""
     index: Int64
     """(B,) int64: window of that source."""
     ordinal: Int64
@@ -62,17 +62,24 @@ class Mixture:
 
     A source whose order ends is left out from its last window on, and its weight falls to the others in proportion.
     What it was owed goes to those that are ahead, what it was ahead by to those that are behind, in proportion: nobody
-    comes further from 0, so the bounds hold on, S being the sources that there were at first.
+    comes further from 0, so the bounds hold on.  A source that is gone at a resume leaves in the same way, and a new
+    one comes with nothing owed; S is the most sources that there were at once, those that ended included.
 
     Args:
-        orders: of the sources, in the order of every weight vector.
+        orders: of the sources, in the order of every weight vector, in which ties are decided too: a run gives them in
+            the order of their names, so that the order of its config never matters.
         ends_the_run: names of the sources after whose end nothing more is drawn.
 
     Source: the greedy rule of Adler et al., "A proportionate fair scheduling rule with good worst-case performance",
     SPAA 2003, there for s = 1.  Why the bounds hold: let a_k be the largest mean deficit of any k sources.  If the
     drawn source is among the k largest, a_k did not grow; if not, it stood above them and a_k <= a_{k+1} + 1/(k+1);
-    and a_S = 0.  With s < 1 the step ends on the line between where it began and where s = 1 would have led, and the
-    deficits within these bounds are a convex set.
+    and a_S = 0, so a_k <= H_S - H_k, H_k being the sum of 1/i for i = 1..k.  With s < 1 the step ends on the line
+    between where it began and where s = 1 would have led, and the deficits within these bounds are a convex set.  Where
+    a source leaves, positive deficits fall and negative ones rise, none past 0, so that no a_k grows; its place stays
+    at 0 and is never drawn, as the largest of deficit + w is above 0, until a new source takes it.  A place more than
+    there ever were adds a 0: with p deficits above 0 the sum of the k largest is what it was for k <= p and that of
+    the k - 1 largest for k > p, and (k - 1) (H_S - H_{k-1}) <= k (H_{S+1} - H_k), term by term: x / (x + i) grows
+    with x.
     """
 
     def __init__(self, orders: Sequence[Order], ends_the_run: Collection[str] = ()):
@@ -82,7 +89,7 @@ class Mixture:
         self._orders = tuple(orders)
         self._ends_the_run = [name in ends_the_run for name in self.names]
         self._deficits = [0.0] * len(orders)
-        self._draws = 0
+        self._draws, self._samples = 0, 0
         self._upcoming = [_Upcoming(order) for order in orders]
         self._live = self._not_exhausted()
         self._all_live, self._some_live = bool(self._live.all()), bool(self._live.any())
@@ -105,7 +112,7 @@ class Mixture:
                  if ends and not live]  # fmt: skip
         if ended:
             raise OutOfData(ended)
-        before, first = self.state_dict(), sum(self.drawn)
+        before, first = self.state_dict(), self._samples
         chosen = []
         live_share = self._share_of_the_live(share).tolist()
         for _ in range(batch_size):
@@ -118,7 +125,7 @@ class Mixture:
                 live_share = self._share_of_the_live(share).tolist()
         source, index, ordinal = np.array(chosen, dtype=np.int64).T
         drawn = Draw(self._draws, source, index, ordinal, np.arange(first, first + batch_size, dtype=np.int64))
-        self._draws += 1
+        self._draws, self._samples = self._draws + 1, first + batch_size
         return drawn
 
     def afresh(self) -> "Mixture":
@@ -157,21 +164,28 @@ class Mixture:
             "cursors": dict(zip(self.names, self.drawn, strict=True)),
             "deficits": dict(zip(self.names, self._deficits, strict=True)),
             "draws": self._draws,
+            "samples": self._samples,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
+        """Continue where `state` was taken, be it by other sources too: what it says goes by their names.
+
+        A source that is new, or comes back, begins with its first window and nothing owed.  What was owed to those that
+        are gone, or have no window left, goes to the others as when a source ends.
 
         Raises:
-            ValueError: it belongs to other sources.
+            ValueError: none of its sources is here, or it has not a cursor and a deficit of each.
         """
-        if not set(state["cursors"]) == set(state["deficits"]) == set(self.names):
-            raise ValueError(f"Mixture: the state is of sources {list(state['cursors'])}, not {list(self.names)}")
+        cursors, deficits = state["cursors"], state["deficits"]
+        if set(cursors) != set(deficits) or not set(cursors) & set(self.names):
+            raise ValueError(f"Mixture: the state is of sources {list(cursors)}, not {list(self.names)}")
         for name, upcoming in zip(self.names, self._upcoming, strict=True):
-            upcoming.move(int(state["cursors"][name]))
-        self._deficits = [float(state["deficits"][name]) for name in self.names]
-        self._draws = int(state["draws"])
+            upcoming.move(int(cursors.get(name, 0)))
+        self._draws, self._samples = int(state["draws"]), int(state["samples"])
         self._live = self._not_exhausted()
+        here = {name for name, live in zip(self.names, self._live, strict=True) if live}
+        owed = sum(float(deficit) for name, deficit in deficits.items() if name not in here)
+        self._deficits = _spread(owed, [float(deficits.get(name, 0.0)) if name in here else 0.0 for name in self.names])
         self._all_live, self._some_live = bool(self._live.all()), bool(self._live.any())
 
     def _choose(self, share: list[float]) -> tuple[tuple[int, int, int], bool]:
@@ -197,10 +211,7 @@ class Mixture:
         self._live[source] = False
         self._all_live, self._some_live = False, bool(self._live.any())
         owed, self._deficits[source] = self._deficits[source], 0.0
-        opposite = [each if each * owed < 0 else 0.0 for each in self._deficits]
-        total: float = sum(opposite)  # as much as is owed, or more
-        if self._some_live and total:
-            self._deficits = [each + owed * part / total for each, part in zip(self._deficits, opposite, strict=True)]
+        self._deficits = _spread(owed, self._deficits)
 
     def _not_exhausted(self) -> NDArray[np.bool_]:
         return np.array([upcoming.more() for upcoming in self._upcoming])
@@ -217,6 +228,19 @@ class Mixture:
             raise ValueError(f"Mixture.draw: weights {share.tolist()} must be non-negative and sum to 1")
         # Exactly 1 from here on: an error of 1e-6 a sample would add up to whole windows.
         return share / share.sum()
+
+
+def _spread(owed: float, deficits: list[float]) -> list[float]:
+    """Deficits that sum to 0 when those of `owed` in all have left: it goes to those of the other sign, in proportion.
+
+    Args:
+        deficits: (S,) of the others; with `owed` they sum to 0.
+    """
+    opposite = [each if each * owed < 0 else 0.0 for each in deficits]
+    total = sum(opposite)  # as much as is owed, or more
+    if not total:
+        return deficits
+    return [each + owed * part / total for each, part in zip(deficits, opposite, strict=True)]
 
 
 def _if_live(wanted: float, live: bool) -> float:

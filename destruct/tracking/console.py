@@ -47,8 +47,8 @@ class Screen:
         for heading in ("source", "before", "after warm-up", "after PPO"):
             losses.add_column(heading, justify="left" if heading == "source" else "right")
         columns = summary.validation_loss_before, summary.validation_loss_after_warmup, summary.validation_loss_after
-        for name in columns[0]:
-            losses.add_row(name, *(f"{column[name]:.4f}" for column in columns))
+        for name in columns[-1]:
+            losses.add_row(name, *(_loss(column, name, columns[-1]) for column in columns))
         facts = Table(show_header=False)
         facts.add_column()
         facts.add_column(overflow="fold")  # a path in full, where the default would cut it short
@@ -67,6 +67,12 @@ class Screen:
             facts.add_row(name, path)
         self.console.print(losses)
         self.console.print(facts)
+
+
+def _loss(column: dict[str, float], name: str, now: dict[str, float]) -> str:
+    """A cell of the table; a dash for a source that was not there yet, and for a mean over other sources than now."""
+    absent = name not in column or (name == "mean" and column.keys() != now.keys())
+    return "-" if absent else f"{column[name]:.4f}"
 
 
 class Count:

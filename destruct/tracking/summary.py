@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The end of a run.  Losses are by source, with `mean` over the learnable ones."""
+    """The end of a run.  Losses are by source, with `mean` over the learnable ones, of the sources of that time."""
 
     validation_loss_before: dict[str, float]  # nats per token, before the warm-up
     validation_loss_after_warmup: dict[str, float]

@@ -153,7 +153,7 @@ def test_the_caches_hold_what_the_tokenizer_alone_makes_and_an_eos_a_document(tm
     corpus = make_corpus(tmp_path / "texts", 1.0, tmp_path / "corpora")
     _, tokens = loader_cold.tokenize(corpus, 100)
     _, caches = loader_cold.build(corpus, tmp_path / "caches")
-    assert tuple(cache.name for cache in caches) == SOURCES
+    assert [cache.name for cache in caches] == sorted(SOURCES)
     facts = [store.facts for cache in caches for store in (cache.train, cache.held_out)]
     assert sum(each.documents for each in facts) == len(corpus.texts)
     assert sum(each.tokens for each in facts) == tokens + len(corpus.texts)

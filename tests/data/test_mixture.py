@@ -122,11 +122,6 @@ def test_resume_at_any_draw_equals_the_uninterrupted_order():
         assert resumed.state_dict() == mix.state_dict()
 
 
-def test_the_state_belongs_to_its_sources():
-    with pytest.raises(ValueError, match="source1"):
-        mixture(5, 5).load_state_dict(mixture(5).state_dict())
-
-
 def test_the_state_is_a_copy():
     mix = mixture(5, 5)
     before = mix.state_dict()

@@ -40,7 +40,7 @@ def test_a_root_replaces_the_hub_by_folders_of_the_sources_names_and_holds_relat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: pytest.fail("the network was asked"))
     config = DataConfig.model_validate({"root": "~/corpora", "sources": HUB_SOURCES})
-    talks, daily, lines = load_sources(config, 0)
+    daily, lines, talks = load_sources(config, 0)
     assert talks.train == [f"fr {text}" for text in TEXTS[:30]]
     assert talks.validation == [f"fr {text}" for text in TEXTS[30:]]
     assert sorted(daily.train + daily.validation) == [f"Hi.\n{n}?" for n in range(9)]

@@ -174,3 +174,13 @@ def test_a_long_path_is_shown_in_full(capsys):
     rows = cells(capsys.readouterr().out)
     start = next(i for i, row in enumerate(rows) if row[0] == "summary")
     assert "".join(row[1] for row in rows[start:]) == path
+
+
+def test_the_table_shows_the_sources_of_now_with_a_dash_for_what_was_not_measured(capsys):
+    """noise went, code came: nothing is known of code before, and the older means are over others than now."""
+    Screen(first_rank=True).table(replace(SUMMARY, validation_loss_after={"prose": 3.5, "code": 4.5, "mean": 4.0}))
+    assert cells(capsys.readouterr().out)[1:4] == [
+        ["prose", "5.6123", "4.2500", "3.5000"],
+        ["code", "-", "-", "4.5000"],
+        ["mean", "-", "-", "4.0000"],
+    ]
