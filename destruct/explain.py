@@ -88,7 +88,9 @@ def read_config(folder: Path, strategy: str | None, dials: list[str]) -> Asked:
     for override in dials:
         key = override.partition("=")[0].removeprefix("curriculum.")
         if not override.startswith("curriculum."):
-            raise DestructError(f"--set {override}: only keys of the curriculum can be replayed", "see --help")
+            raise DestructError(
+                f"--set {override}: only keys of the curriculum can be replayed", "name one: curriculum.key"
+            )
         if key in RECORDED:
             raise DestructError(
                 f"--set {override}: {key} decides what is measured, and the measurements are recorded already",
@@ -154,8 +156,8 @@ def explain(folder: Path, asked: Asked, until: int | None) -> Account:
     if recording.damaged:
         notes.append(f"damaged lines of metrics.jsonl, which were skipped: {recording.damaged}")
     if kept[-1].index + 1 < MIN_ROUNDS:
-        left = max(third - recording.updates, 0)
-        notes.append(f"no weight moves before the third round, in {left} updates")
+        left = third - recording.updates
+        notes.append("no weight moves before the third round" + (f", in {left} updates" if left > 0 else ""))
     other = replay_config(asked.other, kept) if asked.other else None
     return Account(folder, asked.run, own, reproduced, notes, asked.other, other)
 

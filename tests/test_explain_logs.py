@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from destruct.loop import train
 from tests.recorded_runs import ROUNDS, lines, record_runs, refused, said, told, write
+from tests.tiny import tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,21 @@ def test_where_sources_came_or_went_the_replay_begins_anew_and_says_so(log, caps
     write(log, before)
     problem, remedy = refused(capsys, log)
     assert problem.startswith("the rounds are of arithmetic, gone, and") and remedy == "wait for its next round"
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_a_new_source_is_explained_from_there(tmp_path, capsys):
+    plan = ["run.num_epochs=1", "run.checkpoint_every=0", "ppo.epochs=1"]
+    more = ["run.resume=auto", "data.sources.markov={embedded: markov}"]
+    for updates, overrides in ((4, []), (8, more)):
+        with tiny_run(tmp_path, *plan, f"run.updates_per_epoch={updates}", *overrides) as run:
+            train(run)
+    answer, last = told(capsys, run.folder), lines(run.folder)[-1]
+    assert [each["round"] for each in answer["history"]] == [4, 5, 6, 7]
+    assert answer["notes"][1].startswith("sources came or went before round 4")
+    for name in ("arithmetic", "markov", "noise"):
+        assert answer["sources"][name]["weight"] == last[f"curriculum/weight/{name}"]
+    assert answer["sources"]["markov"]["prior"] == pytest.approx(1 / 3)
 
 
 def test_a_log_that_begins_late_or_lacks_rounds_says_why_it_is_not_reproduced(log, capsys):
