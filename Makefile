@@ -47,7 +47,7 @@ golden: $(INSTALLED)  ## write tests/golden/figures.jsonl anew; say why under "N
 	$(ENV) && PYTHONPATH=. python tests/golden/test_golden.py
 
 .PHONY: bench
-bench: $(INSTALLED)  ## time what others have too: BENCH=fused_loss ARGS="--rows 8192 --append", or BENCH=loader
+bench: $(INSTALLED)  ## time what others have too: BENCH=fused_loss ARGS="--rows 8192 --append", loader or curriculum
 	$(PIP) --no-deps -r bench/requirements.txt
 	$(ENV) && python -m bench.$(BENCH) $(ARGS)
 

@@ -147,6 +147,12 @@ def _come_and_gone(saved: TrainState, state: TrainState, start: dict[str, float]
         yield "the mean validation loss is over other sources than before: the best checkpoint is one from here on"
 
 
+def _curriculum(config: Config, inputs: Inputs) -> Curriculum:
+    sizes = np.array([len(windows) * windows.window_tokens for windows in inputs.language], dtype=np.float64)
+    token_bytes = inputs.tokenizer.token_bytes
+    return make_curriculum(config.curriculum, config.data.prior, inputs.held_out, inputs.language, token_bytes, sizes)
+
+
 def _check_curriculum(config: Config, screen: Screen) -> None:
     """Refuse and warn before anything is read.
 
@@ -159,12 +165,6 @@ def _check_curriculum(config: Config, screen: Screen) -> None:
     if c.strategy == "second_order" and c.lam == 0:
         screen.say("warning: curriculum.lam=0 leaves the weights undamped, which is never stable; set it above 0")
     strategy_from(c, config.data.prior, np.ones(len(config.data.prior)))
-
-
-def _curriculum(config: Config, inputs: Inputs) -> Curriculum:
-    sizes = np.array([len(language) * language.window_tokens for language in inputs.language], dtype=np.float64)
-    token_bytes = inputs.tokenizer.token_bytes
-    return make_curriculum(config.curriculum, config.data.prior, inputs.held_out, inputs.language, token_bytes, sizes)
 
 
 def make_curriculum(
@@ -187,10 +187,10 @@ def make_curriculum(
         DestructError: the dials are refused.
     """
     strategy = strategy_from(c, prior, sizes)
-    progress = ProgressEstimator(len(prior), c.kappa, relative=c.unit == "relative")
-    panels = Panels(held_out, training, c.difficulty_sample_size, c.probe_budget)
+    size, compress = c.difficulty_sample_size, c.plateau_retry
+    panels = Panels(held_out, training, size, c.probe_budget, compress, relative=c.unit == "relative")
     prober = Prober(token_bytes.astype(np.int64) if c.unit == "bits_per_byte" else None)
-    return Curriculum(list(prior), progress, strategy, panels, prober)
+    return Curriculum(list(prior), ProgressEstimator(len(prior), c.kappa), strategy, panels, prober)
 
 
 def _longest_prompt(settings: Settings, architectures: Architectures) -> int:

@@ -30,7 +30,7 @@ from destruct.tracking.rounds import RecordedRound, read_rounds
 RUNS = Path("runs")
 """Where a run is looked up by its name."""
 
-RECORDED = ("unit", "kappa", "difficulty_sample_size", "probe_budget")
+RECORDED = ("unit", "kappa", "difficulty_sample_size", "probe_budget", "plateau_retry")
 """Keys of the curriculum that decide what was measured, which no replay changes."""
 
 

@@ -36,6 +36,7 @@ def measured(index: int, run: Run, tokens: np.ndarray) -> Estimates:
         progress=np.array([0.06, 0.04]) + noise[3] if known else np.zeros(2),
         progress_se=0.004 + noise[4] ** 2 if known else np.full(2, math.inf),
         batches=1 if index else 0,
+        compressed=np.array([3.0, 4.5]) if index >= 3 else np.full(2, math.nan),
         gap_growth=np.array([0.0, math.nan]),
         gap_growth_se=np.array([0.0, math.inf]),
         tokens=tokens,

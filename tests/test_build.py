@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from destruct.curriculum.estimates import Estimates
 from destruct.data.sources import open_sources
 from destruct.data.tokenizing import train_tokenizer
 from destruct.errors import DestructError
+from destruct.evaluation import validate
 from destruct.loop import one_update
+from tests.curriculum.estimates_of import estimates_of
 from tests.tiny import ROOT, tiny_run
 
 
@@ -119,7 +120,7 @@ def test_held_out_windows_are_shuffled_and_their_bytes_are_those_of_what_is_scor
     """Both sources are ASCII: a window's bytes are the characters of what is predicted, ends of documents aside."""
     with tiny_run(tmp_path) as run:
         sources = open_sources(run.config.data, run.config.run.seed)
-        for source, panel, held_out in zip(sources, run.curriculum.held_out, run.inputs.validation, strict=True):
+        for source, panel, held_out in zip(sources, run.curriculum.panels.held_out, run.inputs.validation, strict=True):
             texts = [document.text for document in source.documents() if document.held_out]
             stream = [token for ids in run.tokenizer.encode(texts) for token in [*ids.tolist(), run.tokenizer.eos_id]]
             in_order = [stream[start : start + 16] for start in range(0, len(stream) - 15, 15)]
@@ -141,12 +142,44 @@ def test_the_tokenizer_has_seen_no_held_out_text(tmp_path):
 
 def test_the_floor_is_a_share_of_the_equal_weight_and_kappa_weighs_the_spread(tmp_path):
     """Two sources and a floor of 1/5 of 1/2; the second is not learnt and sinks to it, its target being 0.1."""
-    certain = np.array([0.1, 0.0]), np.zeros(2)
     with tiny_run(tmp_path, "curriculum.floor=0.4", "curriculum.kappa=0.5") as run:
-        for round_index in range(40):
-            run.curriculum.strategy.observe(Estimates(round_index, *[np.ones(2)] * 4, *certain))
+        for _ in range(40):
+            run.curriculum.strategy.observe(estimates_of(2, progress=[0.1, 0.0], progress_se=0.0))
         assert run.curriculum.weights.tolist() == pytest.approx([0.8, 0.2])
-        assert run.curriculum.estimator.kappa == 0.5
+        run.frozen.refresh(run.policy)
+        estimates = run.curriculum.round(run.frozen, run.topology, np.zeros(2), np.zeros(2))
+    spread = estimates.metric - estimates.difficulty
+    assert spread.tolist() == pytest.approx((0.5 * np.sqrt(estimates.variance)).tolist(), rel=1e-12)
+
+
+def test_the_unit_of_the_estimates_is_the_configs(tmp_path):
+    """Relative to the first round every difficulty is 1; bits per byte are those of a validation on the same windows.
+
+    kappa is 0, and the 8 windows of a panel are the first ones, of which the validation has as many.
+    """
+    found = {}
+    for unit in ("nats", "bits_per_byte", "relative"):
+        with tiny_run(tmp_path, f"curriculum.unit={unit}", "run.validation_windows=8") as run:
+            nothing = np.zeros(2)
+            run.frozen.refresh(run.policy)
+            found[unit] = run.curriculum.round(run.frozen, run.topology, nothing, nothing).difficulty
+            loss = validate(run.frozen, run.inputs.validation, run.topology)
+    assert found["nats"] == pytest.approx(list(loss.nats_per_token.values()), rel=1e-12)
+    assert found["bits_per_byte"] == pytest.approx(list(loss.bits_per_byte.values()), rel=1e-12)
+    assert found["relative"].tolist() == [1.0, 1.0]
+
+
+def test_options_of_single_strategies_reach_them(tmp_path):
+    """`temperature` weighs by the windows that the sources have; `doremi` raises what lies above its reference loss."""
+    with tiny_run(tmp_path, "curriculum.strategy=temperature", "curriculum.temperature=3.0") as run:
+        roots = np.array([len(windows) for windows in run.inputs.language]) ** (1 / 3)
+        np.testing.assert_allclose(run.curriculum.weights, roots / roots.sum(), rtol=1e-12)
+        assert roots[0] != roots[1]
+    losses = "curriculum.reference_loss={noise: 2.0, arithmetic: 2.5}"
+    with tiny_run(tmp_path, "curriculum.strategy=doremi", losses) as run:
+        run.curriculum.strategy.observe(estimates_of(2, difficulty=3.0))
+        raised = 0.9999 * 1 / (1 + np.exp(0.5)) + 0.0001 / 2
+        np.testing.assert_allclose(run.curriculum.strategy.target, [raised, 1 - raised], rtol=1e-12)
 
 
 def test_a_resumed_run_stands_where_its_checkpoint_was_taken(tmp_path):

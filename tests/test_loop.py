@@ -105,6 +105,51 @@ def test_the_weights_of_a_round_act_on_the_windows_of_its_own_update(tmp_path):
         assert run.mixture.state_dict()["cursors"] == {"arithmetic": 16, "noise": 16}
 
 
+def test_the_curriculum_counts_the_tokens_that_were_drawn_once_for_each_epoch_of_ppo(tmp_path, monkeypatch):
+    """Prompts and continuations of any length, of two draws since a round; padding is not counted."""
+    drawn = []
+    monkeypatch.setattr(loop, "draw", lambda run, weights: drawn.append(draw(run, weights)) or drawn[-1])
+    with tiny_run(tmp_path, "frozen.refresh_every=2", "ppo.epochs=3") as run:
+        for _ in range(2):
+            one_update(run)
+        since = run.curriculum.state_dict()["since_the_round"]
+        epochs = [line["ppo/epochs"] for line in lines(run, "ppo/steps")]
+        tokens, passed = [0, 0], 0.0
+        for prompts, times in zip(drawn, epochs, strict=True):
+            for row, kind in zip((prompts.windows != run.tokenizer.pad_id).tolist(), prompts.source, strict=True):
+                tokens[kind] += sum(row)
+                passed += sum(row) * times
+        assert since["tokens"] == tokens and min(tokens) > 0
+        assert (since["trained"], since["batches"]) == (pytest.approx(passed, rel=1e-12), 2)
+        rollouts = [counts for _, counts in np.sum(run.state.rewards, axis=0).tolist()]
+        assert [row[1] for row in since["feedback"]] == rollouts == [16, 16]
+        one_update(run)
+        assert run.curriculum.trained_tokens == pytest.approx(passed, rel=1e-12), "the round has taken it in"
+        (line,) = [line for line in lines(run, "curriculum/round") if line["curriculum/round"] == 1]
+        assert [line[f"curriculum/tokens/{name}"] for name in run.names] == tokens
+
+
+@pytest.mark.parametrize("strategy", ["second_order", "literal"])
+@pytest.mark.parametrize("signal", ["advantage", "reward_variance"])
+def test_weights_can_follow_what_ppo_says_of_each_source(tmp_path, strategy, signal):
+    """From the third round on, in which the rollouts of the second update count."""
+    weights = []
+    with tiny_run(tmp_path, f"curriculum.strategy={strategy}", f"curriculum.signal={signal}") as run:
+        warm_up(run)
+        for _ in range(4):
+            one_update(run)
+            weights.append(run.curriculum.weights.tolist())
+        found = [[line[f"curriculum/{signal}/{name}"] for name in run.names] for line in lines(run, "curriculum/round")]
+    assert weights[:2] == [[0.5, 0.5]] * 2 and found[0] == [None, None]
+    assert weights[3] != weights[2] != weights[1]
+    assert sum(weights[3]) == pytest.approx(1) and min(weights[3]) >= 0
+    if strategy == "literal":
+        step = 0.5 * (found[2][0] - found[2][1]) / 2
+        assert weights[2] == pytest.approx([0.5 + step, 0.5 - step])
+    else:
+        assert np.sign(weights[2][0] - 0.5) == np.sign(found[2][0] - found[2][1]), "where more of it is"
+
+
 def test_a_round_comes_before_the_first_update_and_before_every_second_one_after_it(tmp_path):
     rounds = []
     with tiny_run(tmp_path, "frozen.refresh_every=2") as run:

@@ -7,18 +7,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
-from destruct.curriculum.estimates import Estimates
+from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch, micro_batches
+from destruct.curriculum.estimates import Estimates, Floats
 from destruct.engine.topology import Topology
-from destruct.loop import one_update
+from destruct.loop import draw, one_update, pack_and_score, roll_out
 from destruct.recording import (
     _rollout_figures,
     explained_variance,
+    feedback_per_source,
     mean_over_sources,
     record_round,
     summarize,
 )
+from destruct.rollout.score import with_advantages
+from tests.curriculum.estimates_of import estimates_of
 from tests.tiny import tiny_run
 
 
@@ -129,23 +133,97 @@ def test_the_rewards_of_the_summary_are_those_of_the_first_and_the_last_tenth_of
     assert [getattr(summary, name) for name in names] == [25, 3, 0.2, 5, 7000, 1.0, 3, 1]
 
 
+PER_SOURCE = [field.name for field in dataclasses.fields(Estimates) if field.type == Floats]
+
+
 def test_a_round_logs_each_figure_of_each_source_under_its_own_name(tmp_path):
-    """Before the third round the weights stand at the prior while the target moves; an unknown error is null."""
-    columns = [np.array([i + 0.25, i + 0.5]) for i in range(4)]
-    certain = Estimates(0, *columns, np.array([0.1, 0.0]), np.zeros(2))
-    unknown = Estimates(1, *columns, np.zeros(2), np.full(2, math.inf))
+    """Field i of source k is i + k/2, and null where it is not finite; the target moves before the weights."""
+    figures = {name: np.array([i, i + 0.5]) for i, name in enumerate(PER_SOURCE)}
+    figures |= {"progress": np.array([0.1, 0.0]), "progress_se": np.zeros(2), "exhausted": np.zeros(2)}
+    figures |= {"variance": np.array([math.nan, 1.0]), "advantage_se": np.array([2.0, math.inf])}
+    figures["epochs"] = np.array([0.5, 0.25])
     with tiny_run(tmp_path) as run:
-        for estimates in (certain, unknown):
-            run.curriculum.strategy.observe(estimates)
-            record_round(run, estimates)
-        first, second = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    figures = ("weight", "target", "difficulty", "difficulty_se", "variance", "metric", "progress", "progress_se")
-    logged = {name: [first[f"curriculum/{name}/{source}"] for source in ("arithmetic", "noise")] for name in figures}
-    assert logged == {
-        "weight": [0.5, 0.5],
-        "target": pytest.approx([0.9, 0.1]),
-        **{name: column.tolist() for name, column in zip(figures[2:6], columns, strict=True)},
-        "progress": [0.1, 0.0],
-        "progress_se": [0.0, 0.0],
+        estimates = estimates_of(2, round_index=1, batches=7, **figures)
+        run.curriculum.strategy.observe(estimates)
+        record_round(run, estimates)
+        (line,) = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    for name, (arithmetic, noise) in figures.items():
+        want = [x if math.isfinite(x) else None for x in (arithmetic, noise)]
+        assert [line.pop(f"curriculum/{name}/{source}") for source in ("arithmetic", "noise")] == want, name
+    for name, want in (("weight", [0.5, 0.5]), ("target", pytest.approx([0.9, 0.1]))):
+        assert [line.pop(f"curriculum/{name}/{source}") for source in ("arithmetic", "noise")] == want
+    assert line == {
+        "phase": "ppo",
+        "step": 0,
+        "curriculum/round": 1,
+        "curriculum/batches": 7,
+        "curriculum/held": 0,
+        "curriculum/stability_margin": None,
+        "curriculum/panel_size": 8,
+        "curriculum/probe_share": 0,
     }
-    assert second["curriculum/progress_se/noise"] is None
+
+
+def test_every_field_of_the_estimates_of_a_run_can_be_read_back(tmp_path):
+    """Of its third round, when the progress is known, after 32 rollouts in two updates."""
+    with tiny_run(tmp_path) as run:
+        for _ in range(3):
+            one_update(run)
+        logged = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        size, drawn = run.curriculum.panel_size, run.curriculum.trained_tokens
+    rounds = [line for line in logged if "curriculum/round" in line]
+    assert [line["curriculum/round"] for line in rounds] == [0, 1, 2]
+    assert [line["curriculum/batches"] for line in rounds] == [0, 1, 1]
+    names = [f"curriculum/{name}/{source}" for name in PER_SOURCE for source in ("arithmetic", "noise")]
+    assert [name for name in names if rounds[2].get(name, None) is None] == []
+    unknown = {name.split("/")[1] for name in names if rounds[0][name] is None}
+    assert unknown == {"progress_se", "advantage", "advantage_se", "reward_variance", "reward_variance_se"}
+    shares = [rounds[2][f"curriculum/share/{source}"] for source in ("arithmetic", "noise")]
+    tokens = [sum(line[f"curriculum/tokens/{source}"] for line in rounds) for source in ("arithmetic", "noise")]
+    assert shares == pytest.approx([count / sum(tokens) for count in tokens])
+    # Two sources, windows of 16 tokens; none was gone through, so no training window was scored.
+    assert rounds[2]["curriculum/probe_share"] == pytest.approx(3 * 2 * size * 16 / drawn)
+
+
+def test_the_reasons_for_the_weights_stand_in_tensorboard(tmp_path):
+    with tiny_run(tmp_path) as run:
+        for _ in range(3):
+            one_update(run)
+        reasons, weights = run.curriculum.strategy.reasons(), run.curriculum.weights
+    board = EventAccumulator(str(run.folder / "logs")).Reload()
+    events = board.Tensors("curriculum/reasons/text_summary")
+    texts = [event.tensor_proto.string_val[0].decode() for event in events]
+    assert [event.step for event in events] == [0, 1, 2]
+    heads = ["| source | weight | reason |", "|---|--:|---|"]
+    assert texts[0].splitlines() == [*heads, "| arithmetic | 0.500 | prior |", "| noise | 0.500 | prior |"]
+    rows = [f"| {name} | {w:.3f} | {why} |" for name, w, why in zip(run.names, weights, reasons, strict=True)]
+    assert texts[2].splitlines() == [*heads, *rows] and "prior" not in reasons
+
+
+def test_a_budget_that_shrinks_the_panels_is_said_once(tmp_path, monkeypatch):
+    """An update trains on at most 16 windows of 16 tokens, twice: 512 tokens, of which 1/4 pays for 4 windows of both
+    sources; a dozen are the fewest."""
+    said = []
+    with tiny_run(tmp_path, "curriculum.difficulty_sample_size=13") as run:
+        monkeypatch.setattr(run.screen, "say", said.append)
+        for _ in range(4):
+            one_update(run)
+    assert [line for line in said if "panels" in line] == [
+        "panels of 12 windows instead of 13: more would be over curriculum.probe_budget=0.25 of the training tokens"
+    ]
+
+
+def test_the_feedback_of_each_source_is_a_loop_over_its_rollouts(tmp_path):
+    with tiny_run(tmp_path) as run:
+        scored = pack_and_score(run, roll_out(run, draw(run, run.curriculum.weights)))
+        trains = micro_batches(with_advantages(scored, run.config.gamma, 0.9, run.topology))
+        got = feedback_per_source(trains, 2, run.topology).numpy()
+    want = np.zeros((2, 7))
+    for train in trains:
+        rollouts = train.scored.rollouts
+        for row, length in enumerate(rollouts.lengths.tolist()):
+            score = train.scored.rewarded.score[row].item()
+            size = np.abs(train.advantages[row, :length].double().numpy()).mean()
+            want[rollouts.prompts.source[row]] += [score, 1, score**2, score**3, score**4, size, size**2]
+    assert want[:, 1].tolist() == [8, 8]
+    np.testing.assert_allclose(got, want, rtol=1e-9)

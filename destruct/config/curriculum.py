@@ -54,6 +54,9 @@ class CurriculumConfig(Section):
     """Epochs after the first one that cut the worth of a source's progress to 1/e; null discounts none."""
     exploration_rounds: float | None = Field(5.0, gt=0)
     """Rounds without certain progress that halve a source's part of what is left to exploration; null keeps priors."""
+    plateau_retry: bool = True
+    """A source on which the model is worse than a compressor (LZMA) counts as no idle one, whatever its progress: it is
+    on a plateau, where noise is at its end."""
     temperature: float = Field(1.0, ge=1)
     """T of the strategy `temperature`: 1 samples by size, more is more even."""
     reference_loss: dict[str, float] = {}

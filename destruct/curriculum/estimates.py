@@ -3,7 +3,7 @@
 Legend: S sources, w share of drawn tokens. Losses are nats per token, progress is nats per token and round.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,10 @@ class Estimates(LossEstimates):
     """All that a strategy may read of a round, and what the log keeps of it, field by field."""
 
     batches: int  # drawn since the round before
-    gap_growth: (
-        Floats  # (S,) nats/token per round  LP on training windows less LP held out; 0 where none was seen twice
-    )
-    gap_growth_se: Floats  # (S,) nats/token per round  its standard error; with NaN growth inf: not known yet
+    compressed: Floats  # (S,) nats/token            what LZMA takes for held-out windows; NaN: not asked for
+    # LP on training windows less LP held out; 0 where no window was seen twice, NaN where it is not known yet.
+    gap_growth: Floats  # (S,) nats/token per round
+    gap_growth_se: Floats  # (S,) nats/token per round  its standard error
     tokens: Floats  # (S,) tokens                drawn since the round before
     share: Floats  # (S,) share                 of the tokens drawn over the rounds that LP spans; 0 for all: none drawn
     epochs: Floats  # (S,) epochs                gone through so far
@@ -62,3 +62,11 @@ class Estimates(LossEstimates):
 def as_columns(estimates: Estimates) -> dict[str, Any]:
     """Field -> value, as the class lists them."""
     return {field.name: getattr(estimates, field.name) for field in fields(estimates)}
+
+
+def relative_to(estimates: Estimates, scale: Floats) -> Estimates:
+    """The same with losses as shares of `scale` (S,)."""
+    losses = ("difficulty", "difficulty_se", "metric", "progress", "progress_se", "gap_growth", "gap_growth_se")
+    divisor = np.where(np.isnan(scale), 1.0, scale)
+    shares = {name: getattr(estimates, name) / divisor for name in (*losses, "compressed")}
+    return replace(estimates, **shares, variance=estimates.variance / divisor**2)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from destruct.batch import TokenWindows
+from destruct.curriculum.compression import COMPRESSED_WINDOWS, compressed_nats
 from destruct.curriculum.panels import PanelLosses, panel_items
 from destruct.engine.base import FrozenEngine
 from destruct.engine.topology import Topology
@@ -54,6 +55,13 @@ class Prober:
             counted[panel.predicted.cpu().numpy()] = self.token_bytes[panel.targets.cpu().numpy()]
             sizes, losses = counted.sum(1), losses / np.log(2)
         return PanelLosses(items, losses / sizes.clip(1), sizes, population=len(windows))
+
+    def compressed(self, windows: Windows) -> float:
+        """What LZMA takes for the first windows, in the unit of the losses; see `compressed_nats`."""
+        count = min(COMPRESSED_WINDOWS, len(windows))
+        tokens = windows.select(torch.arange(count)).tokens.cpu().numpy()
+        nats = compressed_nats(tokens)
+        return nats / tokens.size if self.token_bytes is None else nats / np.log(2) / self.token_bytes[tokens].sum()
 
 
 def per_item_tokens(panels: Sequence[Windows]) -> int:

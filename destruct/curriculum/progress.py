@@ -145,18 +145,16 @@ def measure_progress(panels: Sequence[PanelLosses], kappa: float) -> Progress:
 class ProgressEstimator:
     """Turns the panels of each round into `LossEstimates`; remembers the panels of the window and little else."""
 
-    def __init__(self, num_sources: int, kappa: float, relative: bool = False):
+    def __init__(self, num_sources: int, kappa: float):
         """Args:
         num_sources: S.
         kappa: weight of the spread in the metric, at least 0.
-        relative: losses as shares of the metric that a source had in its first round.
         """
         self.num_sources = num_sources
         self.kappa = kappa
-        self.relative = relative
         self.rounds = 0
+        self.first_metric = np.full(num_sources, np.nan)  # of each source's first round; NaN before
         self._window: list[tuple[PanelLosses | None, ...]] = []
-        self._first = np.full(num_sources, np.nan)  # metric of each source's first round, nats/token
 
     def observe(self, panels: Sequence[PanelLosses | None]) -> LossEstimates:
         """Takes in one round and estimates with all rounds of the window.
@@ -178,18 +176,16 @@ class ProgressEstimator:
         now = [_NOT_MEASURED if panel is None else measure_difficulty(panel, self.kappa) for panel in panels]
         learnt = [measure_progress(_newest(history), self.kappa) for history in zip(*self._window, strict=True)]
         metric = np.array([source.metric for source in now])
-        self._first = np.where(np.isnan(self._first), metric, self._first)
-        scale = self._first if self.relative else np.ones(self.num_sources)
+        self.first_metric = np.where(np.isnan(self.first_metric), metric, self.first_metric)
         return LossEstimates(
             round_index=self.rounds - 1,
-            difficulty=np.array([source.difficulty for source in now]) / scale,
-            difficulty_se=np.array([source.difficulty_se for source in now]) / scale,
-            variance=np.array([source.variance for source in now]) / scale**2,
-            metric=metric / scale,
-            progress=np.array([source.progress for source in learnt]) / np.where(np.isnan(scale), 1.0, scale),
+            difficulty=np.array([source.difficulty for source in now]),
+            difficulty_se=np.array([source.difficulty_se for source in now]),
+            variance=np.array([source.variance for source in now]),
+            metric=metric,
+            progress=np.array([source.progress for source in learnt]),
             # Optimizer noise is common to the whole panel, so the paired error alone would understate it.
-            progress_se=np.array([max(source.residual_se, source.paired_se) for source in learnt])
-            / np.where(np.isnan(scale), 1.0, scale),
+            progress_se=np.array([max(source.residual_se, source.paired_se) for source in learnt]),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,7 +193,7 @@ class ProgressEstimator:
         return {
             "rounds": self.rounds,
             "window": [[panel and _panel_to_plain(panel) for panel in panels] for panels in self._window],
-            "first": [None if math.isnan(x) else x for x in self._first.tolist()],
+            "first": [None if math.isnan(x) else x for x in self.first_metric.tolist()],
         }
 
     def load_state_dict(self, state: dict[str, Any], places: Sequence[int | None]) -> None:
@@ -212,7 +208,7 @@ class ProgressEstimator:
             for panels in state["window"]
         ]
         first = [state["first"][place] if place is not None else None for place in places]
-        self._first = np.array([math.nan if x is None else x for x in first])
+        self.first_metric = np.array([math.nan if x is None else x for x in first])
 
 
 _NOT_MEASURED = Difficulty(math.nan, math.inf, math.nan, math.nan)

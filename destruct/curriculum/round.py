@@ -1,13 +1,14 @@
 """A round after the frozen model was renewed: estimate difficulty with it, let the strategy move the weights."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from destruct.curriculum.estimates import Estimates, Floats, LossEstimates
+from destruct.curriculum.estimates import Estimates, Floats, LossEstimates, relative_to
 from destruct.curriculum.feedback import COLUMNS, summarize_feedback
 from destruct.curriculum.panels import affordable_size, next_start
 from destruct.curriculum.probing import Prober, Windows, per_item_tokens
@@ -29,6 +30,8 @@ class Panels:
     training: Sequence[Windows]  # of what is trained on; scored where all of it has been drawn once
     size: int  # held-out windows per source that are asked for
     budget: float  # tokens scored per token trained on
+    compress: bool  # compare difficulties with what a compressor takes
+    relative: bool  # losses as shares of the metric that a source had in its first round
 
 
 class Curriculum:
@@ -53,10 +56,13 @@ class Curriculum:
         self.panel_size = panels.size  # of the last round
         self.trained_tokens = 0.0  # in rounds that have ended, every pass counted
         self._progress = progress
-        self._training_progress = ProgressEstimator(sources, progress.kappa, progress.relative)
+        self._training_progress = ProgressEstimator(sources, progress.kappa)
         self._fresh = strategy.state_dict()
-        self._start = 0
+        # A panel of training windows turns by a fifth of its own size, or too little of it would stay to be compared.
+        self._start, self._training_start = 0, 0
         self._per_item = per_item_tokens(panels.held_out)
+        compressed = [prober.compressed(windows) if panels.compress else np.nan for windows in panels.held_out]
+        self._compressed = np.array(compressed)
         self._spans: list[Floats] = []  # tokens drawn between the rounds that LP spans
         self._begin_span()
 
@@ -98,14 +104,17 @@ class Curriculum:
             exhausted: (S,) 1 where nothing more can be drawn, else 0.
         """
         p = self.panels
-        self.panel_size = affordable_size(p.size, p.budget, self._trained, self._per_item)
+        gone_through = epochs >= 1
+        per_item = self._per_item + per_item_tokens(list(itertools.compress(p.training, gone_through))) / GAP_PANEL
+        self.panel_size = affordable_size(p.size, p.budget, self._trained, per_item)
         held_out = [self.prober.measure(frozen, w, self._start, self.panel_size, topology) for w in p.held_out]
         few = max(2, self.panel_size // GAP_PANEL)
         training = [
-            self.prober.measure(frozen, windows, self._start, few, topology) if gone_through else None
-            for windows, gone_through in zip(p.training, epochs >= 1, strict=True)
+            self.prober.measure(frozen, windows, self._training_start, few, topology) if repeated else None
+            for windows, repeated in zip(p.training, gone_through, strict=True)
         ]
         self._start = next_start(self._start, self.panel_size)
+        self._training_start = next_start(self._training_start, few)
         self.trained_tokens += self._trained
         losses, on_training = self._progress.observe(held_out), self._training_progress.observe(training)
         estimates = self._estimates(losses, on_training, epochs, exhausted)
@@ -123,9 +132,10 @@ class Curriculum:
         growth = np.where(known, on_training.progress - losses.progress, np.nan)
         error = np.where(known, np.hypot(on_training.progress_se, losses.progress_se), np.inf)
         repeated = epochs >= 1
-        return Estimates(
+        estimates = Estimates(
             **{field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)},
             batches=self._batches,
+            compressed=self._compressed.copy(),
             gap_growth=np.where(repeated, growth, 0.0),
             gap_growth_se=np.where(repeated, error, 0.0),
             tokens=self._tokens,
@@ -134,6 +144,7 @@ class Curriculum:
             exhausted=np.array(exhausted, dtype=np.float64),
             **summarize_feedback(self._feedback)._asdict(),
         )
+        return relative_to(estimates, self._progress.first_metric) if self.panels.relative else estimates
 
     def _begin_span(self) -> None:
         """Forget what was counted since the round before."""
@@ -150,6 +161,7 @@ class Curriculum:
             "training_progress": self._training_progress.state_dict(),
             "strategy": self.strategy.state_dict(),
             "start": self._start,
+            "training_start": self._training_start,
             "panel_size": self.panel_size,
             "trained_tokens": self.trained_tokens,
             "probe_tokens": self.prober.tokens,
@@ -179,7 +191,8 @@ class Curriculum:
         same = before == self.names
         strategy = state["strategy"] if same else laid_out_anew(state["strategy"], self._fresh, places)
         self.strategy.load_state_dict(strategy)
-        self._start, self.panel_size = int(state["start"]), int(state["panel_size"])
+        self._start, self._training_start = int(state["start"]), int(state["training_start"])
+        self.panel_size = int(state["panel_size"])
         self.trained_tokens, self.prober.tokens = state["trained_tokens"], int(state["probe_tokens"])
         self._spans = [rows(span) for span in state["spans"]]
         self._tokens, self._feedback = rows(since["tokens"]), rows(since["feedback"])

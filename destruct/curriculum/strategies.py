@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from destruct.curriculum.dynamics import PROJECTIONS
 from destruct.curriculum.estimates import Estimates, Floats
 from destruct.curriculum.published import DoReMi, OnlineDataMixing
 from destruct.curriculum.states import State
@@ -163,7 +164,11 @@ def make_strategy(name: str, prior: Floats, dials: Dials, options: Options = NO_
     Raises:
         DestructError: a name is unknown, the prior is no mixture, or the dials are refused.
     """
-    for key, value, table in (("strategy", name, STRATEGIES), ("signal", dials.signal, SIGNALS)):
+    for key, value, table in (
+        ("strategy", name, set(STRATEGIES)),
+        ("signal", dials.signal, set(SIGNALS)),
+        ("projection", dials.projection, set(PROJECTIONS)),
+    ):
         if value not in table:
             raise DestructError(
                 f"curriculum.{key}: {value!r} is not known", remedy=f"choose one of: {', '.join(sorted(table))}"

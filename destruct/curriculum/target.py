@@ -99,9 +99,8 @@ def choose_target(
     evidence[~known] = rescued[~known] = 0.0
     q, confidence = prior.copy(), 0.0
     if known.any():
-        explored = exploration_shares(prior, np.where(known, idle, np.min(idle)), rules.exploration_rounds)
+        of_known = exploration_shares(prior[known], idle[known], rules.exploration_rounds)
         total, noise = float(np.sum(evidence)), float(np.sum(se[known]))
-        of_known = explored[known] / np.sum(explored[known])
         if total > 0 and np.isfinite(total + noise):
             confidence = MAX_CONFIDENCE * total / (total + noise)
             of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
@@ -110,15 +109,19 @@ def choose_target(
 
 
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
-    """Idle rounds after this one: 0 where progress is certain, else as much more as the source was drawn.
+    """Idle rounds after this one: 0 where there is certainly something to learn, else as much more as was drawn.
 
-        idle_k <- 0 if p_k > 2 se_k else idle_k + tokens_k / (sum(tokens) w0_k)
+        idle_k <- 0 if p_k > 2 se_k or D_k > C_k + 2 SE(D_k) else idle_k + tokens_k / (sum(tokens) w0_k)
 
-    A round at the prior's share counts as one, whatever the prior: without evidence all stay alike and the mixture at
-    the prior.
+    C is what a compressor takes: a source that costs the model more is on a plateau, and not at its end like noise.  A
+    round at the prior's share counts as one, whatever the prior: without evidence all stay alike and the mixture at the
+    prior.
     """
     total = float(np.sum(estimates.tokens))
     drawn = np.zeros_like(prior)
     if total > 0:
         drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
-    return np.where(target.progress > CERTAIN * target.progress_se, 0.0, idle + drawn)
+    learns = target.progress > CERTAIN * target.progress_se
+    # False where one of them is NaN.
+    could_learn = estimates.difficulty > estimates.compressed + CERTAIN * estimates.difficulty_se
+    return np.where(learns | could_learn, 0.0, idle + drawn)

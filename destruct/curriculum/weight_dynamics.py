@@ -5,7 +5,7 @@ Legend: S sources; w weights, w0 prior, q target, shares (S,) that sum to 1.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,8 @@ class WeightDynamics:
         self._signal = SIGNALS[dials.signal]
         self._project = PROJECTIONS[dials.projection]
         self._dials = dials
+        # Credit is for what was learnt from so many tokens; a level is not learnt.
+        self._rules = dials.rules if dials.signal == "progress" else replace(dials.rules, credit=0.0)
         self._towards_target = towards_target
         self._weights, self._velocity = prior.copy(), np.zeros_like(prior)
         self._target, self._idle = prior.copy(), np.zeros_like(prior)
@@ -76,7 +78,7 @@ class WeightDynamics:
     def observe(self, estimates: Estimates) -> None:
         d = self._dials
         signal, signal_se = self._signal(estimates)
-        target = choose_target(estimates, signal, signal_se, self._prior, self._idle, d.rules)
+        target = choose_target(estimates, signal, signal_se, self._prior, self._idle, self._rules)
         self._target = target.weights
         if estimates.round_index + 1 < MIN_ROUNDS:
             return

@@ -59,6 +59,9 @@ METRICS: dict[str, Metric] = {
     "curriculum/metric/<source>": Metric("nats/token", "combined metric, difficulty + kappa * sqrt(variance)"),
     "curriculum/progress/<source>": Metric("nats/token/round", "fall of the combined metric per round"),
     "curriculum/progress_se/<source>": Metric("nats/token/round", "its standard error"),
+    "curriculum/compressed/<source>": Metric(
+        "nats/token", "what LZMA takes for held-out windows: a model above it has something to learn"
+    ),
     "curriculum/gap_growth/<source>": Metric(
         "nats/token/round", "progress on training windows less that on held-out ones; 0 before a first epoch has ended"
     ),

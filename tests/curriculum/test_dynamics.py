@@ -1,4 +1,4 @@
-"""Projections by their optimality conditions, the target by hand, stability by the eigenvalues of the step itself."""
+"""Projections by their optimality conditions, stability by the eigenvalues of the step itself."""
 
 import math
 
@@ -7,14 +7,13 @@ import pytest
 
 from destruct.curriculum.dynamics import (
     PROJECTIONS,
-    Floats,
     NotProjectable,
     check_stability,
     clip_renorm,
     momentum_step,
     project_to_floor,
-    target_weights,
 )
+from destruct.curriculum.estimates import Floats
 from destruct.errors import DestructError
 
 
@@ -74,38 +73,6 @@ def test_clip_renorm_by_hand_and_with_nothing_left():
     for hopeless in ([0.0, -1.0], [0.0, 0.0], [1e308, 1e308]):
         with np.errstate(over="ignore"), pytest.raises(NotProjectable):
             clip_renorm(np.array(hopeless))
-
-
-def test_target_worked_by_hand():
-    """LP (.3, .1, -.5), SE .1 each, z 1: u = (.2, 0, 0), conf = .8 * .2 / (.2 + .3) = .32."""
-    prior = np.array([0.25, 0.25, 0.5])
-    u, conf, q = target_weights(np.array([0.3, 0.1, -0.5]), np.full(3, 0.1), prior, z=1)
-    np.testing.assert_allclose(u, [0.2, 0, 0], atol=1e-16)
-    assert conf == pytest.approx(0.32, rel=1e-14)
-    np.testing.assert_allclose(q, [0.32 + 0.68 / 4, 0.68 / 4, 0.68 / 2], rtol=1e-14)
-
-
-@pytest.mark.parametrize("z", [0.0, 1.0])
-def test_without_evidence_the_target_is_the_prior_exactly(z):
-    prior = np.array([0.6, 0.3, 0.1])
-    falling, se = np.array([0.2, 0.1, 0.3]), np.full(3, 0.01)
-    unknown = np.array([0.01, math.inf, 0.01])
-    for progress, error in (
-        (-falling, se),
-        (np.zeros(3), np.full(3, math.inf)),
-        (falling, unknown),
-        (np.array([0.2, math.nan, 0.1]), se),
-        (np.array([math.inf, 0.1, -math.inf]), se),
-        (np.full(3, 1e308), se),
-    ):
-        with np.errstate(over="ignore"):
-            got = target_weights(progress, error, prior, z)
-        assert got.confidence == 0 and got.weights.tolist() == prior.tolist()
-
-
-def test_perfect_evidence_leaves_a_fifth_to_the_prior():
-    got = target_weights(np.array([0.1, 0.0]), np.zeros(2), np.array([0.5, 0.5]), z=1)
-    np.testing.assert_allclose(got.weights, [0.9, 0.1], rtol=1e-15)
 
 
 def test_momentum_step_worked_by_hand():

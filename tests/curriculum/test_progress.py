@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from destruct.curriculum.estimates import (
+from destruct.curriculum.estimates import Floats, LossEstimates
+from destruct.curriculum.panels import PanelLosses, next_start, panel_items
+from destruct.curriculum.progress import (
     UNKNOWN,
-    Estimates,
-    Floats,
     Integers,
     ProgressEstimator,
     measure_difficulty,
     measure_progress,
     window_length,
 )
-from destruct.curriculum.panels import PanelLosses, panel_items
-from destruct.errors import DestructError
+from tests.curriculum.estimates_of import estimates_of
 
 
 def panel(
@@ -31,28 +30,12 @@ def panel(
 def rotating_panels(losses: Floats, size: int, tokens: Integers | None = None) -> list[PanelLosses]:
     """Panels of consecutive rounds cut out of losses (rounds, population)."""
     tokens = np.ones(losses.shape[1], np.int64) if tokens is None else tokens
-    rounds = [panel_items(r, size, losses.shape[1]) for r in range(len(losses))]
-    return [panel(items, losses[r, items], tokens[items], losses.shape[1]) for r, items in enumerate(rounds)]
-
-
-def test_a_fifth_of_the_panel_moves_on_each_round_around_the_ring():
-    """Size 10 of 12: two items leave and two come in each round, and after six rounds the ring is closed."""
-    assert panel_items(0, 10, 12).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert panel_items(1, 10, 12).tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
-    assert panel_items(2, 10, 12).tolist() == [4, 5, 6, 7, 8, 9, 10, 11, 0, 1]
-    assert panel_items(6, 10, 12).tolist() == panel_items(0, 10, 12).tolist()
-
-
-def test_a_population_that_fits_is_evaluated_whole_and_a_tiny_panel_stays():
-    assert panel_items(7, 100, 30).tolist() == list(range(30))
-    assert panel_items(7, 4, 100).tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="population 0"):
-        panel_items(0, 100, 0)
-
-
-def test_every_held_out_item_is_evaluated_before_long():
-    seen = np.unique(np.concatenate([panel_items(r, 100, 1003) for r in range(51)]))
-    assert seen.tolist() == list(range(1003))
+    panels, start = [], 0
+    for row in losses:
+        items = panel_items(start, size, losses.shape[1])
+        panels.append(panel(items, row[items], tokens[items], losses.shape[1]))
+        start = next_start(start, size)
+    return panels
 
 
 def test_the_window_is_the_last_quarter_and_its_start_never_goes_back():
@@ -224,7 +207,7 @@ def test_state_goes_through_json_bit_for_bit_in_the_middle_of_a_run():
     for panels in rounds[:25]:
         first.observe(panels)
     second = ProgressEstimator(2, kappa=0.5)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())), places=[0, 1])
     for r in range(25, 40):
         mine, theirs = (estimator.observe(rounds[r]) for estimator in (first, second))
         assert mine.round_index == theirs.round_index == r
@@ -232,20 +215,47 @@ def test_state_goes_through_json_bit_for_bit_in_the_middle_of_a_run():
         assert mine.progress_se.tobytes() == theirs.progress_se.tobytes()
     assert first.state_dict() == second.state_dict()
     assert len(first.state_dict()["window"]) == 10
-    with pytest.raises(DestructError, match="2 sources; this run has 3"):
-        ProgressEstimator(3, kappa=0).load_state_dict(first.state_dict())
+
+
+def test_a_state_is_taken_over_source_by_source_and_a_new_one_begins_with_its_third_round():
+    """The second source comes first, a new one stands beside it, the first is gone."""
+    losses = np.random.default_rng(8).normal(2, 0.3, (9, 3, 30))
+    panels = [rotating_panels(losses[:, k], 20) for k in range(3)]
+    before, alone, after = ProgressEstimator(2, 0.5), ProgressEstimator(1, 0.5), ProgressEstimator(2, 0.5)
+    for r in range(5):
+        before.observe([panels[0][r], panels[1][r]])
+        alone.observe([panels[1][r]])
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())), places=[1, None])
+    errors = []
+    for r in range(5, 9):
+        want, got = alone.observe([panels[1][r]]), after.observe([panels[1][r], panels[2][r]])
+        for name in ("difficulty", "difficulty_se", "variance", "metric", "progress", "progress_se"):
+            assert getattr(got, name)[0] == getattr(want, name)[0]
+        errors.append(float(got.progress_se[1]))
+    assert errors[:2] == [math.inf, math.inf] and max(errors[2:]) < math.inf
+
+
+def test_losses_relative_to_the_first_round_scale_every_figure_alike():
+    """The first metrics are 4 and 2: progress and errors are a quarter and a half, variances their squares."""
+    rng = np.random.default_rng(9)
+    plain, relative = ProgressEstimator(2, kappa=0), ProgressEstimator(2, kappa=0, relative=True)
+    first = [panel([0, 1, 2], [3, 4, 5]), panel([0, 1, 2], [1, 2, 3])]
+    rounds = [first, *([panel([0, 1, 2], rng.normal(2, 1, 3)) for _ in range(2)] for _ in range(3))]
+    scale = np.array([4.0, 2.0])
+    for panels in rounds:
+        want, got = plain.observe(panels), relative.observe(panels)
+        for name in ("difficulty", "difficulty_se", "metric", "progress", "progress_se"):
+            np.testing.assert_allclose(getattr(got, name), getattr(want, name) / scale, rtol=1e-14)
+        np.testing.assert_allclose(got.variance, want.variance / scale**2, rtol=1e-14)
+        resumed = ProgressEstimator(2, kappa=0, relative=True)
+        resumed.load_state_dict(json.loads(json.dumps(relative.state_dict())), places=[0, 1])
+        relative = resumed
 
 
 def test_arrays_that_do_not_belong_together_are_refused():
-    with pytest.raises(ValueError, match=r"losses is \(2,\) float64; it must be \(3,\)"):
-        panel([0, 1, 2], [1.0, 2.0], [1, 1, 1])
-    with pytest.raises(ValueError, match="different"):
-        panel([0, 0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="at least 1 token"):
-        panel([0, 1], [1.0, 2.0], [1, 0])
-    with pytest.raises(ValueError, match="population is 1"):
-        panel([0, 1], [1.0, 2.0], population=1)
     with pytest.raises(ValueError, match=r"metric is \(3,\); difficulty has \(2,\)"):
-        Estimates(0, np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(3), np.zeros(2), np.zeros(2))
+        LossEstimates(0, np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(3), np.zeros(2), np.zeros(2))
+    with pytest.raises(ValueError, match=r"Estimates.tokens is \(3,\); difficulty has \(2,\)"):
+        estimates_of(2, tokens=np.zeros(3))
     with pytest.raises(ValueError, match="1 panels for 2 sources"):
         ProgressEstimator(2, kappa=0).observe([panel([0], [1.0])])

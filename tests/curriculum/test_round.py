@@ -1,79 +1,20 @@
-"""A whole round on tiny networks: what it refreshes, measures and moves, and that it goes on after a resume."""
+"""A whole round on tiny networks: what it refreshes, measures and moves, what it counts and what it costs."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from destruct.batch import TokenWindows
-from destruct.config.deepspeed import Optimizer
-from destruct.config.model import PolicyShape
-from destruct.curriculum.estimates import Estimates, ProgressEstimator
-from destruct.curriculum.panels import panel_items
-from destruct.curriculum.round import Curriculum, measure_panels
-from destruct.curriculum.strategies import DynamicsSettings, make_strategy
-from destruct.engine.single import SingleEngine, SingleFrozen
-from destruct.engine.topology import Topology
-from destruct.errors import DestructError
-from destruct.models.policy import build_policy, llama_config
+from destruct.curriculum.panels import PanelLosses, next_start, panel_items
+from destruct.curriculum.progress import ProgressEstimator
+from destruct.curriculum.round import Curriculum
 from destruct.warmup import cross_entropy_step
+from tests.curriculum.networks import ALONE, T, engines, learn, plain_nats, source
+from tests.curriculum.rounds_of import HELD_OUT, PANEL, SHARES, curriculum, one_round
 
-V, T, PANEL = 24, 8, 10
-PRIOR = np.array([0.5, 0.25, 0.25])
-ALONE = Topology(0, 1, torch.device("cpu"))
-SHAPE = PolicyShape(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-DIALS = DynamicsSettings(eta=0.5, mu=0.5, lam=1.0, floor=0.05, z=1.0, signal="metric", projection="euclidean")
-
-
-def source(kind: int, count: int) -> Tensor:
-    """Runs of consecutive tokens (learnt within steps), or noise for the kinds 1 and 2."""
-    g = torch.Generator().manual_seed(kind)
-    if kind == 0:
-        return (torch.randint(0, V, (count, 1), generator=g) + torch.arange(T)) % V
-    return torch.randint(0, V, (count, T), generator=g)
-
-
-HELD_OUT = [source(0, 30), source(1, 14), source(2, 6)]
-
-
-def whole(held_out: list[Tensor]) -> list[TokenWindows]:
-    """Windows of one document each."""
-    return [TokenWindows.full(windows) for windows in held_out]
-
-
-def engines() -> tuple[SingleEngine, SingleFrozen]:
-    policy = SingleEngine(build_policy(SHAPE, V, torch.float32, 1, "chunked"), Optimizer(), 1, 1.0)
-    return policy, SingleFrozen(build_policy(SHAPE, V, torch.float32, 0, "chunked"))
-
-
-def curriculum(strategy: str = "second_order", sources: int = 3) -> Curriculum:
-    rule = make_strategy(strategy, PRIOR[:sources] / PRIOR[:sources].sum(), DIALS)
-    return Curriculum(ProgressEstimator(sources, kappa=0.5), rule, whole(HELD_OUT[:sources]), PANEL)
-
-
-def one_round(rounds: Curriculum, policy: SingleEngine, frozen: SingleFrozen) -> Estimates:
-    """As the loop makes it."""
-    frozen.refresh(policy)
-    return rounds.round(frozen, ALONE)
-
-
-def learn(policy: SingleEngine) -> None:
-    """Steps on the first source alone."""
-    for _ in range(3):
-        cross_entropy_step(policy, TokenWindows.full(source(0, 30)), 1e-2, ALONE)
-
-
-def plain_losses(policy: SingleEngine, windows: Tensor) -> np.ndarray:
-    """Nats per token of each window, by transformers and F.cross_entropy in float64."""
-    plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V), dtype=torch.float32)
-    plain.load_state_dict({n.removeprefix("lm."): p for n, p in policy.tensors_in_full()}, strict=False)
-    with torch.no_grad():
-        logits = plain.double()(windows).logits[:, :-1]
-    return F.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none").mean(1).numpy()
+PRIOR = np.array(list(SHARES.values()))
 
 
 def test_each_round_measures_the_policys_own_losses_on_that_rounds_panel():
@@ -85,47 +26,15 @@ def test_each_round_measures_the_policys_own_losses_on_that_rounds_panel():
     seen = []
     for r in range(4):
         estimates = one_round(rounds, policy, frozen)
-        for k, windows in enumerate(HELD_OUT):
-            items = panel_items(r, PANEL, len(windows))
-            losses = plain_losses(policy, windows[torch.from_numpy(items)])
+        for k, windows in enumerate(HELD_OUT.values()):
+            items = panel_items(2 * r, PANEL, len(windows))
+            losses = plain_nats(policy, windows[torch.from_numpy(items)]).mean(1)
             assert estimates.difficulty[k] == pytest.approx(losses.mean(), rel=1e-6)
             assert estimates.variance[k] == pytest.approx(losses.var(ddof=1), rel=1e-4)
         seen.append(estimates.difficulty[0])
         learn(policy)
     assert seen == sorted(seen, reverse=True) and seen[0] - seen[3] > 0.5, "the first source is being learnt"
     assert rounds.rounds == 4
-
-
-def test_a_panel_names_its_windows_counts_their_tokens_and_knows_the_population():
-    policy, frozen = engines()
-    frozen.refresh(policy)
-    panels = measure_panels(frozen, whole(HELD_OUT), round_index=11, panel_size=PANEL, topology=ALONE)
-    assert panels[0].items.tolist() == [22, 23, 24, 25, 26, 27, 28, 29, 0, 1]
-    assert panels[2].items.tolist() == [0, 1, 2, 3, 4, 5]
-    assert [panel.population for panel in panels] == [30, 14, 6]
-    assert all(panel.tokens.tolist() == [T - 1] * len(panel.items) for panel in panels)
-    expected = plain_losses(policy, HELD_OUT[0][torch.from_numpy(panels[0].items)])
-    np.testing.assert_allclose(panels[0].losses, expected, rtol=1e-6)
-
-
-def test_a_panels_losses_are_per_token_that_is_predicted():
-    """Windows of 8 tokens, the second of documents of 3 and 5, against each document alone."""
-    policy, frozen = engines()
-    frozen.refresh(policy)
-    tokens = HELD_OUT[2][:2]
-    positions = torch.tensor([[*range(8)], [*range(3), *range(5)]])
-    (panel,) = measure_panels(frozen, [TokenWindows(tokens, positions)], 0, PANEL, ALONE)
-    assert panel.tokens.tolist() == [7, 6]
-    parts = [plain_losses(policy, part)[0] for part in (tokens[:1], tokens[1:, :3], tokens[1:, 3:])]
-    np.testing.assert_allclose(panel.losses, [parts[0], (2 * parts[1] + 4 * parts[2]) / 6], rtol=1e-6)
-
-
-def test_a_held_out_window_in_which_nothing_is_predicted_is_refused():
-    windows = TokenWindows(HELD_OUT[1], torch.arange(T).repeat(14, 1))
-    windows.positions[3] = 0
-    _, frozen = engines()
-    with pytest.raises(ValueError, match="every sequence has at least 1 token"):
-        measure_panels(frozen, [windows], 0, len(windows), ALONE)
 
 
 def test_weights_stay_at_the_prior_for_two_rounds_and_then_follow_progress():
@@ -195,31 +104,103 @@ def test_a_round_leaves_the_policy_as_it_is():
     assert all(p.grad is None for p in policy.parameters)
 
 
-@pytest.mark.parametrize("strategy", ["second_order", "literal", "static"])
-@pytest.mark.parametrize("rounds_before", [1, 2, 4])
-def test_a_state_taken_in_mid_run_continues_bit_for_bit(strategy, rounds_before):
-    """Through JSON into a curriculum that has already seen something else."""
-    (policy, frozen), whole = engines(), curriculum(strategy)
-    for _ in range(rounds_before):
-        one_round(whole, policy, frozen)
-        learn(policy)
-    resumed = curriculum(strategy)
-    one_round(resumed, policy, frozen)
-    resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
-    assert resumed.weights.tolist() == whole.weights.tolist()
-    for _ in range(3):
-        learn(policy)
-        a, b = (one_round(each, policy, frozen) for each in (whole, resumed))
-        assert a.round_index == b.round_index
-        for name in ("difficulty", "difficulty_se", "variance", "metric", "progress", "progress_se"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-        assert resumed.weights.tolist() == whole.weights.tolist()
-    assert json.dumps(resumed.state_dict()) == json.dumps(whole.state_dict())
-    assert resumed.rounds == rounds_before + 3
+def counted(rounds: Curriculum) -> dict:
+    """What a checkpoint keeps of the time since the round before."""
+    return json.loads(json.dumps(rounds.state_dict()))["since_the_round"]
 
 
-def test_the_state_of_other_sources_is_refused():
-    (policy, frozen), two = engines(), curriculum(sources=2)
-    one_round(two, policy, frozen)
-    with pytest.raises(DestructError, match="2 sources; this run has 3"):
-        curriculum().load_state_dict(two.state_dict())
+def test_batches_add_up_until_the_round_that_reports_them():
+    """Two batches of 40 tokens, trained on twice and once and a half."""
+    (policy, frozen), rounds = engines(), curriculum()
+    assert one_round(rounds, policy, frozen).batches == 0
+    feedback = np.arange(21.0).reshape(3, 7)
+    rounds.count(np.array([10, 10, 20]), 2.0, feedback)
+    rounds.count(np.array([30, 0, 10]), 1.5, 2 * feedback)
+    since = counted(rounds)
+    assert (since["tokens"], since["trained"], since["batches"]) == ([40.0, 10.0, 30.0], 140.0, 2)
+    assert since["feedback"] == (3 * feedback).tolist()
+    estimates = one_round(rounds, policy, frozen)
+    assert (estimates.tokens.tolist(), estimates.batches) == ([40.0, 10.0, 30.0], 2)
+    assert estimates.share.tolist() == [0.5, 0.125, 0.375]
+    assert rounds.trained_tokens == 140
+    assert (counted(rounds)["tokens"], counted(rounds)["trained"], counted(rounds)["batches"]) == ([0.0] * 3, 0.0, 0)
+
+
+def test_the_share_is_that_of_the_tokens_between_the_rounds_of_the_slope():
+    """A slope over three rounds spans two intervals: after the fourth round the first interval is forgotten."""
+    (policy, frozen), rounds = engines(), curriculum("static")
+    seen = []
+    for tokens in ([0, 0, 0], [100, 0, 0], [0, 60, 40], [0, 0, 100], [20, 80, 0]):
+        rounds.count(np.array(tokens), 1.0)
+        seen.append(one_round(rounds, policy, frozen).share.tolist())
+    assert seen == [[0, 0, 0], [1, 0, 0], [0.5, 0.3, 0.2], [0, 0.3, 0.7], [0.1, 0.4, 0.5]]
+
+
+def test_a_budget_shrinks_the_panels_which_still_share_their_windows():
+    """A window of each source has 3 x 8 = 24 tokens, and half a token may be scored per token trained on.
+
+    Nothing is trained at first: 20 windows. 768 tokens allow .5 * 768 / 24 = 16, 96 would allow 2 and get 12, a million
+    the 20 that are asked for. Panels start a fifth of the last one's size further on: at 0, 4, 4 + 3 and 7 + 2.
+    """
+    held_out = {name: source(kind, 30) for kind, name in enumerate(SHARES)}
+    (policy, frozen), rounds = engines(), curriculum(held_out=held_out, size=20, budget=0.5)
+    sizes, panels, shares = [], [], [rounds.probe_share]
+    for tokens, passes in (([0, 0, 0], 1.0), ([300, 84, 0], 2.0), ([32, 32, 32], 1.0), ([10**6, 0, 0], 1.0)):
+        rounds.count(np.array(tokens), passes)
+        one_round(rounds, policy, frozen)
+        sizes.append(rounds.panel_size)
+        panels.append(rounds.state_dict()["progress"]["window"][-1][0]["items"])
+        shares.append(rounds.probe_share)
+    assert sizes == [20, 16, 12, 20]
+    assert [(items[0], items[-1]) for items in panels] == [(0, 19), (4, 19), (7, 18), (9, 28)]
+    assert [len({*a} & {*b}) for a, b in zip(panels, panels[1:], strict=False)] == [16, 12, 10]
+    # 24 tokens for each window of a panel, over what was trained on until then.
+    costs = [0, 0, 24 * 36 / 768, 24 * 48 / 864, 24 * 68 / 1_000_864]
+    assert shares == pytest.approx(costs, rel=1e-14)
+
+
+def test_training_windows_are_scored_after_a_first_epoch_and_their_tokens_counted_too():
+    """A quarter of the 20 held-out windows, of the one source that was gone through: 5 windows of 8 tokens more."""
+    held_out = {name: source(kind, 30) for kind, name in enumerate(SHARES)}
+    (policy, frozen), rounds = engines(), curriculum(held_out=held_out, size=20)
+    spent = []
+    for epochs in ([0.9, 0.0, 0.5], [1.0, 0.0, 0.99]):
+        one_round(rounds, policy, frozen, np.array(epochs))
+        spent.append(rounds.prober.tokens)
+    assert spent == [60 * T, 120 * T + 5 * T]
+
+
+def test_gap_growth_is_the_progress_on_training_windows_less_that_on_held_out_ones():
+    """The run of tokens is overfitted on twelve windows, gone through after two rounds: three rounds on their losses
+    make it known.  By transformers' losses on the panels that the ring gives, 20 of 30 and 5 of 12 windows, the latter
+    moving by a fifth of 5.
+    """
+    held_out, seen = {"runs": source(1, 30), "noise": source(2, 30)}, source(3, 12)
+    (policy, frozen) = engines()
+    rounds = curriculum(shares={"runs": 0.5, "noise": 0.5}, held_out=held_out, training=[seen, source(4, 12)], size=20)
+    whole, trained = ProgressEstimator(1, kappa=0.5), ProgressEstimator(1, kappa=0.5)
+
+    def losses(windows: torch.Tensor, start: int, size: int) -> PanelLosses:
+        items = panel_items(start, size, len(windows))
+        nats = plain_nats(policy, windows[torch.from_numpy(items)]).mean(1)
+        return PanelLosses(items, nats, np.full(items.size, T - 1), len(windows))
+
+    start, training_start = 0, 0
+    for r in range(6):
+        got = one_round(rounds, policy, frozen, np.array([r / 2, 0.0]))
+        old = whole.observe([losses(held_out["runs"], start, 20)])
+        new = trained.observe([losses(seen, training_start, 5) if r >= 2 else None])
+        start, training_start = next_start(start, 20), next_start(training_start, 5)
+        assert (got.gap_growth[1], got.gap_growth_se[1]) == (0, 0), "never seen twice"
+        if r < 2:
+            assert (got.gap_growth[0], got.gap_growth_se[0]) == (0, 0)
+        elif r < 4:
+            assert np.isnan(got.gap_growth[0]) and np.isinf(got.gap_growth_se[0])
+        else:
+            growth = float(new.progress[0] - old.progress[0])
+            assert growth > 0.1, "what is learnt by heart"
+            assert got.gap_growth[0] == pytest.approx(growth, rel=1e-4)
+            error = np.hypot(new.progress_se[0], old.progress_se[0])
+            assert got.gap_growth_se[0] == pytest.approx(error, rel=1e-3)
+        for _ in range(3):
+            cross_entropy_step(policy, TokenWindows.full(seen), 1e-2, ALONE)

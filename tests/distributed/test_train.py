@@ -94,7 +94,7 @@ def test_resume_continues_counters_curriculum_mixture_and_figures(whole, resumed
     for state in states:
         state.pop("seconds")
     assert states[0] == states[1]
-    assert states[0]["curriculum"]["estimator"]["rounds"] == 6
+    assert states[0]["curriculum"]["progress"]["rounds"] == 6
 
     assert figures(whole) == figures(resumed)
     assert lines(whole / "samples.jsonl") == lines(resumed / "samples.jsonl")

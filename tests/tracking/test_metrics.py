@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from destruct.curriculum.estimates import Estimates, Floats
 from destruct.ppo.update import UpdateStats
 from destruct.tracking.metrics import METRICS, check_name
 from destruct.tracking.watch import Watch
@@ -36,10 +37,17 @@ def test_every_metric_is_a_group_and_a_stem_with_unit_and_meaning():
         assert metric.unit and metric.meaning and not metric.meaning.endswith("."), name
 
 
+def titles(tree: ast.Module) -> Iterator[ast.expr]:
+    """What `sinks.text` is called with: names of texts, which the table does not list."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    yield from (argument for call in calls if ast.unparse(call.func).endswith("sinks.text") for argument in call.args)
+
+
 def written() -> Iterator[str]:
     """Every "group/name" in the two files that log, with {} for what is computed: "curriculum/{}/{}"."""
     for tree in TREES:
         parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        parts |= {id(title) for title in titles(tree)}
         for node in ast.walk(tree):
             text = ""
             if isinstance(node, ast.JoinedStr):
@@ -57,9 +65,10 @@ def listed(text: str) -> list[str]:
 
 
 def words() -> set[str]:
-    """Strings that the two files hold, and the fields of what an update returns: the stems of computed names."""
+    """Strings that the two files hold, and fields of what updates and rounds return: the stems of computed names."""
     constants = [node.value for tree in TREES for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-    return {text for text in constants if isinstance(text, str)} | {field.name for field in fields(UpdateStats)}
+    figures = {field.name for made in (UpdateStats, Estimates) for field in fields(made)}
+    return {text for text in constants if isinstance(text, str)} | figures
 
 
 def test_every_name_that_the_loop_writes_is_in_the_table():
@@ -78,9 +87,9 @@ def test_every_entry_of_the_table_is_written_somewhere():
 
 
 def test_the_figures_of_a_round_are_the_families_of_the_curriculum():
-    assigns = [node for node in ast.walk(TREES[1]) if isinstance(node, ast.Assign)]
-    (figures,) = (node.value for node in assigns if ast.unparse(node.targets[0]) == "per_source")
-    names = [f"curriculum/{key.value}/<source>" for key in figures.keys]
+    """The weights, the target, and every field of the estimates that is of a source."""
+    figures = ["weight", "target", *(field.name for field in fields(Estimates) if field.type == Floats)]
+    names = [f"curriculum/{figure}/<source>" for figure in figures]
     assert sorted(names) == sorted(name for name in METRICS if re.fullmatch("curriculum/.*<source>", name))
 
 

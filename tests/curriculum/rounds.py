@@ -1,0 +1,74 @@
+"""What the curriculum's tests are fed with: estimates with plain defaults, and the dials of the config's defaults."""
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from destruct.config.curriculum import CurriculumConfig
+from destruct.curriculum.estimates import Estimates, as_columns
+from destruct.curriculum.target import TargetRules
+from destruct.curriculum.weight_dynamics import Dials
+
+PLAIN: dict[str, Any] = {
+    "difficulty": 3.0,
+    "difficulty_se": 0.01,
+    "variance": 0.1,
+    "metric": 3.0,
+    "progress": 0.0,
+    "progress_se": 0.01,
+    "gap_growth": 0.0,
+    "gap_growth_se": 0.0,
+    "tokens": 0.0,
+    "share": 0.0,
+    "epochs": 0.0,
+    "exhausted": 0.0,
+    "advantage": math.nan,
+    "advantage_se": math.inf,
+    "reward_variance": math.nan,
+    "reward_variance_se": math.inf,
+}
+
+
+def estimates_of(round_index: int = 2, batches: int = 1, **figures: Any) -> Estimates:
+    """A round, by default the first that moves weights; a single number is meant for every source."""
+    columns = np.broadcast_arrays(*(np.array(x, float) for x in (PLAIN | figures).values()))
+    arrays = {name: np.atleast_1d(x).copy() for name, x in zip(PLAIN | figures, columns, strict=True)}
+    return Estimates(round_index=round_index, batches=batches, **arrays)
+
+
+def reordered(estimates: Estimates, order: Any) -> Estimates:
+    """The same round of the same sources, listed in another order."""
+    arrays = {name: x[order] for name, x in as_columns(estimates).items() if isinstance(x, np.ndarray)}
+    return replace(estimates, **arrays)
+
+
+def rules_of(**changes: Any) -> TargetRules:
+    """The rules of the config's defaults, but for `changes`."""
+    default = CurriculumConfig()
+    usual = TargetRules(
+        z=default.z,
+        credit=default.credit,
+        rescue=default.rescue,
+        repetition_epochs=default.repetition_epochs or math.inf,
+        exploration_rounds=default.exploration_rounds or math.inf,
+    )
+    return replace(usual, **changes)
+
+
+def dials_of(sources: int, **changes: Any) -> Dials:
+    """The dials of the config's defaults, but for `changes`; names of rules change the rules."""
+    names = {field.name for field in fields(TargetRules)}
+    rules = rules_of(**{name: x for name, x in changes.items() if name in names})
+    default = CurriculumConfig()
+    usual = Dials(
+        eta=default.eta,
+        mu=default.mu,
+        lam=default.lam,
+        floor=default.floor / sources,
+        signal="progress",
+        projection=default.projection,
+        rules=rules,
+    )
+    return replace(usual, **{name: x for name, x in changes.items() if name not in names})
