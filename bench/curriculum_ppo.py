@@ -25,7 +25,9 @@ SETTLED = 0.2
 """Part of the updates after which the noise's share is taken."""
 
 
-def compare(strategies: Sequence[str], seeds: Sequence[int], jobs: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def compare(
+    strategies: Sequence[str], seeds: Sequence[int], jobs: int, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Run every strategy with every seed, the seeds being pairs.
 
     Args:

@@ -1,7 +1,6 @@
 """The composition root: turns validated settings into a run, cheapest checks first."""
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,10 @@ from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.curriculum import CurriculumConfig
 from destruct.config.settings import Config, Settings
+from destruct.curriculum.dials import strategy_from
 from destruct.curriculum.probing import Prober, Windows
 from destruct.curriculum.progress import ProgressEstimator
 from destruct.curriculum.round import Curriculum, Panels
-from destruct.curriculum.strategies import Options, make_strategy
-from destruct.curriculum.target import TargetRules
-from destruct.curriculum.weight_dynamics import Dials
 from destruct.data.loader import Loader
 from destruct.data.mixture import Mixture
 from destruct.data.order import Order, Shuffled, Streamed
@@ -162,23 +159,12 @@ def _check_curriculum(config: Config, screen: Screen) -> None:
     Raises:
         DestructError: the dials are unstable, or contradict the priors.
     """
-    c, prior = config.curriculum, np.array(list(config.data.prior.values()))
+    c = config.curriculum
     if config.warmup.lm_updates == 0 and config.model.policy.path is None:
         screen.say("warning: warmup.lm_updates=0: the model starts PPO from random weights and cannot speak yet")
     if c.strategy == "second_order" and c.lam == 0:
         screen.say("warning: curriculum.lam=0 leaves the weights undamped, which is never stable; set it above 0")
-    make_strategy(c.strategy, prior, _dials(c, len(prior)), _options(config.data.prior, c, np.ones(len(prior))))
-
-
-def _dials(c: CurriculumConfig, sources: int) -> Dials:
-    usual = "metric" if c.strategy == "literal" else "progress"
-    rules = TargetRules(c.z, c.credit, c.rescue, c.repetition_epochs or math.inf, c.exploration_rounds or math.inf)
-    return Dials(c.eta, c.mu, c.lam, c.floor / sources, c.signal or usual, c.projection, rules)
-
-
-def _options(names: Iterable[str], c: CurriculumConfig, sizes: np.ndarray) -> Options:
-    reference = np.array([c.reference_loss.get(name, 0.0) for name in names])
-    return Options(temperature=c.temperature, sizes=sizes, reference=reference)
+    strategy_from(c, config.data.prior, np.ones(len(config.data.prior)))
 
 
 def make_curriculum(
@@ -200,9 +186,7 @@ def make_curriculum(
     Raises:
         DestructError: the dials are refused.
     """
-    strategy = make_strategy(
-        c.strategy, np.array(list(prior.values())), _dials(c, len(prior)), _options(prior, c, sizes)
-    )
+    strategy = strategy_from(c, prior, sizes)
     size, compress = c.difficulty_sample_size, c.plateau_retry
     panels = Panels(held_out, training, size, c.probe_budget, compress, relative=c.unit == "relative")
     prober = Prober(token_bytes.astype(np.int64) if c.unit == "bits_per_byte" else None)

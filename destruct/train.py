@@ -4,7 +4,6 @@ The same module runs under `torchrun`, or alone as one rank.
 """
 
 import argparse
-import io
 import json
 import os
 import signal
@@ -12,9 +11,10 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from destruct.config.settings import Settings, load
+from destruct.doors import Parser, write_anywhere
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 
@@ -22,26 +22,22 @@ EPILOG = """Every key with its default and bounds: docs/config.md.
 Exit codes: 0 done, 2 configuration, 3 environment; the launchers add 76, a rank failed."""
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with our two lines instead of its usage block."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise DestructError."""
-        raise DestructError(message, "write: --config FILE [key.sub=value ...]; --help says more")
+class OncePrinting(Parser):
+    """A parser of which many ranks print one help."""
 
     def print_help(self, file: Any = None) -> None:
-        """Print once, however many ranks a launcher has started."""
+        """Print on the first rank alone."""
         if os.environ.get("RANK", "0") == "0":
             super().print_help(file)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; DestructError where it cannot be read."""
-    parser = Parser(
+    parser = OncePrinting(
+        "write: --config FILE [key.sub=value ...]; --help says more",
         prog="destruct.train",
         description=__doc__.partition("\n")[0],
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run, e.g. configs/local.yaml")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment decides")
@@ -93,9 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     # Without a launcher there is one rank, whatever is left over in RANK.
     first = os.environ.get("RANK", "0") == "0" or "LOCAL_RANK" not in os.environ
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
+    write_anywhere()
     everywhere = True  # what is wrong with the command line is so on every rank
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)

@@ -76,3 +76,8 @@ def test_the_wheel_carries_the_licence(wheel):
     text = wheel.read(name)
     assert text == (ROOT / "LICENSE").read_bytes() and b"Jacob Valdez & Dylan Lanigan" in text
     assert metadata(wheel)["License-Expression"] == "MIT"
+
+
+def test_the_wheel_brings_the_command(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    assert wheel.read(name).decode().split() == ["[console_scripts]", "destruct", "=", "destruct.doors:enter"]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from destruct.data.order import Order
+from destruct.data.shares import shares_of_the_live
 
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
@@ -216,11 +217,7 @@ class Mixture:
         return np.array([upcoming.more() for upcoming in self._upcoming])
 
     def _share_of_the_live(self, share: Float64) -> Float64:
-        """The weights (S,) of the sources that still have windows, equal ones where none of them has any weight."""
-        if self._live.all():
-            return share
-        left = np.where(self._live, share, 0.0)
-        return (left if left.sum() else self._live.astype(np.float64)) / (left.sum() or max(1, self._live.sum()))
+        return shares_of_the_live(share, self._live)
 
     def _checked(self, weights: ArrayLike) -> Float64:
         share = np.asarray(weights, dtype=np.float64)

@@ -1,0 +1,76 @@
+"""The console script: what it lists, where it leads, and what it says of a command that there is none of."""
+
+import importlib
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from destruct.doors import DOORS, main
+from tests.test_layout import LAYER
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "deepspeed", "transformers", "datasets", "numpy", "pydantic"}
+
+
+def go(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """`destruct ...` in a process of its own: the process, and the modules it imported."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "destruct.doors", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    marked = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    done.stderr = "".join(line + "\n" for line in done.stderr.splitlines() if line not in marked)
+    return done, {line.rpartition("|")[2].strip() for line in marked}
+
+
+def test_the_script_of_pyproject_is_there():
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["destruct"]
+    module, _, function = script.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_every_command_of_the_package_is_a_door_and_every_door_leads_somewhere():
+    there = {path[:-3] for path, layer in LAYER.items() if layer == 5 and (ROOT / "destruct" / path).is_file()}
+    assert set(DOORS) == there - {"doors"}
+    assert all(callable(importlib.import_module(f"destruct.{name}").main) for name in DOORS)
+
+
+def test_help_lists_the_commands_and_imports_nothing_that_takes_long(tmp_path):
+    done, modules = go(tmp_path, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")] == list(DOORS)
+    assert "destruct.errors" in modules and not modules & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "remedy"),
+    [
+        (["explian", "local"], "'explian' is not a command", "did you mean 'explain'?"),
+        (["Train"], "'Train' is not a command", "did you mean 'train'?"),
+        (["xyz"], "'xyz' is not a command", "commands: train, explain; destruct --help says more"),
+        ([], "no command is given", "commands: train, explain; destruct --help says more"),
+    ],
+)
+def test_an_unknown_command_is_told_with_the_nearest_one(capsys, arguments, problem, remedy):
+    assert main(arguments) == 2
+    assert capsys.readouterr() == ("", f"destruct: {problem}\n  remedy: {remedy}\n")
+
+
+def test_a_door_takes_the_rest_of_the_line_and_its_exit_code_is_the_commands(tmp_path):
+    done, modules = go(tmp_path, "train", "--config", "no.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == "destruct: no.yaml cannot be read: No such file or directory\n  remedy: name a file that exists\n"
+    )
+    assert "destruct.explain" not in modules and "torch" not in modules
+    helped, _ = go(tmp_path, "explain", "--help")
+    assert helped.returncode == 0 and "--strategy" in helped.stdout and not helped.stderr
