@@ -133,26 +133,27 @@ def largest_response(mu: float, lam: float) -> float:
 def estimate_response(weights: Floats, signals: Floats) -> float:
     """c of `largest_response` from what the signals did while the weights were in force.
 
-        c = -sum_tk (dy_tk - mean_t dy_k) (w_tk - mean_t w_k) / sum_tk (w_tk - mean_t w_k)^2
+        c = -sum_tk (dy_tk - mean_t dy_k) (z_tk - mean_t z_k) / sum_tk (w_tk - mean_t w_k) (z_tk - mean_t z_k)
 
-    the least-squares slope of the signal's change on the weight, each source with an intercept of its own.
+    with z_t = w_{t-1} as an instrument: w_t has followed the error of the signal before it, which dy_t contains too, so
+    that least squares would take a noisy signal for one that answers.
 
     Args:
         weights: (n, S) in force between one round and the next, n of them.
         signals: (n + 1, S) of the rounds at their ends.
 
     Returns:
-        share per round and unit of share; NaN for fewer than two intervals, or weights that have not moved.
+        share per round and unit of share; NaN for fewer than three intervals, or weights that have not moved.
+
+    Source: W. H. Greene, Econometric Analysis (2012), section 8.3 (the instrumental variables estimator).
     """
-    if len(weights) < 2:
+    if len(weights) < 3:
         return math.nan
-    w = weights - np.mean(weights, axis=0)
-    change = np.diff(signals, axis=0)
-    spread = np.sum(w**2)
-    # Squares of rounding errors are no spread.
-    if spread < 1e-20:
-        return math.nan
-    return -float(np.sum((change - np.mean(change, axis=0)) * w) / spread)
+    w, z, change = weights[1:], weights[:-1], np.diff(signals, axis=0)[1:]
+    w, z, change = (x - np.mean(x, axis=0) for x in (w, z, change))
+    moved = float(np.sum(w * z))
+    # Products of rounding errors, or weights that turn back each round, tell nothing.
+    return -float(np.sum(change * z)) / moved if moved > 1e-20 else math.nan
 
 
 def _clip_renorm_without_floor(w: Floats, floor: float) -> Floats:

@@ -80,37 +80,56 @@ def test_without_damping_no_response_is_stable():
     assert growth(eta, mu, np.zeros(1000), c).min() > 1
 
 
-def weights_and_signals(rng: np.random.Generator, c: float, noise: float, rounds: int = 12, size: int = 4):
-    """Weights that wander, and signals that lose c times the weight a round, each source with a drift of its own."""
-    weights = rng.dirichlet(np.full(size, 20.0), rounds)
-    change = rng.normal(0, 0.3, size) - c * weights + rng.normal(0, noise, weights.shape)
+def weights_and_signals(rng: np.random.Generator, c: float, rounds: int = 12, size: int = 4):
+    """Weights that wander slowly, and signals that lose c times the weight a round, each source with its own drift."""
+    weights = 0.25 + rng.normal(0, 0.02, (rounds, size)).cumsum(axis=0)
+    change = rng.normal(0, 0.3, size) - c * weights
     return weights, np.concatenate([rng.normal(0, 1, (1, size)), change]).cumsum(axis=0)
 
 
 def test_the_response_is_recovered_exactly_without_noise():
     rng = np.random.default_rng(3)
     for c in (0.0, 0.05, 0.5, -0.2):
-        assert estimate_response(*weights_and_signals(rng, c, noise=0)) == pytest.approx(c, abs=1e-12)
+        assert estimate_response(*weights_and_signals(rng, c)) == pytest.approx(c, abs=1e-11)
 
 
-def test_the_response_is_recovered_within_its_error():
-    """Least squares: the error of c is noise / sqrt(sum (w - mean w)^2); 2,000 draws in units of that error."""
+@pytest.mark.parametrize("c", [0.0, 0.1])
+def test_weights_that_follow_the_signals_errors_do_not_look_like_an_answer(c):
+    """The loop itself, each signal measured with an error that the weights then follow; 1,000 loops of 12 rounds.
+
+    Least squares puts the median response at .34 and .50; the instrument is within .03.
+    """
     rng = np.random.default_rng(4)
-    off = []
-    for _ in range(2000):
-        weights, signals = weights_and_signals(rng, c=0.3, noise=0.02)
-        error = 0.02 / np.sqrt(np.sum((weights - weights.mean(axis=0)) ** 2))
-        off.append((estimate_response(weights, signals) - 0.3) / error)
-    assert abs(np.mean(off)) < 4 / math.sqrt(2000)
-    assert np.std(off) == pytest.approx(1, abs=0.06)
+    estimates, least_squares = [], []
+    for _ in range(1000):
+        weights, signals = followed(rng, c)
+        estimates.append(estimate_response(weights[:-1], signals))
+        w = weights[:-1] - weights[:-1].mean(axis=0)
+        change = np.diff(signals, axis=0)
+        least_squares.append(-np.sum((change - change.mean(axis=0)) * w) / np.sum(w**2))
+    assert np.nanmedian(estimates) == pytest.approx(c, abs=0.03)
+    assert np.median(least_squares) > c + 0.1
+
+
+def followed(rng: np.random.Generator, c: float, rounds: int = 12, size: int = 6):
+    """Weights after each round of the default dials, and the signals as measured: (rounds, S) each."""
+    w, v, y = np.zeros(size), np.zeros(size), rng.normal(0, 0.3, size)
+    weights, signals = [], []
+    for _ in range(rounds):
+        measured = y + rng.normal(0, 0.1, size)
+        v, w = momentum_step(w, v, measured, np.zeros(size), eta=0.5, mu=0.5, lam=1.0)
+        y = y - c * w
+        weights.append(w)
+        signals.append(measured)
+    return np.array(weights), np.array(signals)
 
 
 def test_no_response_is_claimed_from_too_little():
     rng = np.random.default_rng(5)
-    weights, signals = weights_and_signals(rng, c=0.3, noise=0.02)
-    assert math.isnan(estimate_response(weights[:1], signals[:2]))
-    assert math.isnan(estimate_response(weights[:0], signals[:1]))
-    assert not math.isnan(estimate_response(weights[:2], signals[:3]))
+    weights, signals = weights_and_signals(rng, c=0.3)
+    for intervals in (0, 1, 2):
+        assert math.isnan(estimate_response(weights[:intervals], signals[: intervals + 1]))
+    assert not math.isnan(estimate_response(weights[:4], signals[:5]))
     still = np.tile(weights[:1], (12, 1))
     assert math.isnan(estimate_response(still, signals))
     assert math.isnan(estimate_response(still + rng.normal(0, 1e-13, still.shape), signals))
