@@ -3,6 +3,7 @@
     python -m bench.curriculum --strategies uniform,second_order,literal,odm,doremi --seeds 3   # quick: 1M tokens
     python -m bench.curriculum --full                           # what the targets are judged on: 6M tokens each
     python -m bench.curriculum --strategies 'uniform,second_order[z=0]' --set eta=0.25             # an ablation
+    python -m bench.curriculum --ppo                            # the whole PPO job of configs/local.yaml instead
 
 `--full` makes uniform and second_order on the mixture with waste and on the clean one, three seeds each, with panels of
 24, and two short runs of second_order that differ in the order of their sources alone.  Without it the panels are the
@@ -27,6 +28,7 @@ import yaml
 
 from bench.curriculum_curves import curves, write
 from bench.curriculum_judge import judge
+from bench.curriculum_ppo import compare
 from bench.curriculum_results import FILE, ROOT
 from bench.curriculum_settings import BARE, FIXED, Settings
 from bench.curriculum_workers import finished
@@ -44,6 +46,7 @@ PERMUTED_BUDGET = 1_500_000
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the runs that the targets are judged on")
+    parser.add_argument("--ppo", action="store_true", help="runs of configs/local.yaml (bench/curriculum_ppo.py)")
     parser.add_argument("--strategies", help="with commas; overrides in brackets: second_order[z=0,eta=0.25]")
     parser.add_argument("--seeds", default="3", help="how many, at most 10, or which: 0,4")
     parser.add_argument("--mixture", help="waste, clean or both with a comma; `strategies` is about the first one")
@@ -82,6 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Make the runs that are missing, draw the curves, judge."""
+    if options.ppo:
+        dials = [f"curriculum.{override}" for override in options.set]
+        return {"ppo": compare(options.strategies.split(","), read_seeds(options.seeds), options.jobs, dials)}
     plain = planned(options)
     pair = permuted(options) if options.full else []
     results = finished(plain + pair, options.results, options.jobs)

@@ -47,6 +47,8 @@ BYTES = 256
 """Entries of the vocabulary."""
 FORWARD_COST = 1 / 3
 """Of a token that is scored, in tokens that are trained on."""
+TEXT_NATS = 1.5
+"""Nats per byte of the text that a reference model is taken to have: about what uniform sampling comes to."""
 WEIGHT_DIGITS = 12
 """To which weights are rounded before windows are drawn: sums over sources in another order differ after the 15th."""
 TELL_EVERY = 10
@@ -100,9 +102,13 @@ class Training:
         self.frozen = SingleFrozen(build_copy(shape, BYTES, torch.float32, "chunked"))
         sizes = [len(pool) for pool in train]
         prior = dict.fromkeys(names, 1 / len(names))
-        self.curriculum = make_curriculum(
-            settings.config(), prior, panel, train, np.ones(BYTES), np.array(sizes, dtype=np.float64) * window
-        )
+        config = settings.config()
+        if config.strategy == "doremi":
+            # Its reference model is the best there is, but for the text, which has none.
+            costs = {name: pool.entropy / pool.predicted or TEXT_NATS for name, pool in zip(names, panel, strict=True)}
+            config = config.model_copy(update={"reference_loss": costs})
+        tokens = np.array(sizes, dtype=np.float64) * window
+        self.curriculum = make_curriculum(config, prior, panel, train, np.ones(BYTES), tokens)
         # Sources are drawn in the order of their names, whatever the order in which the curriculum has them.
         self.by_name = sorted(range(len(names)), key=names.__getitem__)
         self.mixture = Mixture([Shuffled(names[k], sizes[k], settings.seed) for k in self.by_name])
