@@ -52,7 +52,7 @@ class CurriculumConfig(Section):
     """Weight of getting worse, beyond two standard errors, of a source drawn below its prior; 0 rescues none."""
     repetition_epochs: float | None = Field(15.4, gt=0)
     """Epochs after the first one that cut the worth of a source's progress to 1/e; null discounts none."""
-    exploration_rounds: float | None = Field(5.0, gt=0)
+    exploration_rounds: float | None = Field(2.5, gt=0)
     """Rounds without certain progress that halve a source's part of what is left to exploration; null keeps priors."""
     plateau_retry: bool = True
     """A source on which the model is worse than a compressor (LZMA) counts as no idle one, whatever its progress: it is
