@@ -86,6 +86,10 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Make the runs that are missing, draw the curves, judge."""
     if options.ppo:
+        if "[" in options.strategies:
+            raise DestructError(
+                f"--ppo reads no overrides in --strategies {options.strategies}", "write --set KEY=VALUE"
+            )
         dials = [f"curriculum.{override}" for override in options.set]
         return {"ppo": compare(options.strategies.split(","), read_seeds(options.seeds), options.jobs, dials)}
     plain = planned(options)

@@ -7,8 +7,10 @@ code that it depends on, with `+` and a digest of that code where it is not as c
 import hashlib
 import json
 import os
+import platform
 import subprocess
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ from bench.curriculum_settings import BARE, Settings
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "bench" / "curriculum_results.jsonl"
 CODE = (
-    "bench/curriculum_run.py",
-    "bench/curriculum_sources.py",
-    "bench/curriculum_known.py",
-    "bench/curriculum_grammar.py",
-    "destruct/data/mixture.py",
+    *(f"bench/curriculum_{name}.py" for name in ("run", "sources", "known", "grammar")),
+    *(f"destruct/data/{name}.py" for name in ("mixture", "order", "shares", "embedded", "stdlib_text")),
+    *(f"destruct/{name}.py" for name in ("batch", "seeding", "warmup", "evaluation", "engine/single")),
+    "destruct/models",
+    "destruct/ops",
 )
-"""What every run depends on."""
+"""What every run depends on: what it reads, draws, trains and measures with."""
+PACKAGES = ("torch", "transformers", "numpy")
+"""Whose versions are part of a key, with Python's, whose library is the text."""
 CURRICULUM = "destruct/curriculum"
 """What moves the weights: runs of equal weights do without."""
 OF_ROUNDS = ("overrides", "panel_size", "panel_windows", "warmup_tokens", "round_tokens")
@@ -37,13 +41,14 @@ def key(settings: Settings) -> str:
         depends = {name: value for name, value in depends.items() if name not in OF_ROUNDS}
     else:
         depends["config"], paths = settings.config().model_dump(mode="json"), (*CODE, CURRICULUM)
+    depends["versions"] = [platform.python_version(), *map(version, PACKAGES)]
     digest = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=6).hexdigest()
     return f"{digest}@{commit(paths)}"
 
 
 def commit(paths: tuple[str, ...]) -> str:
     """The last commit of these paths of the repository, and what tells their present contents from it."""
-    last = _git("log", "-1", "--format=%h", "--", *paths)
+    last = _git("log", "-1", "--format=%H", "--", *paths)[:12]
     if not _git("status", "--porcelain", "--", *paths):
         return last
     digest = hashlib.blake2b(digest_size=3)

@@ -5,6 +5,7 @@ from typing import Any
 
 from destruct.config.base import validate
 from destruct.config.curriculum import CurriculumConfig
+from destruct.errors import DestructError
 
 BARE = ("uniform", "static")
 """Strategies that read no key of the config beside their name; both draw as much of each source."""
@@ -44,7 +45,10 @@ class Settings:
             DestructError: an override is unknown or out of its bounds, or the strategy is unknown.
         """
         panel = {} if self.panel_size is None else {"difficulty_sample_size": self.panel_size}
-        return validate(CurriculumConfig, {"strategy": self.strategy, **panel, **self.overrides}, "--set")
+        config = validate(CurriculumConfig, {"strategy": self.strategy, **panel, **self.overrides}, "--set")
+        if config.strategy == "doremi" and config.unit != "nats":
+            raise DestructError(f"doremi with unit={config.unit}: its reference losses are in nats", "leave unit out")
+        return config
 
     @property
     def label(self) -> str:

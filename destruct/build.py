@@ -71,7 +71,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     derived = {"engine.loss": str(plan_head(settings, architectures, tokenizer.vocab_size, topology))}
     folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
     log_to_file(folder, topology.rank)
-    curriculum = _curriculum(config, inputs)
+    curriculum = _curriculum(config, inputs, topology)
     mixture, loader = topology.together(lambda: drawing(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
@@ -147,10 +147,14 @@ def _come_and_gone(saved: TrainState, state: TrainState, start: dict[str, float]
         yield "the mean validation loss is over other sources than before: the best checkpoint is one from here on"
 
 
-def _curriculum(config: Config, inputs: Inputs) -> Curriculum:
+def _curriculum(config: Config, inputs: Inputs, topology: Topology) -> Curriculum:
     sizes = np.array([len(windows) * windows.window_tokens for windows in inputs.language], dtype=np.float64)
     token_bytes = inputs.tokenizer.token_bytes
-    return make_curriculum(config.curriculum, config.data.prior, inputs.held_out, inputs.language, token_bytes, sizes)
+    c, prior = config.curriculum, config.data.prior
+    curriculum = make_curriculum(c, prior, inputs.held_out, inputs.language, token_bytes, sizes)
+    # Machines may have other versions of LZMA, and ranks must draw alike.
+    curriculum.compressed = topology.first_rank_makes(lambda: curriculum.compressed)
+    return curriculum
 
 
 def _check_curriculum(config: Config, screen: Screen) -> None:

@@ -81,7 +81,8 @@ def one_update(run: Run) -> str:
     """Round if it is due, rollouts, PPO, the KL constraint; returns a line for the screen."""
     state, config, watch = run.state, run.config, run.watch
     if state.update % config.frozen.refresh_every == 0:
-        run.mixture.require(config.rollout.batch_size)  # where the data ends, no round moves the state any more
+        # Where the data ends, no round moves the state any more.
+        run.topology.together(lambda: run.mixture.require(config.rollout.batch_size))
         with watch("round"):
             run.frozen.refresh(run.policy)
             gone = np.isin(run.names, run.mixture.exhausted).astype(np.float64)

@@ -112,6 +112,7 @@ def identity(settings: Settings) -> dict[str, Any]:
         "rollout.prompt_tokens": config.rollout.prompt_tokens,
         "rollout.response_tokens": config.rollout.response_tokens,
         "curriculum.strategy": config.curriculum.strategy,
+        "curriculum.unit": config.curriculum.unit,
         **dict(_leaves(whole["model"], "model")),
         **dict(_leaves(whole["data"], "data")),
     }

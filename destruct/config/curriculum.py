@@ -26,7 +26,7 @@ class CurriculumConfig(Section):
     metric less its mean; |advantage| and the variance of the rewards are those of the rollouts since the last round."""
     unit: Literal["nats", "bits_per_byte", "relative"] = "nats"
     """Of difficulty and progress: nats per token; bits per byte, which no tokenizer moves; or shares of each source's
-    first difficulty."""
+    first metric."""
     difficulty_sample_size: int = Field(100, ge=2)
     """Held-out windows per source in each estimate; fewer where the source has fewer, or the budget ends."""
     probe_budget: float = Field(0.25, gt=0)

@@ -62,8 +62,8 @@ class Curriculum:
         self._start, self._training_start = 0, 0
         self._per_item = per_item_tokens(panels.held_out)
         compressed = [prober.compressed(windows) if panels.compress else np.nan for windows in panels.held_out]
-        self._compressed = np.array(compressed)
-        self._spans: list[Floats] = []  # tokens drawn between the rounds that LP spans
+        self.compressed = np.array(compressed)  # (S,) what LZMA takes for held-out windows, in the unit of the losses
+        self._spans: list[Floats] = []  # tokens drawn between the rounds that LP spans; NaN of a source not yet there
         self._begin_span()
 
     @property
@@ -126,8 +126,8 @@ class Curriculum:
     def _estimates(
         self, losses: LossEstimates, on_training: LossEstimates, epochs: Floats, exhausted: Floats
     ) -> Estimates:
-        self._spans = [*self._spans, self._tokens][1 - window_length(self.rounds) :]
-        spanned = np.sum(self._spans, axis=0)
+        span = np.where(self._is_new, np.nan, self._tokens)
+        self._spans = [*self._spans, span][1 - window_length(self.rounds) :]
         known = np.isfinite(on_training.progress_se) & np.isfinite(losses.progress_se)
         growth = np.where(known, on_training.progress - losses.progress, np.nan)
         error = np.where(known, np.hypot(on_training.progress_se, losses.progress_se), np.inf)
@@ -135,11 +135,11 @@ class Curriculum:
         estimates = Estimates(
             **{field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)},
             batches=self._batches,
-            compressed=self._compressed.copy(),
+            compressed=self.compressed.copy(),
             gap_growth=np.where(repeated, growth, 0.0),
             gap_growth_se=np.where(repeated, error, 0.0),
             tokens=self._tokens,
-            share=spanned / max(np.sum(spanned), 1.0),
+            share=_shares(np.array(self._spans)),
             epochs=np.array(epochs, dtype=np.float64),
             exhausted=np.array(exhausted, dtype=np.float64),
             **summarize_feedback(self._feedback)._asdict(),
@@ -151,6 +151,7 @@ class Curriculum:
         self._tokens = np.zeros(len(self.names))
         self._feedback = np.zeros((len(self.names), len(COLUMNS)))
         self._trained, self._batches = 0.0, 0
+        self._is_new = np.zeros(len(self.names), dtype=np.bool_)  # sources that came in the middle of the span
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as JSON."""
@@ -165,12 +166,14 @@ class Curriculum:
             "panel_size": self.panel_size,
             "trained_tokens": self.trained_tokens,
             "probe_tokens": self.prober.tokens,
-            "spans": [span.tolist() for span in self._spans],
+            "spans": [[None if np.isnan(x) else x for x in span.tolist()] for span in self._spans],
+            "compressed": self.compressed.tolist() if self.panels.compress else None,
             "since_the_round": {
                 "tokens": self._tokens.tolist(),
                 "feedback": self._feedback.tolist(),
                 "trained": self._trained,
                 "batches": self._batches,
+                "is_new": self._is_new.tolist(),
             },
         }
 
@@ -194,6 +197,18 @@ class Curriculum:
         self._start, self._training_start = int(state["start"]), int(state["training_start"])
         self.panel_size = int(state["panel_size"])
         self.trained_tokens, self.prober.tokens = state["trained_tokens"], int(state["probe_tokens"])
-        self._spans = [rows(span) for span in state["spans"]]
+        absent = np.array([place is None for place in places])
+        self._is_new = absent | (rows(since["is_new"]) > 0)
+        spans = [rows([np.nan if x is None else x for x in span]) for span in state["spans"]]
+        self._spans = [np.where(absent, np.nan, span) for span in spans]
+        if self.panels.compress and state["compressed"] is not None:  # by the LZMA of that time
+            self.compressed = np.where(absent, self.compressed, rows(state["compressed"]))
         self._tokens, self._feedback = rows(since["tokens"]), rows(since["feedback"])
         self._trained, self._batches = since["trained"], int(since["batches"])
+
+
+def _shares(spans: Floats) -> Floats:
+    """(S,) of the tokens that were drawn while a source was there, from spans (n, S) with NaN before; 0 without any."""
+    totals = np.nansum(spans, axis=1, keepdims=True)
+    present = ~np.isnan(spans)
+    return np.nansum(spans, axis=0) / np.maximum(np.sum(totals * present, axis=0), 1.0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from destruct.curriculum.estimates import Estimates, Floats
 
@@ -33,6 +34,7 @@ class TargetRules:
 class Target(NamedTuple):
     """Where the evidence points."""
 
+    known: NDArray[np.bool_]  # (S,) whether signal and error are finite
     progress: Floats  # (S,) p, credited progress, nats per token and round
     progress_se: Floats  # (S,) its standard error
     evidence: Floats  # (S,) u, progress beyond its error, and rescue
@@ -92,8 +94,7 @@ def choose_target(
     p, se = credit(np.where(known, signal, 0.0), np.where(known, signal_se, 0.0), estimates.share, prior, rules.credit)
     worth = np.exp(-np.maximum(estimates.epochs - 1, 0) / rules.repetition_epochs) * (estimates.exhausted == 0)
     gained = np.maximum(p - rules.z * se, 0)
-    # Written so that a gap which is not known yet counts as growing.
-    may_rescue = (estimates.share < prior) & (estimates.gap_growth <= CERTAIN * estimates.gap_growth_se)
+    may_rescue = (estimates.share < prior) & ~_gap_grows(estimates)
     rescued = np.where(may_rescue, rules.rescue * np.maximum(-p - CERTAIN * se, 0), 0.0) * worth
     evidence = gained * worth + rescued
     evidence[~known] = rescued[~known] = 0.0
@@ -105,17 +106,18 @@ def choose_target(
             confidence = MAX_CONFIDENCE * total / (total + noise)
             of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
         q[known] = of_known * (1.0 if known.all() else 1 - np.sum(prior[~known]))
-    return Target(p, se, evidence, rescued, confidence, q)
+    return Target(known, p, se, evidence, rescued, confidence, q)
 
 
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
     """Idle rounds after this one: 0 where there is certainly something to learn, else as much more as was drawn.
 
-        idle_k <- 0 if p_k > 2 se_k or D_k > C_k + 2 SE(D_k) else idle_k + tokens_k / (sum(tokens) w0_k)
+        idle_k <- 0 if p_k > 2 se_k, or D_k > C_k + 2 SE(D_k) and the gap is not growing;
+                  else idle_k + tokens_k / (sum(tokens) w0_k);    idle_k where k is not known
 
-    C is what a compressor takes: a source that costs the model more is on a plateau, and not at its end like noise.  A
-    round at the prior's share counts as one, whatever the prior: without evidence all stay alike and the mixture at the
-    prior.
+    C is what a compressor takes: a source that costs the model more, and is not overfitted, is on a plateau and not at
+    its end like noise.  A round at the prior's share counts as one, whatever the prior: without evidence all stay alike
+    and the mixture at the prior.
     """
     total = float(np.sum(estimates.tokens))
     drawn = np.zeros_like(prior)
@@ -123,5 +125,10 @@ def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats)
         drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
     learns = target.progress > CERTAIN * target.progress_se
     # False where one of them is NaN.
-    could_learn = estimates.difficulty > estimates.compressed + CERTAIN * estimates.difficulty_se
-    return np.where(learns | could_learn, 0.0, idle + drawn)
+    above = estimates.difficulty > estimates.compressed + CERTAIN * estimates.difficulty_se
+    return np.where(learns | (above & ~_gap_grows(estimates)), 0.0, np.where(target.known, idle + drawn, idle))
+
+
+def _gap_grows(estimates: Estimates) -> NDArray[np.bool_]:
+    """Whether a source is learnt by heart; True where that is not known yet, of text that comes again."""
+    return ~(estimates.gap_growth <= CERTAIN * estimates.gap_growth_se)

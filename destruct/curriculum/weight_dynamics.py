@@ -91,7 +91,7 @@ class WeightDynamics:
             self._velocity = np.zeros_like(self._prior)
             self.held += 1
         self._history = [*self._history, (force, self._weights)][-RESPONSE_ROUNDS:]
-        self._reasons = self._why(estimates, target, np.isfinite(signal) & np.isfinite(signal_se))
+        self._reasons = self._why(estimates, target)
 
     def _bare(self, signal: Floats, signal_se: Floats) -> Floats:
         """g = x - mean(x) of a level, LP itself; 0 for a source of which nothing is known."""
@@ -102,7 +102,7 @@ class WeightDynamics:
             force[known] = signal[known] if rate else signal[known] - np.mean(signal[known])
         return force
 
-    def _why(self, estimates: Estimates, target: Target, known: np.ndarray) -> list[str]:
+    def _why(self, estimates: Estimates, target: Target) -> list[str]:
         if not self._towards_target:
             return ["exhausted" if gone else self._dials.signal for gone in estimates.exhausted]
         at_floor = self._weights <= self._dials.floor * (1 + 1e-9)
@@ -110,7 +110,7 @@ class WeightDynamics:
         for k in range(self._prior.size):
             if estimates.exhausted[k]:
                 reasons.append("exhausted")
-            elif not known[k]:
+            elif not target.known[k]:
                 reasons.append("not measured yet")
             elif at_floor[k]:
                 reasons.append("floor")

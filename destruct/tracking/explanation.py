@@ -31,7 +31,7 @@ REASONS = {
 }
 """What a strategy may answer from `reasons()`, and what it means."""
 
-UNITS = {"nats": "nats per token", "bits_per_byte": "bits per byte", "relative": "shares of the first difficulty"}
+UNITS = {"nats": "nats per token", "bits_per_byte": "bits per byte", "relative": "shares of the first metric"}
 """`curriculum.unit` in words."""
 
 PIPED = 1000

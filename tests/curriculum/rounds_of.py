@@ -35,7 +35,7 @@ def curriculum(
     options = Options(2.0, np.array([float(len(w)) for w in windows]), np.full(len(shares), 2.0))
     rule = make_strategy(strategy, np.array(list(shares.values())), dials, options)
     panels = Panels(
-        windows, windows if training is None else whole(list(training)), size, budget, compress=False, relative=False
+        windows, windows if training is None else whole(list(training)), size, budget, compress=True, relative=False
     )
     return Curriculum(list(shares), ProgressEstimator(len(shares), kappa=0.5), rule, panels, Prober())
 

@@ -73,3 +73,11 @@ def test_a_window_in_which_nothing_is_predicted_is_refused(networks, token_bytes
     windows.positions[3] = 0
     with pytest.raises(ValueError, match="every sequence has at least 1 token"):
         Prober(token_bytes).measure(frozen, windows, 0, len(windows), ALONE)
+
+
+def test_what_a_compressor_takes_is_in_the_unit_of_the_losses():
+    """Noise of 16 letters, of which each is three bytes: ln 16 nats a token, and 4/3 bits a byte, and a little more."""
+    noise = TokenWindows.full(torch.randint(0, 16, (400, 64), generator=torch.Generator().manual_seed(0)))
+    for prober, entropy in ((Prober(), np.log(16)), (Prober(np.full(16, 3)), 4 / 3)):
+        assert entropy < prober.compressed(noise) < 1.06 * entropy
+        assert prober.tokens == 0, "no model was run"

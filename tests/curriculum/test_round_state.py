@@ -136,3 +136,31 @@ def test_the_share_of_a_source_that_goes_falls_to_the_others_as_they_stand(strat
     for name in ("difficulty", "progress", "progress_se", "gap_growth", "advantage", "reward_variance", "tokens"):
         assert getattr(got, name).tobytes() == getattr(want, name)[[0, 2]].tobytes(), name
     np.testing.assert_allclose(got.share, want.share[[0, 2]] / want.share[[0, 2]].sum(), rtol=1e-14)
+
+
+def test_a_new_sources_share_is_that_of_the_spans_in_which_it_was_there():
+    """30 tokens each of three sources a round, then 30 each of four; after 16 rounds progress spans three of them.
+
+    The new source comes in the middle of the 14th and is there in the last two: 60 of 240 tokens.  The others had 30 of
+    90 in the first and 60 of 240 in the rest: 90 of 330.  In the first the new one's 30 tokens are left out.
+    """
+    (policy, frozen), before = engines(), curriculum()
+    for _ in range(13):
+        one_round(before, policy, frozen)
+        before.count(np.full(3, 30.0), 1.0)
+    held_out = {"runs": source(0, 30), "noise": source(1, 14), "few": source(2, 6), "new": source(3, 20)}
+    after = curriculum(shares=dict.fromkeys(("runs", "noise", "few", "new"), 0.25), held_out=held_out)
+    through_json(before, after)
+    for r in range(3):
+        if r:
+            after.count(np.full(4, 30.0), 1.0)
+        else:
+            after.count(np.array([0.0, 0.0, 0.0, 30.0]), 1.0)
+            again = curriculum(shares=dict.fromkeys(after.names, 0.25), held_out=held_out)
+            through_json(after, again)
+            after = again
+        estimates = one_round(after, policy, frozen)
+        assert estimates.tokens.tolist() == [30.0] * 4
+        learn(policy)
+    assert np.isfinite(estimates.progress_se).all()
+    np.testing.assert_allclose(estimates.share, [90 / 330] * 3 + [60 / 240], rtol=1e-14)

@@ -162,6 +162,26 @@ def test_idle_rounds_are_counted_in_prior_shares_and_begin_anew_with_certain_pro
     assert next_idle(idle, target(prior, 0.0), estimates_of(tokens=[0.0] * 3), prior).tolist() == [3, 3, 3]
 
 
+def test_what_a_compressor_takes_tells_a_plateau_from_the_end():
+    """Difficulty 3 +- .01: above 2.979 by more than two errors, not above 2.981 or above what nobody measured; a source
+    that is learnt by heart, or may be, is on no plateau."""
+    prior, idle = np.full(6, 1 / 6), np.full(6, 3.0)
+    figures = {
+        "compressed": [2.979, 2.981, 3.5, math.nan, 2.0, 2.0],
+        "gap_growth": [0, 0, 0, 0, 0.03, math.nan],
+        "gap_growth_se": [0, 0, 0, 0, 0.01, math.inf],
+    }
+    after = next_idle(idle, target(prior, 0.0), estimates_of(tokens=[1.0] * 6, **figures), prior)
+    np.testing.assert_allclose(after, [0, 4, 4, 4, 4, 4], rtol=1e-14)
+
+
+@pytest.mark.parametrize("unknown", [(math.nan, 0.01), (0.0, math.inf)])
+def test_a_source_that_is_not_known_grows_no_idler(unknown):
+    prior, idle = np.full(2, 0.5), np.array([3.0, 3.0])
+    got = target(prior, np.array([0.0, unknown[0]]), np.array([0.01, unknown[1]]))
+    assert next_idle(idle, got, estimates_of(tokens=[1.0, 1.0]), prior).tolist() == [4, 3]
+
+
 @pytest.mark.parametrize("z", [0.0, 1.0])
 def test_without_evidence_the_target_is_the_prior(z):
     prior = np.array([0.5, 0.25, 0.25])
