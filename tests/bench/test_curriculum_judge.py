@@ -137,7 +137,8 @@ def test_the_texts_loss_counts_in_the_average_and_in_nothing_that_is_of_known_so
     """Copy 4% worse, the text's loss as it is: 0.2% in the average, 4% of what is known; copy is the worst."""
     rows = {"uniform": (0.1, 1.9, 7), "second_order": (0.104, 1.9, 7)}
     runs = [
-        made([row] * 3, sources=("copy", "text", "noise"), strategy=name, mixture="clean") for name, row in rows.items()
+        made([(8, 8, 8), row, row], sources=("copy", "text", "noise"), strategy=name, mixture="clean")
+        for name, row in rows.items()
     ]
     figures = curriculum_judge.judge(runs, "clean")["strategies"]["second_order"]
     assert figures["gaps"] == [pytest.approx(0.002)]
