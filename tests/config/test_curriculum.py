@@ -21,7 +21,7 @@ def test_a_reference_loss_of_no_source_is_named(files, refusal, strategy):
     losses = "curriculum.reference_loss={prose: 2.5, code: 1.0, cod: 1.0}"
     problem, remedy = refusal(files.load, TWO, losses, f"curriculum.strategy={strategy}")
     assert "curriculum.reference_loss.cod is of no source" in problem
-    assert remedy == "name one of data.sources: prose, code"
+    assert remedy == "name one of data.sources: code, prose"
 
 
 def test_temperature_needs_sizes_and_a_stream_has_none(files, refusal):
