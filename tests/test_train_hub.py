@@ -63,8 +63,8 @@ def test_without_access_to_the_gated_model_no_data_set_is_asked_for(hub, tmp_pat
 def test_with_access_the_same_command_goes_on_to_the_data_sets(hub, tmp_path):
     """Without this, the test above would prove nothing about data sets; this hub has none."""
     code, lines, asked = train(hub, tmp_path, HF_TOKEN=hub.token)
-    assert code == Exit.CONFIG and len(lines) == 2 and lines[0].startswith("destruct: source 'wikitext': ")
-    assert [request for request in asked if "datasets/Salesforce/wikitext" in request]
+    assert code == Exit.CONFIG and len(lines) == 2 and lines[0].startswith("destruct: source 'bookcorpusopen': ")
+    assert [request for request in asked if "datasets/lucadiliello/bookcorpusopen" in request]
 
 
 def test_offline_with_an_empty_cache_the_hub_is_not_asked_at_all(hub, tmp_path):
