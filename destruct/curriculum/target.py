@@ -57,15 +57,18 @@ def credit(progress: Floats, progress_se: Floats, share: Floats, prior: Floats, 
 
 
 def exploration_shares(prior: Floats, idle: Floats, rounds: float) -> Floats:
-    """e_k proportional to w0_k * 2^(-idle_k / H); the prior where all have been idle alike.
+    """e_k = w0_k (f_k + 1 - sum_j w0_j f_j),  f = 2^(-idle / H); the prior where all have been idle alike.
+
+    What idle sources lose goes to all by their priors, and not to the others alone: a source that is taken for a
+    learner by chance while no other is one gets less than twice its prior.
 
     Args:
         idle: (S,) rounds at the prior's share that a source was drawn for without certain progress.
         rounds: H, inf for the prior.
     """
-    # The least idle one keeps its prior, so that nothing underflows.
-    shares = prior * np.exp2(-(idle - np.min(idle)) / rounds)
-    return shares / np.sum(shares)
+    # Only differences count: where all are idle there is nobody to give to.
+    kept = np.exp2(-(idle - np.min(idle)) / rounds)
+    return prior * (kept + 1 - np.sum(prior * kept) / np.sum(prior)) / np.sum(prior)
 
 
 def choose_target(

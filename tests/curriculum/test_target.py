@@ -46,7 +46,7 @@ def test_all_rules_together_worked_by_hand():
     progress, se = np.array([0.4, -0.2, 0.1, 0.3]), 0.02
     p, e = progress / drawn, se / drawn
     u = np.array([p[0] - e[0], 0.5 * (-p[1] - 2 * e[1]), (p[2] - e[2]) * math.exp(-2 / 15.4), 0.0])
-    explored = np.array([1, 0.5, 1, 1]) / 3.5
+    explored = (np.array([1, 0.5, 1, 1]) + 0.125) / 4  # what is lost, an eighth of the whole, goes to all
     conf = 0.8 * u.sum() / (u.sum() + e.sum())
     got = target(
         QUARTERS,
@@ -142,9 +142,9 @@ def test_perfect_evidence_leaves_a_fifth_to_exploration():
 
 
 def test_exploration_halves_every_so_many_idle_rounds():
-    """Idle 10, 0 and 5 rounds, H = 5: priors times 1/4, 1 and 1/2. Only the differences count."""
+    """Idle 10, 0 and 5 rounds, H = 5: priors times 1/4, 1 and 1/2, in all .55; the .45 go to all by their priors."""
     prior = np.array([0.4, 0.3, 0.3])
-    want = np.array([0.1, 0.3, 0.15]) / 0.55
+    want = np.array([0.1 + 0.45 * 0.4, 0.3 + 0.45 * 0.3, 0.15 + 0.45 * 0.3])
     for at in (0, 7, 1e6):
         np.testing.assert_allclose(exploration_shares(prior, at + np.array([10.0, 0, 5]), 5.0), want, rtol=1e-9)
     np.testing.assert_allclose(exploration_shares(prior, np.array([10.0, 0, 5]), math.inf), prior, rtol=1e-15)
@@ -232,14 +232,14 @@ def test_without_evidence_the_mixture_does_not_drift_from_an_uneven_prior():
 
 
 def test_a_late_bloomer_comes_back_to_its_share_of_exploration():
-    """Source 1 is idle for 30 rounds while 0 is learnt, and falls to the floor; one round of certain progress is enough
+    """Source 1 is idle for 30 rounds while 0 is learnt, and loses two thirds; one round of certain progress is enough
     for it to be explored like 0, of the same prior. Without that round it is explored less than half as much.
     """
     prior = np.array([0.4, 0.4, 0.2])
     blooming, idle = (WeightDynamics(prior, dials_of(3), towards_target=True) for _ in range(2))
     for strategy, progress in ((blooming, 0.03), (idle, 0.0)):
         observed(strategy, prior, 32, progress=[0.1, 0.0, 0.0])
-        assert strategy.weights()[1] == pytest.approx(0.25 / 3, rel=1e-12)
+        assert strategy.weights()[1] < 0.4 / 3
         observed(strategy, prior, 1, start=32, progress=[0.1, progress, 0.0])
         observed(strategy, prior, 1, start=33)
     assert blooming.target[1] == pytest.approx(blooming.target[0], rel=1e-12)
