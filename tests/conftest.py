@@ -21,3 +21,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[CACHE], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers a file's tests stay together, as its fixtures may take minutes; those of several ranks keep
+    all cores busy, so they come one after the other, and first, as they take longest."""
+    items.sort(key=lambda item: item.get_closest_marker("distributed") is None)
+    for item in items:
+        ranks = item.get_closest_marker("distributed")
+        item.add_marker(pytest.mark.xdist_group("ranks" if ranks else item.nodeid.partition("::")[0]))

@@ -57,18 +57,15 @@ def credit(progress: Floats, progress_se: Floats, share: Floats, prior: Floats, 
 
 
 def exploration_shares(prior: Floats, idle: Floats, rounds: float) -> Floats:
-    """e_k = w0_k (f_k + 1 - sum_j w0_j f_j),  f = 2^(-idle / H); the prior where all have been idle alike.
-
-    What idle sources lose goes to all by their priors, and not to the others alone: a source that is taken for a
-    learner by chance while no other is one gets less than twice its prior.
+    """e_k proportional to w0_k 2^(-idle_k / H): the prior, less of what was idle.
 
     Args:
         idle: (S,) rounds at the prior's share that a source was drawn for without certain progress.
         rounds: H, inf for the prior.
     """
-    # Only differences count: where all are idle there is nobody to give to.
-    kept = np.exp2(-(idle - np.min(idle)) / rounds)
-    return prior * (kept + 1 - np.sum(prior * kept) / np.sum(prior)) / np.sum(prior)
+    # Only differences count, and with the least one subtracted not all shares can underflow.
+    shares = prior * np.exp2(-(idle - np.min(idle)) / rounds)
+    return shares / np.sum(shares)
 
 
 def choose_target(
@@ -77,13 +74,15 @@ def choose_target(
     """The mixture that the significant progress argues for, mixed with exploration by how much evidence there is.
 
         p, se = credit(LP, SE)
-        u_k   = (max(p_k - z se_k, 0) + phi max(-p_k - 2 se_k, 0) [share_k < w0_k, gap not growing])
+        u_k   = (max(p_k - z se_k, 0) + phi max(-p_k - 2 se_k, 0) [share_k < w0_k, forgotten])
                 * exp(-max(epochs_k - 1, 0) / R*);    0 where exhausted
         conf  = 0.8 * sum(u) / (sum(u) + sum(se))
         q     = conf * u / sum(u) + (1 - conf) * e;   q = e where sum(u) = 0
+        q_k   = max(q_k, w0_k) on a plateau, and the others divide the rest
 
     Sources whose signal or error is not finite are not known: they keep their priors, and the rest is shared by this
-    rule among the others.
+    rule among the others.  Forgotten is what gets worse on the training text too: of a text learnt by heart that gets
+    better, and the gap grows by more than what is lost.
 
     Args:
         signal, signal_se: (S,) LP and SE, or another figure of the estimates that counts in their place.
@@ -97,7 +96,8 @@ def choose_target(
     p, se = credit(np.where(known, signal, 0.0), np.where(known, signal_se, 0.0), estimates.share, prior, rules.credit)
     worth = np.exp(-np.maximum(estimates.epochs - 1, 0) / rules.repetition_epochs) * (estimates.exhausted == 0)
     gained = np.maximum(p - rules.z * se, 0)
-    may_rescue = (estimates.share < prior) & ~_gap_grows(estimates)
+    # Written so that a gap which is not known yet rescues none.
+    may_rescue = (estimates.share < prior) & (estimates.gap_growth <= -estimates.progress / 2)
     rescued = np.where(may_rescue, rules.rescue * np.maximum(-p - CERTAIN * se, 0), 0.0) * worth
     evidence = gained * worth + rescued
     evidence[~known] = rescued[~known] = 0.0
@@ -109,29 +109,44 @@ def choose_target(
             confidence = MAX_CONFIDENCE * total / (total + noise)
             of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
         q[known] = of_known * (1.0 if known.all() else 1 - np.sum(prior[~known]))
+        on_plateau = more_to_come(estimates) & known & (p <= CERTAIN * se)
+        q = _at_least(q, np.where(on_plateau, prior, 0.0))
     return Target(known, p, se, evidence, rescued, confidence, q)
 
 
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
     """Idle rounds after this one: 0 where there is certainly something to learn, else as much more as was drawn.
 
-        idle_k <- 0 if p_k > 2 se_k, or D_k > C_k + 2 SE(D_k) and the gap is not growing;
+        idle_k <- 0 if p_k > 2 max(se_k, mean of se), or where a compressor shows that there is more to come;
                   else idle_k + tokens_k / (sum(tokens) w0_k);    idle_k where k is not known
 
-    C is what a compressor takes: a source that costs the model more, and is not overfitted, is on a plateau and not at
-    its end like noise.  A round at the prior's share counts as one, whatever the prior: without evidence all stay alike
-    and the mixture at the prior.
+    The mean of the errors is there for what is learnt to its end: its progress is known so well that a thousandth of a
+    nat is certain.  A round at the prior's share counts as one, whatever the prior: without evidence all stay alike and
+    the mixture at the prior.
     """
     total = float(np.sum(estimates.tokens))
     drawn = np.zeros_like(prior)
     if total > 0:
         drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
-    learns = target.progress > CERTAIN * target.progress_se
-    # False where one of them is NaN.
+    se = target.progress_se
+    learns = target.progress > CERTAIN * np.maximum(se, np.mean(se[target.known]) if target.known.any() else 0.0)
+    return np.where(learns | more_to_come(estimates), 0.0, np.where(target.known, idle + drawn, idle))
+
+
+def more_to_come(estimates: Estimates) -> NDArray[np.bool_]:
+    """(S,) whether a compressor shows that a source has more to teach: D > C + 2 SE(D), and the gap is not growing.
+
+    C is what the compressor takes: a source that costs the model more, and is not overfitted, is not at its end like
+    noise.  Where it makes no progress it is on a plateau.  False where one of the figures is not known.
+    """
     above = estimates.difficulty > estimates.compressed + CERTAIN * estimates.difficulty_se
-    return np.where(learns | (above & ~_gap_grows(estimates)), 0.0, np.where(target.known, idle + drawn, idle))
+    may_come = estimates.gap_growth <= CERTAIN * estimates.gap_growth_se
+    return above & may_come & (estimates.exhausted == 0)
 
 
-def _gap_grows(estimates: Estimates) -> NDArray[np.bool_]:
-    """Whether a source is learnt by heart; True where that is not known yet, of text that comes again."""
-    return ~(estimates.gap_growth <= CERTAIN * estimates.gap_growth_se)
+def _at_least(shares: Floats, least: Floats) -> Floats:
+    """The mixture with at least so much of each source; what lies above that shrinks alike."""
+    if np.all(shares >= least):
+        return shares
+    above = np.maximum(shares - least, 0)
+    return least + above * ((1 - np.sum(least)) / np.sum(above))

@@ -107,7 +107,8 @@ def test_the_literal_rule_on_the_metric_chases_noise_and_ends_worse_than_uniform
 
 
 def test_what_overfits_is_drawn_less():
-    """The small source has been gone through many times by the last half: below its equal share, and not worse off."""
+    """The small source has been gone through many times by the last half: below its equal share, and worse
+    off by less than a hundredth."""
     for course in courses("second_order"):
         assert last_half(course)[:, SMALL].mean() < 1 / 7
-        assert course.losses[-1, SMALL] < uniform(WASTE).losses[-1, SMALL] + 0.02
+        assert course.losses[-1, SMALL] < 1.01 * uniform(WASTE).losses[-1, SMALL]
