@@ -19,6 +19,7 @@ import importlib
 import json
 import math
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -193,4 +194,5 @@ def without_nan(value: Any) -> Any:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes of the runs too, like Ctrl-C
     sys.exit(main())

@@ -196,7 +196,8 @@ def test_a_run_that_fails_is_an_error_with_its_last_words(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_the_workers_and_keeps_what_is_finished(tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_workers_and_keeps_what_is_finished(ending, tmp_path):
     """Two runs at a time of four: interrupted when the first one is finished."""
     file = tmp_path / "results.jsonl"
     sizes = ["--budget", "20000", "--seeds", "4", "--strategies", "uniform", "--catalogue", "tests.bench.tiny_sources"]
@@ -224,7 +225,7 @@ def test_an_interrupt_ends_the_workers_and_keeps_what_is_finished(tmp_path):
     while not (file.exists() and file.read_text().endswith("\n")) and time.monotonic() < deadline:
         time.sleep(0.1)
     workers = psutil.Process(started.pid).children()
-    started.send_signal(signal.SIGINT)
+    started.send_signal(ending)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 130 and "the finished runs are kept" in said
     assert workers and not any(worker.is_running() for worker in workers)
