@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; the finished runs are kept, the same command goes on", file=sys.stderr)
+        kept = "nothing is kept" if options.ppo else "the finished runs are kept, the same command goes on"
+        print(f"stopped; {kept}", file=sys.stderr)
         return 130
     print(json.dumps(report))
     return 0

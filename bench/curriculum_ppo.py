@@ -43,9 +43,16 @@ def compare(
         DestructError: a run failed.
     """
     pairs = [(strategy, seed) for seed in seeds for strategy in strategies]
+    running: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        made = pool.map(lambda pair: train(*pair, Path(folder), overrides), pairs)
-        results = dict(zip(pairs, made, strict=True))
+        made = [pool.submit(train, *pair, Path(folder), overrides, running) for pair in pairs]
+        try:
+            results = {pair: one.result() for pair, one in zip(pairs, made, strict=True)}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
+            raise
     report: dict[str, Any] = {}
     for strategy in strategies:
         own = [results[strategy, seed] for seed in seeds]
@@ -58,8 +65,13 @@ def compare(
     return report
 
 
-def train(strategy: str, seed: int, folder: Path, overrides: Sequence[str]) -> dict[str, float]:
+def train(
+    strategy: str, seed: int, folder: Path, overrides: Sequence[str], running: list[subprocess.Popen[str]]
+) -> dict[str, float]:
     """One run's figures; the fields of `compare`.
+
+    Args:
+        running: its process is added.
 
     Raises:
         DestructError: it did not end well.
@@ -69,10 +81,20 @@ def train(strategy: str, seed: int, folder: Path, overrides: Sequence[str]) -> d
     command = [sys.executable, "-m", "destruct.train", "--config", str(CONFIG), "engine.backend=single", *settings]
     print(f"{name}: begun", file=sys.stderr)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([*command, *overrides], cwd=folder, env=environment, capture_output=True, text=True)
-    if ended.returncode:
+    with subprocess.Popen(
+        [*command, *overrides],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
+    ) as process:
+        running.append(process)
+        _, said = process.communicate()
+    if process.returncode:
         raise DestructError(
-            f"{name} ended with code {ended.returncode}: {ended.stderr.strip()[-300:]}",
+            f"{name} ended with code {process.returncode}: {said.strip()[-300:]}",
             "mend what it names; nothing is kept of these runs",
             Exit.ENVIRONMENT,
         )

@@ -28,7 +28,7 @@ CODE = (
 """What every run depends on: what it reads, draws, trains and measures with."""
 PACKAGES = ("torch", "transformers", "numpy")
 """Whose versions are part of a key, with Python's, whose library is the text."""
-CURRICULUM = "destruct/curriculum"
+CURRICULUM = ("destruct/curriculum", "destruct/build.py")
 """What moves the weights: runs of equal weights do without."""
 OF_ROUNDS = ("overrides", "panel_size", "panel_windows", "warmup_tokens", "round_tokens")
 """Settings that mean nothing where there are no rounds."""
@@ -40,7 +40,7 @@ def key(settings: Settings) -> str:
     if settings.strategy in BARE:
         depends = {name: value for name, value in depends.items() if name not in OF_ROUNDS}
     else:
-        depends["config"], paths = settings.config().model_dump(mode="json"), (*CODE, CURRICULUM)
+        depends["config"], paths = settings.config().model_dump(mode="json"), (*CODE, *CURRICULUM)
     depends["versions"] = [platform.python_version(), *map(version, PACKAGES)]
     digest = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=6).hexdigest()
     return f"{digest}@{commit(paths)}"

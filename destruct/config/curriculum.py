@@ -49,14 +49,15 @@ class CurriculumConfig(Section):
     """Power by which progress is divided by a source's share over its prior; 0 pays per token of the whole mixture,
     1 per token of the source's own."""
     rescue: float = Field(0.5, ge=0)
-    """Weight of getting worse, beyond two standard errors, of a source drawn below its prior; 0 rescues none."""
+    """Weight of getting worse, beyond two standard errors, of a source drawn below its prior, where the training
+    text is lost too; 0 rescues none."""
     repetition_epochs: float | None = Field(15.4, gt=0)
     """Epochs after the first one that cut the worth of a source's progress to 1/e; null discounts none."""
     exploration_rounds: float | None = Field(2.5, gt=0)
     """Rounds without certain progress that halve a source's part of what is left to exploration; null keeps priors."""
     plateau_retry: bool = True
-    """A source on which the model is worse than a compressor (LZMA) is on a plateau where it makes no progress, and not
-    at its end like noise: it counts as no idle one and keeps its prior."""
+    """A source on which the model is worse than a compressor (LZMA) is on a plateau where it makes no certain
+    progress, and not at its end like noise: it counts as no idle one and gets twice its prior."""
     temperature: float = Field(1.0, ge=1)
     """T of the strategy `temperature`: 1 samples by size, more is more even."""
     reference_loss: dict[str, float] = {}

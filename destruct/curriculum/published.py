@@ -101,7 +101,7 @@ class OnlineDataMixing:
     def __init__(self, prior: Floats):
         self._weights = prior.copy()
         self._rewards = np.zeros_like(prior)
-        self._turns, self._eps = 0, 1 / prior.size
+        self._turns = 0
         self._reasons = ["prior"] * prior.size
 
     def observe(self, estimates: Estimates) -> None:
@@ -114,11 +114,14 @@ class OnlineDataMixing:
             loss = np.where(known, estimates.difficulty, np.mean(estimates.difficulty[known]))
         self._turns += max(estimates.batches, 1)
         self._rewards += max(estimates.batches, 1) * np.clip(loss, -_LARGEST, _LARGEST) / 10
-        before, size = self._eps, self._rewards.size
-        self._eps = min(1 / size, math.sqrt(math.log(size) / (size * self._turns)))
-        self._weights = (1 - size * self._eps) * _softmax(before * self._rewards) + self._eps
+        now, before, size = self._eps(self._turns), self._eps(self._turns - 1), self._rewards.size
+        self._weights = (1 - size * now) * _softmax(before * self._rewards) + now
         self._weights /= np.sum(self._weights)
         self._reasons = ["exhausted" if gone else "loss" for gone in estimates.exhausted]
+
+    def _eps(self, turn: int) -> float:
+        size = self._rewards.size
+        return min(1 / size, math.sqrt(math.log(size) / (size * turn))) if turn else 1 / size
 
     def weights(self) -> Floats:
         return self._weights.copy()
@@ -137,13 +140,13 @@ class OnlineDataMixing:
             "figures": {},
             "levels": {"rewards": self._rewards.tolist()},
             "history": [],
-            "counts": {"turns": self._turns, "eps": self._eps},
+            "counts": {"turns": self._turns},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         keys = [("shares", "weights"), ("levels", "rewards")]
         self._weights, self._rewards = per_source(state, self._rewards.size, keys)
-        self._turns, self._eps = int(state["counts"]["turns"]), state["counts"]["eps"]
+        self._turns = int(state["counts"]["turns"])
 
 
 def _softmax(x: Floats) -> Floats:

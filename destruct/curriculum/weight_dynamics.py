@@ -114,6 +114,8 @@ class WeightDynamics:
                 reasons.append("not measured yet")
             elif at_floor[k]:
                 reasons.append("floor")
+            elif target.raised[k]:
+                reasons.append("plateau")
             elif target.rescued[k] > 0:
                 reasons.append("forgetting")
             else:
