@@ -40,7 +40,7 @@ check: $(INSTALLED)  ## what every commit passes: format, lint, types, layers an
 
 .PHONY: test
 test: $(INSTALLED)  ## the whole suite; tests of absent hardware are skipped with the reason
-	$(ENV) && OMP_NUM_THREADS=1 pytest -ra -n 2 --dist loadgroup --no-loadscope-reorder
+	$(ENV) && OMP_NUM_THREADS=1 pytest -ra -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: golden
 golden: $(INSTALLED)  ## write tests/golden/figures.jsonl anew; say why under "Numerics" in CHANGELOG.md

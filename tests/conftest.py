@@ -6,6 +6,8 @@ import tempfile
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 # The same examples in every run, and no folder of earlier ones: a test that fails here fails everywhere.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
@@ -23,10 +25,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[CACHE], ignore_errors=True)
 
 
+class RanksTogether(LoadFileScheduling):
+    """A file's tests stay in one worker, as its fixtures may take minutes; and so do all tests of several ranks, which
+    keep all cores busy each."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ranks" if nodeid.startswith(("tests/distributed/", "tests/slurm/")) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> RanksTogether | None:
+    return RanksTogether(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers a file's tests stay together, as its fixtures may take minutes; those of several ranks keep
-    all cores busy, so they come one after the other, and first, as they take longest."""
-    items.sort(key=lambda item: item.get_closest_marker("distributed") is None)
-    for item in items:
-        ranks = item.get_closest_marker("distributed")
-        item.add_marker(pytest.mark.xdist_group("ranks" if ranks else item.nodeid.partition("::")[0]))
+    """The tests of several ranks take longest, so they come first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/distributed/", "tests/slurm/")))

@@ -47,7 +47,13 @@ def test_a_replay_sets_the_weights_of_the_log_bit_for_bit_and_of_an_exhausted_so
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["second_order", "literal", "odm"])
 def test_a_real_run_that_was_resumed_in_the_middle_is_replayed_bit_for_bit(tmp_path, capsys, strategy):
-    plan = [f"curriculum.strategy={strategy}", "run.num_epochs=1", "run.checkpoint_every=0", "ppo.epochs=1"]
+    plan = [
+        f"curriculum.strategy={strategy}",
+        "curriculum.eta=0.5",
+        "run.num_epochs=1",
+        "run.checkpoint_every=0",
+        "ppo.epochs=1",
+    ]
     for updates, resume in ((6, "never"), (12, "auto")):
         with tiny_run(tmp_path, *plan, f"run.updates_per_epoch={updates}", f"run.resume={resume}") as run:
             train(run)

@@ -52,6 +52,7 @@ def tiny():
     return run(TINY)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_function_of_its_settings(tiny):
     again = run(TINY)
     assert {**again, "seconds": 0} == {**tiny, "seconds": 0}

@@ -120,7 +120,9 @@ def test_the_duplicate_is_the_markov_source_with_other_windows():
     assert len(set.union(*parts)) == 3000
 
 
-@pytest.mark.parametrize("name", ["markov", "pcfg", "copy", "noise", "small", "text"])
+@pytest.mark.parametrize(
+    "name", ["markov", "pcfg", "copy", "noise", "small", pytest.param("text", marks=pytest.mark.slow)]
+)
 def test_no_window_of_a_split_is_in_another_or_in_that_of_another_seed(name):
     """The easy source is no part of this: a quarter of its windows are the phrase without a fault."""
     drawn = [SOURCES[name].make(split, 250, 0) for split in SPLITS]

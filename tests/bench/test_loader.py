@@ -64,6 +64,7 @@ def test_the_sources_of_the_peers_are_equal_in_tokens():
     assert peers._equal_in_tokens([np.array([0, 2, 4]), np.array([10, 16, 22, 28])]) == pytest.approx([0.75, 0.25])
 
 
+@pytest.mark.slow
 def test_every_setting_of_every_peer_gives_windows_of_the_stores(stores, tmp_path):
     """Of windows cut beforehand each row is one of them; of documents each row is part of some of them, joined."""
     windows = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from destruct.config.curriculum import CurriculumConfig
 from destruct.curriculum.estimates import Estimates, LossEstimates, as_columns
-from destruct.curriculum.target import TargetRules
+from destruct.curriculum.target import Target, TargetRules, choose_target
 from destruct.curriculum.weight_dynamics import Dials
 
 PLAIN: dict[str, Any] = {
@@ -85,3 +85,17 @@ def dials_of(sources: int, **changes: Any) -> Dials:
         rules=rules,
     )
     return replace(usual, **{name: x for name, x in changes.items() if name not in names})
+
+
+# Every rule of a target switched off.
+OFF = {"z": 0.0, "credit": 0.0, "rescue": 0.0, "repetition_epochs": math.inf, "exploration_rounds": math.inf}
+
+
+def target(
+    prior: Any = (0.5, 0.5), progress: Any = 0.0, progress_se: Any = 0.01, idle: Any = 0.0, **figures: Any
+) -> Target:
+    """`choose_target` on progress, with all rules off unless they are in `rules`."""
+    rules = rules_of(**(OFF | figures.pop("rules", {})))
+    prior = np.array(prior)
+    now = estimates_of(progress=progress * np.ones_like(prior), progress_se=progress_se, **figures)
+    return choose_target(now, now.progress, now.progress_se, prior, idle * np.ones_like(prior), rules)

@@ -25,7 +25,7 @@ anything = st.one_of(
     st.floats(-5, 5),
 )
 moderate = st.one_of(st.floats(-5, 5), st.sampled_from([math.nan, math.inf, -math.inf, 0.0]))
-FIGURES = ("difficulty", "variance", "metric", "progress", "gap_growth", "advantage", "reward_variance")
+FIGURES = ("difficulty", "variance", "metric", "progress", "compressed", "gap_growth", "advantage", "reward_variance")
 ERRORS = ("difficulty_se", "progress_se", "gap_growth_se", "advantage_se", "reward_variance_se")
 COUNTS = (0, 0, 1, 50, 4096, 10**12)
 

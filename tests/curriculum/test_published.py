@@ -44,14 +44,14 @@ def test_doremi_keeps_the_last_score_of_what_is_not_measured():
 
 
 def test_odm_by_hand_over_two_moves():
-    """Three batches, then two: R = .3 D, then + .2 D; the temperature is the eps of the turn before, 1/2 at first."""
+    """Three batches, then two: R = .3 D, then + .2 D; the temperature is the eps of the turn before."""
     strategy = OnlineDataMixing(np.array([0.8, 0.2]))
     strategy.observe(estimates_of(2, batches=3, difficulty=[2.0, 4.0]))
-    eps = math.sqrt(math.log(2) / 6)
-    np.testing.assert_allclose(strategy.weights(), (1 - 2 * eps) * tempered(0.5 * np.array([0.6, 1.2])) + eps)
+    eps_2, eps_3, eps_4, eps_5 = (math.sqrt(math.log(2) / (2 * t)) for t in (2, 3, 4, 5))
+    want = (1 - 2 * eps_3) * tempered(eps_2 * np.array([0.6, 1.2])) + eps_3
+    np.testing.assert_allclose(strategy.weights(), want, rtol=1e-14)
     strategy.observe(estimates_of(3, batches=2, difficulty=[1.0, 5.0]))
-    after = math.sqrt(math.log(2) / 10)
-    want = (1 - 2 * after) * tempered(eps * np.array([0.8, 2.2])) + after
+    want = (1 - 2 * eps_5) * tempered(eps_4 * np.array([0.8, 2.2])) + eps_5
     np.testing.assert_allclose(strategy.weights(), want, rtol=1e-14)
     assert strategy.target.tolist() == strategy.weights().tolist()
 
@@ -82,7 +82,7 @@ def test_odm_is_the_mean_of_the_published_bandit():
     runs, batches = 4000, 5
     prior = np.array([0.5, 0.3, 0.2])
     strategy = OnlineDataMixing(prior)
-    rewards, turn, eps = np.zeros((runs, 3)), 0, 1 / 3
+    rewards, turn = np.zeros((runs, 3)), 0
     for round_index in range(2, 10):
         loss, p = rng.uniform(1, 5, 3), strategy.weights()
         for _ in range(batches):
@@ -93,7 +93,7 @@ def test_odm_is_the_mean_of_the_published_bandit():
         ours = np.array(strategy.state_dict()["levels"]["rewards"])
         error = rewards.std(axis=0, ddof=1) / math.sqrt(runs)
         assert np.all(np.abs(rewards.mean(axis=0) - ours) < 4 * error)
-        before, eps = eps, min(1 / 3, math.sqrt(math.log(3) / (3 * turn)))
+        eps, before = (min(1 / 3, math.sqrt(math.log(3) / (3 * t))) for t in (turn, turn - 1))
         want = (1 - 3 * eps) * tempered(before * ours) + eps
         np.testing.assert_allclose(strategy.weights(), want, rtol=1e-12)
     assert np.ptp(strategy.weights() / prior) > 0.1

@@ -5,19 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from destruct.curriculum.target import Target, choose_target, credit, exploration_shares, next_idle
+from destruct.curriculum.target import credit, exploration_shares, next_idle
 from destruct.curriculum.weight_dynamics import WeightDynamics
-from tests.curriculum.rounds import dials_of, estimates_of, rules_of
+from tests.curriculum.rounds import dials_of, estimates_of, target
 
-OFF = {"z": 0.0, "credit": 0.0, "rescue": 0.0, "repetition_epochs": math.inf, "exploration_rounds": math.inf}
 HALVES, QUARTERS = np.array([0.5, 0.5]), np.full(4, 0.25)
-
-
-def target(prior=HALVES, progress=0.0, progress_se=0.01, idle=0.0, rules=OFF, **figures) -> Target:
-    """`choose_target` on progress, with all rules off unless they are named."""
-    now = estimates_of(progress=progress * np.ones_like(prior), progress_se=progress_se, **figures)
-    idle = idle * np.ones_like(prior)
-    return choose_target(now, now.progress, now.progress_se, prior, idle, rules_of(**(OFF | rules)))
 
 
 def test_target_worked_by_hand():
@@ -37,7 +29,7 @@ def test_without_z_every_progress_counts():
 
 
 def test_all_rules_together_worked_by_hand():
-    """Defaults; four sources of prior 1/4: one drawn four times as much, one forgotten, one repeated, one exhausted.
+    """Four sources of prior 1/4: one drawn four times as much, one forgotten, one repeated, one exhausted.
 
     p = LP / (share/w0)^.5: shares (1, .25, .25, 0)/1.5 of w0 1/4 are (8/3, 2/3, 2/3, .05 at least).
     """
@@ -169,47 +161,6 @@ def test_progress_of_what_is_learnt_to_its_end_is_certain_and_still_too_small():
     got = target(third, np.array([0.005, 0.041, 0.059]), se)
     after = next_idle(np.full(3, 3.0), got, estimates_of(tokens=[1.0] * 3), third)
     np.testing.assert_allclose(after, [4, 0, 4], rtol=1e-14)
-
-
-PLATEAUS = {
-    "compressed": [2.979, 2.981, 3.5, math.nan, 2.0, 2.0, 2.0],
-    "gap_growth": [0, 0, 0, 0, 0.03, math.nan, 0],
-    "gap_growth_se": [0, 0, 0, 0, 0.01, math.inf, 0],
-    "exhausted": [0, 0, 0, 0, 0, 0, 1],
-}
-"""Difficulty 3 +- .01: above 2.979 by more than two errors, not above 2.981 or above what nobody measured; what is
-learnt by heart, or may be, or is exhausted, has no more to teach."""
-
-
-def test_what_a_compressor_takes_tells_a_plateau_from_the_end():
-    prior, idle = np.full(7, 1 / 7), np.full(7, 3.0)
-    after = next_idle(idle, target(prior, 0.0), estimates_of(tokens=[1.0] * 7, **PLATEAUS), prior)
-    np.testing.assert_allclose(after, [0, 4, 4, 4, 4, 4, 4], rtol=1e-14)
-
-
-@pytest.mark.parametrize(("progress", "held"), [(0.0, True), (0.02, True), (0.021, False), (-0.3, True)])
-def test_a_source_on_its_plateau_keeps_its_prior_and_one_that_rises_does_not_need_it(progress, held):
-    """Two errors of progress are certain.  Source 1 takes what is left to it by evidence alone: 1/5 of its prior."""
-    prior, p = np.full(7, 1 / 7), np.array([progress, 9.0, 0, 0, 0, 0, 0])
-    got = target(prior, p, 0.01, **PLATEAUS).weights
-    free = target(prior, p, 0.01, **PLATEAUS | {"compressed": math.nan}).weights
-    assert free[0] < 1 / 7 and got.sum() == pytest.approx(1, rel=1e-14)
-    if held:
-        assert got[0] == 1 / 7
-        np.testing.assert_allclose(got[1:] / free[1:], 6 / 7 / (1 - free[0]), rtol=1e-13)
-    else:
-        np.testing.assert_array_equal(got, free)
-
-
-def test_no_source_on_a_plateau_pays_for_another_one():
-    """Priors .3, .3 and .4; exploration alone would give the second one more than .4. With all three on a plateau none
-    can give; with the first two the third one does."""
-    prior, idle, rules = np.array([0.3, 0.3, 0.4]), np.array([9.0, 0.0, 9.0]), {"exploration_rounds": 1.0}
-    assert target(prior, idle=idle, rules=rules).weights[1] > 0.4
-    all_held = target(prior, idle=idle, rules=rules, compressed=2.0).weights
-    np.testing.assert_allclose(all_held, prior, rtol=1e-14)
-    two_held = target(prior, idle=idle, rules=rules, compressed=[2.0, 2.0, math.nan]).weights
-    assert two_held[0] == 0.3 and two_held[1] > 0.3 and two_held.sum() == pytest.approx(1, rel=1e-14)
 
 
 @pytest.mark.parametrize("unknown", [(math.nan, 0.01), (0.0, math.inf)])
