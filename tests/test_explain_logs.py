@@ -26,7 +26,7 @@ def log(whole, tmp_path) -> Path:
 
 def test_a_run_with_other_dials_in_between_is_said_not_to_be_reproduced(log, capsys):
     path = log / "resolved.yaml"
-    path.write_text(path.read_text().replace("eta: 0.7", "eta: 0.25"))
+    path.write_text(path.read_text().replace("eta: 0.5", "eta: 0.25"))
     answer, text = told(capsys, log), said(capsys, log)
     assert not answer["reproduced"] and answer["notes"][0].startswith("replay: NOT the weights of the log from round 2")
     assert "resumed with other dials" in answer["notes"][0] and "The weights and targets are the log's" in text

@@ -35,9 +35,9 @@ class CurriculumConfig(Section):
     shrink, down to a dozen windows."""
     kappa: float = Field(0.0, ge=0)
     """Weight of the standard deviation in the combined metric M = D + kappa*sqrt(V)."""
-    eta: float = Field(0.7, gt=0)
+    eta: float = Field(0.5, gt=0)
     """Gain of a weight update."""
-    mu: float = Field(0.3, ge=0, lt=1)
+    mu: float = Field(0.5, ge=0, lt=1)
     """Momentum of the weights."""
     lam: float = Field(1.0, ge=0)
     """Damping towards the prior."""
@@ -57,7 +57,7 @@ class CurriculumConfig(Section):
     """Rounds without certain progress that halve a source's part of what is left to exploration; null keeps priors."""
     plateau_retry: bool = True
     """A source on which the model is worse than a compressor (LZMA) is on a plateau where it makes no certain
-    progress, and not at its end like noise: it counts as no idle one and gets twice its prior."""
+    progress, and not at its end like noise: it counts as no idle one and keeps its prior."""
     temperature: float = Field(1.0, ge=1)
     """T of the strategy `temperature`: 1 samples by size, more is more even."""
     reference_loss: dict[str, float] = {}

@@ -18,8 +18,6 @@ MAX_CONFIDENCE = 0.8
 LEAST_CREDITED = 0.05
 # Standard errors by which a source must get worse to be rescued, or better to be explored afresh.
 CERTAIN = 2.0
-# Times its prior that a source on a plateau gets at least, and the share of all tokens up to which plateaus are raised.
-RAISED, RAISED_TOGETHER = 2.0, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Target(NamedTuple):
     progress_se: Floats  # (S,) its standard error
     evidence: Floats  # (S,) u, progress beyond its error, and rescue
     rescued: Floats  # (S,) the part of u that is rescue
-    raised: NDArray[np.bool_]  # (S,) on a plateau, and given more for that
+    held: NDArray[np.bool_]  # (S,) on a plateau, and kept at the prior for that
     confidence: float  # conf, share of the target that follows the evidence, in [0, MAX_CONFIDENCE]
     weights: Floats  # (S,) q, sums to 1
 
@@ -81,8 +79,7 @@ def choose_target(
                 * exp(-max(epochs_k - 1, 0) / R*);    0 where exhausted
         conf  = 0.8 * sum(u) / (sum(u) + sum(se))
         q     = conf * u / sum(u) + (1 - conf) * e;   q = e where sum(u) = 0
-        q_k   = r w0_k at least on a plateau, what the others have shrinks alike; r = 2, or less, down to 1, where
-                plateaus would get more than half of the tokens together
+        q_k   = w0_k at least on a plateau, and what the others have shrinks alike
 
     Sources whose signal or error is not finite are not known: they keep their priors, and the rest is shared by this
     rule among the others.  A plateau is where `more_to_come` and p_k <= 2 se_k.  Forgotten is what gets worse on the
@@ -105,21 +102,19 @@ def choose_target(
     rescued = np.where(may_rescue, rules.rescue * np.maximum(-p - CERTAIN * se, 0), 0.0) * worth
     evidence = gained * worth + rescued
     evidence[~known] = rescued[~known] = 0.0
-    q, raised, confidence = prior.copy(), np.zeros_like(known), 0.0
+    q, held, confidence = prior.copy(), np.zeros_like(known), 0.0
     if known.any():
         of_known = exploration_shares(prior[known], idle[known], rules.exploration_rounds)
         total, noise = float(np.sum(evidence)), float(np.sum(se[known]))
         if total > 0 and np.isfinite(total + noise):
             confidence = MAX_CONFIDENCE * total / (total + noise)
             of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
-        of_all = 1.0 if known.all() else 1 - np.sum(prior[~known])
-        q[known] = of_known * of_all
+        q[known] = of_known * (1.0 if known.all() else 1 - np.sum(prior[~known]))
         on_plateau = more_to_come(estimates) & known & (p <= CERTAIN * se)
-        if on_plateau.any():
-            times = np.clip(RAISED_TOGETHER * of_all / np.sum(prior[on_plateau]), 1, RAISED)
-            raised = on_plateau & (q < times * prior)
-            q = _at_least(q, np.where(on_plateau, times * prior, np.where(known, 0.0, prior)))
-    return Target(known, p, se, evidence, rescued, raised, confidence, q)
+        held = on_plateau & (q < prior)
+        if held.any():
+            q = _at_least(q, np.where(on_plateau | ~known, prior, 0.0))
+    return Target(known, p, se, evidence, rescued, held, confidence, q)
 
 
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:

@@ -114,7 +114,7 @@ class WeightDynamics:
                 reasons.append("not measured yet")
             elif at_floor[k]:
                 reasons.append("floor")
-            elif target.raised[k]:
+            elif target.held[k]:
                 reasons.append("plateau")
             elif target.rescued[k] > 0:
                 reasons.append("forgetting")

@@ -25,34 +25,30 @@ def test_what_a_compressor_takes_tells_a_plateau_from_the_end():
     np.testing.assert_allclose(after, [0, 4, 4, 4, 4, 4, 4], rtol=1e-14)
 
 
-@pytest.mark.parametrize(("progress", "raised"), [(0.0, True), (0.02, True), (0.021, False), (-0.3, True)])
-def test_a_source_on_its_plateau_gets_twice_its_prior_and_one_that_rises_does_not_need_it(progress, raised):
+@pytest.mark.parametrize(("progress", "held"), [(0.0, True), (0.02, True), (0.021, False), (-0.3, True)])
+def test_a_source_on_its_plateau_keeps_its_prior_and_one_that_rises_does_not_need_it(progress, held):
     """Two errors of progress are certain. What the others have shrinks alike."""
     prior, p = np.full(7, 1 / 7), np.array([progress, 9.0, 0, 0, 0, 0, 0])
     got = target(prior, p, 0.01, **PLATEAUS)
     free = target(prior, p, 0.01, **PLATEAUS | {"compressed": math.nan})
     assert free.weights[0] < 1 / 7 and got.weights.sum() == pytest.approx(1, rel=1e-14)
-    assert got.raised.tolist() == [raised] + [False] * 6 and not free.raised.any()
-    if raised:
-        assert got.weights[0] == pytest.approx(2 / 7, rel=1e-14)
-        np.testing.assert_allclose(got.weights[1:] / free.weights[1:], 5 / 7 / (1 - free.weights[0]), rtol=1e-13)
+    assert got.held.tolist() == [held] + [False] * 6 and not free.held.any()
+    if held:
+        assert got.weights[0] == 1 / 7
+        np.testing.assert_allclose(got.weights[1:] / free.weights[1:], 6 / 7 / (1 - free.weights[0]), rtol=1e-13)
     else:
         np.testing.assert_array_equal(got.weights, free.weights)
 
 
-def test_plateaus_together_are_raised_to_half_of_all_tokens_and_keep_their_priors_where_those_are_more():
-    """Priors .4, .3, .2 and .1, and nothing learnt: .4 and .3 together are more than half and keep that, .4 alone is
-    raised to .5, .1 alone to .2, and .2 and .1 together to half."""
-    prior = np.array([0.4, 0.3, 0.2, 0.1])
-
-    def on(*which: int) -> np.ndarray:
-        return target(prior, compressed=[2.0 if k in which else math.nan for k in range(4)]).weights
-
-    np.testing.assert_allclose(on(0, 1), prior, rtol=1e-14)
-    np.testing.assert_allclose(on(0), [0.5, 0.25, 0.5 / 3, 0.25 / 3], rtol=1e-14)
-    np.testing.assert_allclose(on(3), [0.8 * 4 / 9, 0.8 * 3 / 9, 0.8 * 2 / 9, 0.2], rtol=1e-14)
-    np.testing.assert_allclose(on(2, 3), [0.5 * 4 / 7, 0.5 * 3 / 7, 1 / 3, 1 / 6], rtol=1e-14)
-    np.testing.assert_allclose(on(0, 1, 2, 3), prior, rtol=1e-14)
+def test_no_source_on_a_plateau_pays_for_another_one():
+    """Priors .3, .3 and .4; exploration alone would give the second one more than .4. With all three on a plateau none
+    can give; with the first two the third one does."""
+    prior, idle, rules = np.array([0.3, 0.3, 0.4]), np.array([9.0, 0.0, 9.0]), {"exploration_rounds": 1.0}
+    assert target(prior, idle=idle, rules=rules).weights[1] > 0.4
+    all_held = target(prior, idle=idle, rules=rules, compressed=2.0).weights
+    np.testing.assert_allclose(all_held, prior, rtol=1e-14)
+    two_held = target(prior, idle=idle, rules=rules, compressed=[2.0, 2.0, math.nan]).weights
+    assert two_held[0] == 0.3 and two_held[1] > 0.3 and two_held.sum() == pytest.approx(1, rel=1e-14)
 
 
 @pytest.mark.parametrize("prior", [[0.4, 0.3, 0.2, 0.1], [0.7, 0.2, 0.1], [1 / 45] * 45, [0.3333334] * 3])
@@ -63,19 +59,19 @@ def test_sources_that_are_all_on_a_plateau_share_by_their_priors_also_where_thos
 
 
 def test_a_plateau_takes_nothing_from_what_is_not_known():
-    """Priors 1/4: source 0 is on a plateau, 1 is not known, 2 makes progress and 3 none: of the .75 that are known the
-    plateau gets half, and the last two share the other half as they did."""
-    unknown = np.array([0.01, math.inf, 0.01, 0.01])
-    got = target(np.full(4, 0.25), np.array([0, 0, 0.5, 0]), unknown, compressed=[2.0, math.nan, math.nan, math.nan])
-    free = target(np.full(4, 0.25), np.array([0, 0, 0.5, 0]), unknown)
-    assert got.weights[1] == 0.25 and got.weights[0] == pytest.approx(0.375, rel=1e-14)
+    """Priors 1/4: source 0 is on a plateau, 1 is not known, 2 makes progress and 3 none, and those two share the
+    half that is left as they did."""
+    prior, unknown = np.full(4, 0.25), np.array([0.01, math.inf, 0.01, 0.01])
+    got = target(prior, np.array([0, 0, 0.5, 0]), unknown, compressed=[2.0, math.nan, math.nan, math.nan])
+    free = target(prior, np.array([0, 0, 0.5, 0]), unknown)
+    assert free.weights[0] < 0.25 and got.weights[:2].tolist() == [0.25, 0.25]
     assert got.weights[2] / got.weights[3] == pytest.approx(free.weights[2] / free.weights[3], rel=1e-12)
     assert got.weights.sum() == pytest.approx(1, rel=1e-14)
 
 
-def test_a_source_on_a_plateau_comes_to_twice_its_prior_and_is_told_so():
+def test_a_source_on_a_plateau_stays_at_its_prior_and_is_told_so():
     strategy = WeightDynamics(np.array([0.6, 0.3, 0.1]), dials_of(3), towards_target=True)
     for _ in range(30):
         strategy.observe(estimates_for(3, progress=[0.1, 0, 0], compressed=[math.nan, math.nan, 2.0]))
-    assert strategy.weights()[2] == pytest.approx(0.2, abs=1e-6)
+    assert strategy.weights()[2] == pytest.approx(0.1, abs=1e-12)
     assert strategy.reasons() == ["progress", "exploration", "plateau"]
