@@ -118,22 +118,22 @@ def choose_target(
 
 
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
-    """Idle rounds after this one: 0 where there is certainly something to learn, else as much more as was drawn.
+    """Idle rounds after this one: less where there is certainly something to learn, else as many more as were drawn.
 
-        idle_k <- 0 if p_k > 2 max(se_k, mean of se), or where a compressor shows that there is more to come;
+        idle_k <- 0 where a compressor shows that there is more to come, else idle_k / 2 if p_k > 2 se_k,
                   else idle_k + tokens_k / (sum(tokens) w0_k);    idle_k where k is not known
 
-    The mean of the errors is there for what is learnt to its end: its progress is known so well that a thousandth of a
-    nat is certain.  A round at the prior's share counts as one, whatever the prior: without evidence all stay alike and
-    the mixture at the prior.
+    Progress counts however small it is: it tells a source that is learnt almost to its end from noise, and what noise
+    loses goes there.  It halves, as it may be chance once.  A round at the prior's share counts as one, whatever the
+    prior: without evidence all stay alike and the mixture at the prior.
     """
     total = float(np.sum(estimates.tokens))
     drawn = np.zeros_like(prior)
     if total > 0:
         drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
-    se = target.progress_se
-    learns = target.progress > CERTAIN * np.maximum(se, np.mean(se[target.known]) if target.known.any() else 0.0)
-    return np.where(learns | more_to_come(estimates), 0.0, np.where(target.known, idle + drawn, idle))
+    learns = target.progress > CERTAIN * target.progress_se
+    counted = np.where(learns, idle / 2, np.where(target.known, idle + drawn, idle))
+    return np.where(more_to_come(estimates), 0.0, counted)
 
 
 def more_to_come(estimates: Estimates) -> NDArray[np.bool_]:
