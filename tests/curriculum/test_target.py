@@ -212,8 +212,8 @@ def test_without_evidence_the_mixture_does_not_drift_from_an_uneven_prior():
 
 
 def test_a_late_bloomer_comes_back_to_its_share_of_exploration():
-    """Source 1 is idle for 30 rounds while 0 is learnt, and loses two thirds; with five of certain progress it is explored
-    almost like 0, of the same prior. Without those rounds it is explored less than half as much.
+    """Source 1 is idle for 30 rounds while 0 is learnt, and loses two thirds; with five of certain progress it is
+    explored almost like 0, of the same prior. Without those rounds it is explored less than half as much.
     """
     prior = np.array([0.4, 0.4, 0.2])
     blooming, idle = (WeightDynamics(prior, dials_of(3), towards_target=True) for _ in range(2))
