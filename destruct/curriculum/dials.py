@@ -18,7 +18,14 @@ def dials_from(c: CurriculumConfig, sources: int) -> Dials:
         sources: S.
     """
     usual = "metric" if c.strategy == "literal" else "progress"
-    rules = TargetRules(c.z, c.credit, c.rescue, c.repetition_epochs or math.inf, c.exploration_rounds or math.inf)
+    rules = TargetRules(
+        z=c.z,
+        credit=c.credit,
+        rescue=c.rescue,
+        repetition_epochs=c.repetition_epochs or math.inf,
+        exploration_rounds=c.exploration_rounds or math.inf,
+        plateaus=c.plateau_retry,
+    )
     return Dials(c.eta, c.mu, c.lam, c.floor / sources, c.signal or usual, c.projection, rules)
 
 

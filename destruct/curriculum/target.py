@@ -29,6 +29,7 @@ class TargetRules:
     rescue: float  # phi >= 0, weight of getting worse; 0: none
     repetition_epochs: float  # R* > 0, epochs after which a repeated token's worth has fallen to 1/e; inf: never
     exploration_rounds: float  # H > 0, idle rounds that halve a source's exploration share; inf: never
+    plateaus: bool  # whether it counts what a compressor says of a source; False: nothing does
 
 
 class Target(NamedTuple):
@@ -39,6 +40,7 @@ class Target(NamedTuple):
     progress_se: Floats  # (S,) its standard error
     evidence: Floats  # (S,) u, progress beyond its error, and rescue
     rescued: Floats  # (S,) the part of u that is rescue
+    unfinished: NDArray[np.bool_]  # (S,) has more to teach by what a compressor says
     held: NDArray[np.bool_]  # (S,) on a plateau, and kept at the prior for that
     confidence: float  # conf, share of the target that follows the evidence, in [0, MAX_CONFIDENCE]
     weights: Floats  # (S,) q, sums to 1
@@ -102,6 +104,7 @@ def choose_target(
     rescued = np.where(may_rescue, rules.rescue * np.maximum(-p - CERTAIN * se, 0), 0.0) * worth
     evidence = gained * worth + rescued
     evidence[~known] = rescued[~known] = 0.0
+    unfinished = more_to_come(estimates) if rules.plateaus else np.zeros_like(known)
     q, held, confidence = prior.copy(), np.zeros_like(known), 0.0
     if known.any():
         of_known = exploration_shares(prior[known], idle[known], rules.exploration_rounds)
@@ -110,11 +113,11 @@ def choose_target(
             confidence = MAX_CONFIDENCE * total / (total + noise)
             of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
         q[known] = of_known * (1.0 if known.all() else 1 - np.sum(prior[~known]))
-        on_plateau = more_to_come(estimates) & known & (p <= CERTAIN * se)
+        on_plateau = unfinished & known & (p <= CERTAIN * se)
         held = on_plateau & (q < prior)
         if held.any():
             q = _at_least(q, np.where(on_plateau | ~known, prior, 0.0))
-    return Target(known, p, se, evidence, rescued, held, confidence, q)
+    return Target(known, p, se, evidence, rescued, unfinished, held, confidence, q)
 
 
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
@@ -133,7 +136,7 @@ def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats)
         drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
     learns = target.progress > CERTAIN * target.progress_se
     counted = np.where(learns, idle / 2, np.where(target.known, idle + drawn, idle))
-    return np.where(more_to_come(estimates), 0.0, counted)
+    return np.where(target.unfinished, 0.0, counted)
 
 
 def more_to_come(estimates: Estimates) -> NDArray[np.bool_]:

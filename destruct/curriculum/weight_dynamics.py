@@ -65,8 +65,9 @@ class WeightDynamics:
         self._signal = SIGNALS[dials.signal]
         self._project = PROJECTIONS[dials.projection]
         self._dials = dials
-        # Credit is for what was learnt from so many tokens; a level is not learnt.
-        self._rules = dials.rules if dials.signal == "progress" else replace(dials.rules, credit=0.0)
+        # Credit is for what was learnt from so many tokens, a plateau is where nothing is; a level is not learnt.
+        learnt = dials.signal == "progress"
+        self._rules = dials.rules if learnt else replace(dials.rules, credit=0.0, plateaus=False)
         self._towards_target = towards_target
         self._weights, self._velocity = prior.copy(), np.zeros_like(prior)
         self._target, self._idle = prior.copy(), np.zeros_like(prior)

@@ -66,6 +66,7 @@ def rules_of(**changes: Any) -> TargetRules:
         rescue=default.rescue,
         repetition_epochs=default.repetition_epochs or math.inf,
         exploration_rounds=default.exploration_rounds or math.inf,
+        plateaus=default.plateau_retry,
     )
     return replace(usual, **changes)
 

@@ -18,7 +18,7 @@ from tests.curriculum.networks import ALONE, source, whole
 PANEL = 10
 SHARES = {"runs": 0.5, "noise": 0.25, "few": 0.25}
 HELD_OUT = {"runs": source(0, 30), "noise": source(1, 14), "few": source(2, 6)}
-RULES = TargetRules(z=1.0, credit=0.5, rescue=0.5, repetition_epochs=15.4, exploration_rounds=5.0)
+RULES = TargetRules(z=1.0, credit=0.5, rescue=0.5, repetition_epochs=15.4, exploration_rounds=5.0, plateaus=True)
 
 
 def curriculum(

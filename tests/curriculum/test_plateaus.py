@@ -21,8 +21,11 @@ learnt by heart, or may be, or is exhausted, has no more to teach."""
 
 def test_what_a_compressor_takes_tells_a_plateau_from_the_end():
     prior, idle = np.full(7, 1 / 7), np.full(7, 3.0)
-    after = next_idle(idle, target(prior, 0.0), estimates_of(tokens=[1.0] * 7, **PLATEAUS), prior)
-    np.testing.assert_allclose(after, [0, 4, 4, 4, 4, 4, 4], rtol=1e-14)
+    for counts, first in ((True, 0), (False, 4)):
+        got = target(prior, 0.0, rules={"plateaus": counts}, **PLATEAUS)
+        after = next_idle(idle, got, estimates_of(tokens=[1.0] * 7), prior)
+        np.testing.assert_allclose(after, [first, 4, 4, 4, 4, 4, 4], rtol=1e-14)
+        assert got.unfinished.tolist() == [counts] + [False] * 6
 
 
 @pytest.mark.parametrize(("progress", "held"), [(0.0, True), (0.02, True), (0.021, False), (-0.3, True)])
@@ -75,3 +78,11 @@ def test_a_source_on_a_plateau_stays_at_its_prior_and_is_told_so():
         strategy.observe(estimates_for(3, progress=[0.1, 0, 0], compressed=[math.nan, math.nan, 2.0]))
     assert strategy.weights()[2] == pytest.approx(0.1, abs=1e-12)
     assert strategy.reasons() == ["progress", "exploration", "plateau"]
+
+
+@pytest.mark.parametrize("signal", ["advantage", "reward_variance"])
+def test_weights_that_follow_another_figure_know_no_plateau(signal):
+    strategy = WeightDynamics(np.array([0.5, 0.5]), dials_of(2, signal=signal), towards_target=True)
+    for _ in range(30):
+        strategy.observe(estimates_for(2, compressed=2.0, **{signal: [1.0, 0.0], f"{signal}_se": 0.6}))
+    assert strategy.weights()[0] > 0.55 and strategy.reasons() == ["progress", "exploration"]

@@ -18,7 +18,7 @@ from destruct.curriculum.weight_dynamics import SIGNALS, Dials, WeightDynamics
 from destruct.errors import DestructError
 from tests.curriculum.rounds import completed, estimates_for, reordered
 
-RULES = TargetRules(z=1.0, credit=0.5, rescue=0.5, repetition_epochs=15.4, exploration_rounds=5.0)
+RULES = TargetRules(z=1.0, credit=0.5, rescue=0.5, repetition_epochs=15.4, exploration_rounds=5.0, plateaus=True)
 USUAL: dict[str, Any] = {"eta": 0.5, "mu": 0.5, "lam": 1.0, "projection": "euclidean", "rules": RULES}
 MOVING = [name for name in STRATEGIES if name not in ("uniform", "static", "temperature")]
 
