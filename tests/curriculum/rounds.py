@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from destruct.config.curriculum import CurriculumConfig
+from destruct.curriculum.dials import dials_from
 from destruct.curriculum.estimates import Estimates, LossEstimates, as_columns
 from destruct.curriculum.target import Target, TargetRules, choose_target
 from destruct.curriculum.weight_dynamics import Dials
@@ -59,33 +60,15 @@ def reordered(estimates: Estimates, order: Any) -> Estimates:
 
 def rules_of(**changes: Any) -> TargetRules:
     """The rules of the config's defaults, but for `changes`."""
-    default = CurriculumConfig()
-    usual = TargetRules(
-        z=default.z,
-        credit=default.credit,
-        rescue=default.rescue,
-        repetition_epochs=default.repetition_epochs or math.inf,
-        exploration_rounds=default.exploration_rounds or math.inf,
-        plateaus=default.plateau_retry,
-    )
-    return replace(usual, **changes)
+    return replace(dials_from(CurriculumConfig(), 1).rules, **changes)
 
 
 def dials_of(sources: int, **changes: Any) -> Dials:
     """The dials of the config's defaults, but for `changes`; names of rules change the rules."""
     names = {field.name for field in fields(TargetRules)}
     rules = rules_of(**{name: x for name, x in changes.items() if name in names})
-    default = CurriculumConfig()
-    usual = Dials(
-        eta=default.eta,
-        mu=default.mu,
-        lam=default.lam,
-        floor=default.floor / sources,
-        signal="progress",
-        projection=default.projection,
-        rules=rules,
-    )
-    return replace(usual, **{name: x for name, x in changes.items() if name not in names})
+    others = {name: x for name, x in changes.items() if name not in names}
+    return replace(dials_from(CurriculumConfig(), sources), rules=rules, **others)
 
 
 # Every rule of a target switched off.

@@ -125,7 +125,7 @@ def test_the_refusal_names_the_values_and_an_eta_that_works():
 
 
 def test_a_signal_that_answers_the_weights_needs_damping():
-    """Undamped, the closed loop grows by sqrt(1 + b) a round, b the response; with moderate damping it dies out."""
+    """Undamped, the closed loop grows by sqrt(1 + b) a round, b the response; with the usual dials it dies out."""
     assert largest_eigenvalue(1.0, 0.0, 0.0, response=0.05) == pytest.approx(math.sqrt(1.05), rel=1e-12)
     # lam * (1 - mu) > response: the bound is .5.
     assert largest_eigenvalue(0.5, 0.5, 1.0, response=0.49) < 1 < largest_eigenvalue(0.5, 0.5, 1.0, response=0.51)

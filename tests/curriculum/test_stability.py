@@ -112,7 +112,7 @@ def test_weights_that_follow_the_signals_errors_do_not_look_like_an_answer(c):
 
 
 def followed(rng: np.random.Generator, c: float, rounds: int = 12, size: int = 6):
-    """Weights after each round of moderate dials, and the signals as measured: (rounds, S) each."""
+    """Weights after each round of the default dials, and the signals as measured: (rounds, S) each."""
     w, v, y = np.zeros(size), np.zeros(size), rng.normal(0, 0.3, size)
     weights, signals = [], []
     for _ in range(rounds):
