@@ -59,15 +59,17 @@ def credit(progress: Floats, progress_se: Floats, share: Floats, prior: Floats, 
     return progress / drawn, progress_se / drawn
 
 
-def exploration_shares(prior: Floats, idle: Floats, rounds: float) -> Floats:
-    """e_k proportional to w0_k 2^(-idle_k / H): the prior, less of what was idle.
+def exploration_shares(prior: Floats, idle: Floats, rounds: float, confidence: float) -> Floats:
+    """e_k proportional to w0_k 2^(-idle_k conf / (0.8 H)): the prior, less of what was idle while others learnt.
 
     Args:
         idle: (S,) rounds at the prior's share that a source was drawn for without certain progress.
         rounds: H, inf for the prior.
+        confidence: conf, in [0, MAX_CONFIDENCE].  Where none makes progress, to be idle tells a source from no other.
     """
     # Only differences count, and with the least one subtracted not all shares can underflow.
-    shares = prior * np.exp2(-(idle - np.min(idle)) / rounds)
+    halvings = (idle - np.min(idle)) * (confidence / MAX_CONFIDENCE) / rounds
+    shares = prior * np.exp2(-halvings)
     return shares / np.sum(shares)
 
 
@@ -80,7 +82,7 @@ def choose_target(
         u_k   = (max(p_k - z se_k, 0) + phi max(-p_k - 2 se_k, 0) [share_k < w0_k, forgotten])
                 * exp(-max(epochs_k - 1, 0) / R*);    0 where exhausted
         conf  = 0.8 * sum(u) / (sum(u) + sum(se))
-        q     = conf * u / sum(u) + (1 - conf) * e;   q = e where sum(u) = 0
+        q     = conf * u / sum(u) + (1 - conf) * e;   q = w0 where sum(u) = 0
         q_k   = w0_k at least on a plateau, and what the others have shrinks alike
 
     Sources whose signal or error is not finite are not known: they keep their priors, and the rest is shared by this
@@ -106,12 +108,11 @@ def choose_target(
     evidence[~known] = rescued[~known] = 0.0
     unfinished = more_to_come(estimates) if rules.plateaus else np.zeros_like(known)
     q, held, confidence = prior.copy(), np.zeros_like(known), 0.0
-    if known.any():
-        of_known = exploration_shares(prior[known], idle[known], rules.exploration_rounds)
-        total, noise = float(np.sum(evidence)), float(np.sum(se[known]))
-        if total > 0 and np.isfinite(total + noise):
-            confidence = MAX_CONFIDENCE * total / (total + noise)
-            of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
+    total, noise = float(np.sum(evidence)), float(np.sum(se[known]))
+    if total > 0 and np.isfinite(total + noise):
+        confidence = MAX_CONFIDENCE * total / (total + noise)
+        explored = exploration_shares(prior[known], idle[known], rules.exploration_rounds, confidence)
+        of_known = confidence * (evidence[known] / total) + (1 - confidence) * explored
         q[known] = of_known * (1.0 if known.all() else 1 - np.sum(prior[~known]))
         on_plateau = unfinished & known & (p <= CERTAIN * se)
         held = on_plateau & (q < prior)

@@ -44,13 +44,13 @@ def test_a_source_on_its_plateau_keeps_its_prior_and_one_that_rises_does_not_nee
 
 
 def test_no_source_on_a_plateau_pays_for_another_one():
-    """Priors .3, .3 and .4; exploration alone would give the second one more than .4. With all three on a plateau none
-    can give; with the first two the third one does."""
-    prior, idle, rules = np.array([0.3, 0.3, 0.4]), np.array([9.0, 0.0, 9.0]), {"exploration_rounds": 1.0}
-    assert target(prior, idle=idle, rules=rules).weights[1] > 0.4
-    all_held = target(prior, idle=idle, rules=rules, compressed=2.0).weights
+    """Priors .3, .3 and .4; progress that is not certain would give the second one more than .4. With all three on a
+    plateau none can give; with the first two the third one does."""
+    prior, progress = np.array([0.3, 0.3, 0.4]), np.array([0.0, 0.015, 0.0])
+    assert target(prior, progress).weights[1] > 0.4
+    all_held = target(prior, progress, compressed=2.0).weights
     np.testing.assert_allclose(all_held, prior, rtol=1e-14)
-    two_held = target(prior, idle=idle, rules=rules, compressed=[2.0, 2.0, math.nan]).weights
+    two_held = target(prior, progress, compressed=[2.0, 2.0, math.nan]).weights
     assert two_held[0] == 0.3 and two_held[1] > 0.3 and two_held.sum() == pytest.approx(1, rel=1e-14)
 
 
