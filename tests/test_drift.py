@@ -11,6 +11,8 @@ from destruct.loop import evaluate_update, one_update, warm_up
 from destruct.recording import summarize
 from tests.tiny import tiny_run
 
+pytestmark = pytest.mark.slow  # runs of several updates
+
 MODES = ["rollout.mode=generate", "rollout.mode=per_position"]
 MATCH = ["reward.terms={match: 1.0}"]
 

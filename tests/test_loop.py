@@ -105,6 +105,7 @@ def test_the_weights_of_a_round_act_on_the_windows_of_its_own_update(tmp_path):
         assert run.mixture.state_dict()["cursors"] == {"arithmetic": 16, "noise": 16}
 
 
+@pytest.mark.slow
 def test_the_curriculum_counts_the_tokens_that_were_drawn_once_for_each_epoch_of_ppo(tmp_path, monkeypatch):
     """Prompts and continuations of any length, of two draws since a round; padding is not counted."""
     drawn = []
@@ -131,6 +132,7 @@ def test_the_curriculum_counts_the_tokens_that_were_drawn_once_for_each_epoch_of
 
 @pytest.mark.parametrize("strategy", ["second_order", "literal"])
 @pytest.mark.parametrize("signal", ["advantage", "reward_variance"])
+@pytest.mark.slow
 def test_weights_can_follow_what_ppo_says_of_each_source(tmp_path, strategy, signal):
     """From the third round on, in which the rollouts of the second update count."""
     weights = []
@@ -150,6 +152,7 @@ def test_weights_can_follow_what_ppo_says_of_each_source(tmp_path, strategy, sig
         assert np.sign(weights[2][0] - 0.5) == np.sign(found[2][0] - found[2][1]), "where more of it is"
 
 
+@pytest.mark.slow
 def test_a_round_comes_before_the_first_update_and_before_every_second_one_after_it(tmp_path):
     rounds = []
     with tiny_run(tmp_path, "frozen.refresh_every=2") as run:

@@ -25,6 +25,8 @@ from destruct.rollout.score import with_advantages
 from tests.curriculum.rounds import estimates_for
 from tests.tiny import tiny_run
 
+pytestmark = pytest.mark.slow  # runs of several updates
+
 
 def test_the_reward_is_averaged_per_source_first_and_a_source_that_was_not_drawn_is_left_out():
     """Source a: (1 + 3) / (1 + 3) = 1; source b: 8 / 2 = 4; source c: nothing.  (1 + 4) / 2."""

@@ -22,6 +22,8 @@ from bench.curriculum_workers import finished
 from destruct.errors import DestructError
 from tests.bench.tiny_sources import MIXTURES, T
 
+pytestmark = pytest.mark.slow  # short runs of the benchmark
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Settings(
     mixture="waste",

@@ -146,6 +146,7 @@ def test_the_small_source_has_40_kilobytes_for_training_and_any_number_held_out(
     assert len(rows(small.make("panel", 1000, 0))) == 1000
 
 
+@pytest.mark.slow
 def test_a_paragraph_of_the_text_is_in_one_split_alone():
     text = split_text()
     sizes = {split: len(text[split]) for split in SPLITS}

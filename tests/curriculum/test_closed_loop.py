@@ -14,6 +14,8 @@ from destruct.curriculum.weight_dynamics import WeightDynamics
 from tests.curriculum.rounds import dials_of
 from tests.curriculum.simulator import CLEAN, NOISE, ROUNDS, WASTE, Course, Source, rounds_to, simulate, uniform
 
+pytestmark = pytest.mark.slow  # simulated runs of many rounds
+
 SEEDS = range(4)
 MIXTURES = {"waste": WASTE, "clean": CLEAN}
 HARD, SMALL = 3, 6

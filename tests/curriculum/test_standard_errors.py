@@ -11,6 +11,8 @@ import pytest
 from destruct.curriculum.panels import PanelLosses, panel_items
 from destruct.curriculum.progress import measure_difficulty, measure_progress
 
+pytestmark = pytest.mark.slow  # thousands of simulated rounds
+
 WINDOW, ITEMS, POPULATION = 12, 40, 200
 DRAWS = 800  # a coverage of 93% is known to .9%
 FALL, OWN = 0.02, 0.03  # nats/token that losses fall per round; noise of an item in a round

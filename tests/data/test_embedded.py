@@ -52,6 +52,7 @@ def test_a_smaller_size_is_a_prefix_and_another_seed_another_text(texts, name):
     assert EMBEDDED[name](SIZE // 4, 6) != shorter
 
 
+@pytest.mark.slow
 def test_the_text_is_the_same_in_another_process(texts):
     program = (
         "import hashlib; from destruct.data.embedded import EMBEDDED\n"
@@ -70,6 +71,7 @@ def test_the_text_is_the_same_in_another_process(texts):
     assert set(found) == {hashlib.sha256(repr(list(texts.values())).encode()).hexdigest()}
 
 
+@pytest.mark.slow
 def test_no_docstring_of_the_code_is_prose(texts):
     everything = "\n".join(EMBEDDED["code"](400_000, 1))
     openings = [text.split("\n\n")[0] for text in EMBEDDED["prose"](400_000, 2)]
@@ -167,6 +169,7 @@ def test_noise_is_uniform_over_64_symbols(texts):
     assert sum((number - expected) ** 2 / expected for number in counts.values()) < 103.4
 
 
+@pytest.mark.slow
 def test_more_than_the_standard_library_holds_is_an_error_with_the_size_there_is():
     with pytest.raises(DestructError, match=r"embedded_bytes is 1000000000.*holds \d+ bytes of 'prose'") as caught:
         EMBEDDED["prose"](10**9, 0)

@@ -88,6 +88,7 @@ def levelling_weights(rng: np.random.Generator, deficits: np.ndarray) -> np.ndar
 
 @pytest.mark.parametrize("sizes", [None, tokens_of])
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_the_bounds_hold_however_sources_come_and_go(seed, sizes):
     """Eight lives of 1 to 7 sources, some of which end: never a whole window ahead, and behind by at most the sum of
     1/i up to the most sources that there were at once."""

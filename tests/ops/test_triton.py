@@ -69,6 +69,7 @@ def test_every_kernel_compiles_for_hopper_as_it_is_launched(tmp_path):
             assert binary["wgmma"] == (binary["dtype"] == "torch.bfloat16"), binary
 
 
+@pytest.mark.slow
 def test_it_is_imported_only_when_it_is_asked_for_and_says_what_it_lacks():
     """A GPU, or its package; nothing else here may import triton."""
     pytest.importorskip("triton")
