@@ -59,17 +59,15 @@ def credit(progress: Floats, progress_se: Floats, share: Floats, prior: Floats, 
     return progress / drawn, progress_se / drawn
 
 
-def exploration_shares(prior: Floats, idle: Floats, rounds: float, confidence: float) -> Floats:
-    """e_k proportional to w0_k 2^(-idle_k conf / (0.8 H)): the prior, less of what was idle while others learnt.
+def exploration_shares(prior: Floats, idle: Floats, rounds: float) -> Floats:
+    """e_k proportional to w0_k 2^(-idle_k / H): the prior, less of what was idle while others learnt.
 
     Args:
-        idle: (S,) rounds at the prior's share that a source was drawn for without certain progress.
+        idle: (S,) idle rounds, as `next_idle` counts them.
         rounds: H, inf for the prior.
-        confidence: conf, in [0, MAX_CONFIDENCE].  Where none makes progress, to be idle tells a source from no other.
     """
     # Only differences count, and with the least one subtracted not all shares can underflow.
-    halvings = (idle - np.min(idle)) * (confidence / MAX_CONFIDENCE) / rounds
-    shares = prior * np.exp2(-halvings)
+    shares = prior * np.exp2(-(idle - np.min(idle)) / rounds)
     return shares / np.sum(shares)
 
 
@@ -82,7 +80,7 @@ def choose_target(
         u_k   = (max(p_k - z se_k, 0) + phi max(-p_k - 2 se_k, 0) [share_k < w0_k, forgotten])
                 * exp(-max(epochs_k - 1, 0) / R*);    0 where exhausted
         conf  = 0.8 * sum(u) / (sum(u) + sum(se))
-        q     = conf * u / sum(u) + (1 - conf) * e;   q = w0 where sum(u) = 0
+        q     = conf * u / sum(u) + (1 - conf) * e;   q = e where sum(u) = 0
         q_k   = w0_k at least on a plateau, and what the others have shrinks alike
 
     Sources whose signal or error is not finite are not known: they keep their priors, and the rest is shared by this
@@ -108,11 +106,12 @@ def choose_target(
     evidence[~known] = rescued[~known] = 0.0
     unfinished = more_to_come(estimates) if rules.plateaus else np.zeros_like(known)
     q, held, confidence = prior.copy(), np.zeros_like(known), 0.0
-    total, noise = float(np.sum(evidence)), float(np.sum(se[known]))
-    if total > 0 and np.isfinite(total + noise):
-        confidence = MAX_CONFIDENCE * total / (total + noise)
-        explored = exploration_shares(prior[known], idle[known], rules.exploration_rounds, confidence)
-        of_known = confidence * (evidence[known] / total) + (1 - confidence) * explored
+    if known.any():
+        of_known = exploration_shares(prior[known], idle[known], rules.exploration_rounds)
+        total, noise = float(np.sum(evidence)), float(np.sum(se[known]))
+        if total > 0 and np.isfinite(total + noise):
+            confidence = MAX_CONFIDENCE * total / (total + noise)
+            of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
         q[known] = of_known * (1.0 if known.all() else 1 - np.sum(prior[~known]))
         on_plateau = unfinished & known & (p <= CERTAIN * se)
         held = on_plateau & (q < prior)
@@ -122,21 +121,22 @@ def choose_target(
 
 
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
-    """Idle rounds after this one: less where there is certainly something to learn, else as many more as were drawn.
+    """Idle rounds after this one: less where there is certainly something to learn, else more by what was drawn.
 
         idle_k <- 0 where a compressor shows that there is more to come, else idle_k / 2 if p_k > 2 se_k,
-                  else idle_k + tokens_k / (sum(tokens) w0_k);    idle_k where k is not known
+                  else idle_k + conf / 0.8 * tokens_k / (sum(tokens) w0_k);    idle_k where k is not known
 
     Progress counts however small it is: it tells a source that is learnt almost to its end from noise, and what noise
     loses goes there.  It halves, as it may be chance once.  A round at the prior's share counts as one, whatever the
-    prior: without evidence all stay alike and the mixture at the prior.
+    prior, and by its confidence: where none learns beyond the errors, to be idle tells a source from no other.
     """
     total = float(np.sum(estimates.tokens))
     drawn = np.zeros_like(prior)
     if total > 0:
         drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
     learns = target.progress > CERTAIN * target.progress_se
-    counted = np.where(learns, idle / 2, np.where(target.known, idle + drawn, idle))
+    longer = idle + target.confidence / MAX_CONFIDENCE * drawn
+    counted = np.where(learns, idle / 2, np.where(target.known, longer, idle))
     return np.where(target.unfinished, 0.0, counted)
 
 

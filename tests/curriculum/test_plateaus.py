@@ -20,11 +20,12 @@ learnt by heart, or may be, or is exhausted, has no more to teach."""
 
 
 def test_what_a_compressor_takes_tells_a_plateau_from_the_end():
-    prior, idle = np.full(7, 1 / 7), np.full(7, 3.0)
-    for counts, first in ((True, 0), (False, 4)):
-        got = target(prior, 0.0, rules={"plateaus": counts}, **PLATEAUS)
+    """The third source's progress of one error claims an eighth (.01 of .08) of what may be claimed at most."""
+    prior, idle, longer = np.full(7, 1 / 7), np.full(7, 3.0), 3.125
+    for counts, first in ((True, 0), (False, longer)):
+        got = target(prior, np.array([0, 0, 0.01, 0, 0, 0, 0]), rules={"plateaus": counts}, **PLATEAUS)
         after = next_idle(idle, got, estimates_of(tokens=[1.0] * 7), prior)
-        np.testing.assert_allclose(after, [first, 4, 4, 4, 4, 4, 4], rtol=1e-14)
+        np.testing.assert_allclose(after, [first] + [longer] * 6, rtol=1e-14)
         assert got.unfinished.tolist() == [counts] + [False] * 6
 
 
@@ -44,13 +45,13 @@ def test_a_source_on_its_plateau_keeps_its_prior_and_one_that_rises_does_not_nee
 
 
 def test_no_source_on_a_plateau_pays_for_another_one():
-    """Priors .3, .3 and .4; progress that is not certain would give the second one more than .4. With all three on a
-    plateau none can give; with the first two the third one does."""
-    prior, progress = np.array([0.3, 0.3, 0.4]), np.array([0.0, 0.015, 0.0])
-    assert target(prior, progress).weights[1] > 0.4
-    all_held = target(prior, progress, compressed=2.0).weights
+    """Priors .3, .3 and .4; exploration alone would give the second one more than .4. With all three on a plateau none
+    can give; with the first two the third one does."""
+    prior, idle, rules = np.array([0.3, 0.3, 0.4]), np.array([9.0, 0.0, 9.0]), {"exploration_rounds": 1.0}
+    assert target(prior, idle=idle, rules=rules).weights[1] > 0.4
+    all_held = target(prior, idle=idle, rules=rules, compressed=2.0).weights
     np.testing.assert_allclose(all_held, prior, rtol=1e-14)
-    two_held = target(prior, progress, compressed=[2.0, 2.0, math.nan]).weights
+    two_held = target(prior, idle=idle, rules=rules, compressed=[2.0, 2.0, math.nan]).weights
     assert two_held[0] == 0.3 and two_held[1] > 0.3 and two_held.sum() == pytest.approx(1, rel=1e-14)
 
 
