@@ -53,9 +53,9 @@ class CurriculumConfig(Section):
     text is lost too; 0 rescues none."""
     repetition_epochs: float | None = Field(15.4, gt=0)
     """Epochs after the first one that cut the worth of a source's progress to 1/e; null discounts none."""
-    exploration_rounds: float | None = Field(1.5, gt=0)
+    exploration_rounds: float | None = Field(0.75, gt=0)
     """Rounds without certain progress that halve a source's part of what is left to exploration; a round counts the
-    less, the less certain the progress of the others is. null keeps priors."""
+    less, the less evidence it has. null keeps priors."""
     plateau_retry: bool = True
     """A source on which the model is worse than a compressor (LZMA) is on a plateau where it makes no certain
     progress, and not at its end like noise: it counts as no idle one and keeps its prior."""

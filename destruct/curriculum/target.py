@@ -18,6 +18,9 @@ MAX_CONFIDENCE = 0.8
 LEAST_CREDITED = 0.05
 # Standard errors by which a source must get worse to be rescued, or better to be explored afresh.
 CERTAIN = 2.0
+# Idle rounds that a source at twice its prior grows by while nothing is learnt. Times ln(2)/H it is how strongly the
+# target answers the weights, 0.23 with the defaults: less than half of what would make them swing, lam (1 - mu).
+RETURN = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,13 @@ def credit(progress: Floats, progress_se: Floats, share: Floats, prior: Floats, 
 
 
 def exploration_shares(prior: Floats, idle: Floats, rounds: float) -> Floats:
-    """e_k proportional to w0_k 2^(-idle_k / H): the prior, less of what was idle while others learnt.
+    """e_k proportional to w0_k 2^(-idle_k / H): the prior, less of what was idle.
 
     Args:
         idle: (S,) idle rounds, as `next_idle` counts them.
         rounds: H, inf for the prior.
     """
-    # Only differences count, and with the least one subtracted not all shares can underflow.
+    # With the least one subtracted, which need not be 0 among those that are known, not all shares can underflow.
     shares = prior * np.exp2(-(idle - np.min(idle)) / rounds)
     return shares / np.sum(shares)
 
@@ -81,7 +84,7 @@ def choose_target(
                 * exp(-max(epochs_k - 1, 0) / R*);    0 where exhausted
         conf  = 0.8 * sum(u) / (sum(u) + sum(se))
         q     = conf * u / sum(u) + (1 - conf) * e;   q = e where sum(u) = 0
-        q_k   = w0_k at least on a plateau, and what the others have shrinks alike
+        q_k   = w0_k at least on a plateau, and what lies above the least shrinks alike
 
     Sources whose signal or error is not finite are not known: they keep their priors, and the rest is shared by this
     rule among the others.  A plateau is where `more_to_come` and p_k <= 2 se_k.  Forgotten is what gets worse on the
@@ -123,21 +126,26 @@ def choose_target(
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
     """Idle rounds after this one: less where there is certainly something to learn, else more by what was drawn.
 
-        idle_k <- 0 where a compressor shows that there is more to come, else idle_k / 2 if p_k > 2 se_k,
-                  else idle_k + conf / 0.8 * tokens_k / (sum(tokens) w0_k);    idle_k where k is not known
+        d_k    = tokens_k / (sum(tokens) w0_k)
+        idle_k <- 0 where a compressor shows that there is more to come, else idle_k where k is not known,
+                  else idle_k / 2 if p_k > 2 se_k, else idle_k + max(d_k conf / 0.8, (d_k - 1) / 4)
+        idle   <- idle - min(idle)
 
     Progress counts however small it is: it tells a source that is learnt almost to its end from noise, and what noise
-    loses goes there.  It halves, as it may be chance once.  A round at the prior's share counts as one, whatever the
-    prior, and by its confidence: where none learns beyond the errors, to be idle tells a source from no other.
+    loses goes there.  It halves, as it may be chance once.  A round counts by how much evidence it had: where none
+    learns beyond the errors, to be idle tells a source from no other.  What is drawn beyond the prior counts a quarter
+    in any case, so that the mixture returns to the prior when nothing is learnt any more.  Only differences count, so
+    that a halving brings a source half-way to the one that is least idle.
     """
     total = float(np.sum(estimates.tokens))
     drawn = np.zeros_like(prior)
     if total > 0:
         drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
     learns = target.progress > CERTAIN * target.progress_se
-    longer = idle + target.confidence / MAX_CONFIDENCE * drawn
+    longer = idle + np.maximum(target.confidence / MAX_CONFIDENCE * drawn, RETURN * (drawn - 1))
     counted = np.where(learns, idle / 2, np.where(target.known, longer, idle))
-    return np.where(target.unfinished, 0.0, counted)
+    counted = np.where(target.unfinished, 0.0, counted)
+    return counted - np.min(counted)
 
 
 def more_to_come(estimates: Estimates) -> NDArray[np.bool_]:

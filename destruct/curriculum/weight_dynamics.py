@@ -147,14 +147,14 @@ class WeightDynamics:
     def state_dict(self) -> dict[str, Any]:
         return {
             "shares": {"weights": self._weights.tolist(), "target": self._target.tolist()},
-            "figures": {"velocity": self._velocity.tolist(), "idle": self._idle.tolist()},
-            "levels": {},
+            "figures": {"velocity": self._velocity.tolist()},
+            "levels": {"idle": self._idle.tolist()},
             "history": [[force.tolist(), weights.tolist()] for force, weights in self._history],
             "counts": {"held": self.held},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        keys = [("shares", "weights"), ("shares", "target"), ("figures", "velocity"), ("figures", "idle")]
+        keys = [("shares", "weights"), ("shares", "target"), ("figures", "velocity"), ("levels", "idle")]
         self._weights, self._target, self._velocity, self._idle = per_source(state, self._prior.size, keys)
         self._history = [(np.array(force), np.array(weights)) for force, weights in state["history"]]
         self.held = int(state["counts"]["held"])

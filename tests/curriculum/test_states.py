@@ -127,6 +127,21 @@ def test_a_bandit_ranks_a_new_source_in_the_middle():
     assert after.min() < after[4] < after.max()
 
 
+def test_a_new_source_is_as_idle_as_the_others_in_the_mean():
+    """Of the others the first is learnt and two are not; without evidence the new one is explored less than the first
+    and more than those."""
+    before, resumed = build("second_order", [1 / 3] * 3), build("second_order", [0.25] * 4)
+    for round_index in range(12):
+        w = before.weights()
+        before.observe(estimates_of(round_index, tokens=1000 * w, share=w, progress=[0.1, 0.0, 0.0]))
+    anew = laid_out_anew(before.state_dict(), resumed.state_dict(), [0, 1, 2, None])
+    assert anew["levels"]["idle"][3] == pytest.approx(np.mean(anew["levels"]["idle"][:3]), rel=1e-15)
+    resumed.load_state_dict(anew)
+    w = resumed.weights()
+    resumed.observe(estimates_of(12, tokens=1000 * w, share=w, progress=[0.0, 0.0, 0.0, 0.0]))
+    assert resumed.target[0] > resumed.target[3] > resumed.target[1] > 0
+
+
 def test_where_all_that_stay_had_no_share_they_divide_it_equally():
     """Literal weights can be 0."""
     state = {"shares": {"w": [0.0, 0.0, 1.0]}, "figures": {}, "levels": {}, "history": [], "counts": {}}

@@ -146,27 +146,29 @@ def test_exploration_halves_every_so_many_idle_rounds():
 
 
 def test_idle_rounds_are_counted_in_prior_shares_by_confidence_and_halved_by_certain_progress():
-    """Tokens (40, 40, 20) of priors (.4, .2, .4): 1, 2 and half a round. The third one's progress is 2.1 errors, and
-    7/17 of what may be claimed at most is claimed; with 2 errors .4, and with no progress no round counts.
+    """Tokens (40, 30, 30) of priors (.4, .2, .4): 1, 1.5 and .75 rounds. The third one's progress is 2.1 errors, and
+    7/17 of what may be claimed at most is claimed: rounds count by so much. With 2 errors it is .4, and with none a
+    quarter of the half round counts that was drawn beyond a prior. Then the least idle stands at 0.
     """
-    prior, idle, drawn = np.array([0.4, 0.2, 0.4]), np.array([3.0, 3.0, 3.0]), [40.0, 40.0, 20.0]
-    for progress, want in ((0.021, [3 + 7 / 17, 3 + 14 / 17, 1.5]), (0.02, [3.4, 3.8, 3.2]), (-0.02, [3, 3, 3])):
+    prior, idle, drawn = np.array([0.4, 0.2, 0.4]), np.array([3.0, 3.0, 3.0]), [40.0, 30.0, 30.0]
+    for progress, want in ((0.021, [1.5 + 7 / 17, 1.5 + 21 / 34, 0]), (0.02, [0.1, 0.3, 0]), (-0.02, [0, 0.125, 0])):
         got = target(prior, np.array([0.0, -9.0, progress]), 0.01)
-        np.testing.assert_allclose(next_idle(idle, got, estimates_of(tokens=drawn), prior), want, rtol=1e-14)
-    assert next_idle(idle, target(prior, 0.01), estimates_of(tokens=[0.0] * 3), prior).tolist() == [3, 3, 3]
+        np.testing.assert_allclose(next_idle(idle, got, estimates_of(tokens=drawn), prior), want, atol=1e-14)
+    undrawn = next_idle(np.array([3.0, 1, 2]), target(prior, 0.01), estimates_of(tokens=[0.0] * 3), prior)
+    assert undrawn.tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("unknown", [(math.nan, 0.01), (0.0, math.inf)])
-def test_a_source_that_is_not_known_grows_no_idler(unknown):
+def test_a_source_that_is_not_known_is_not_counted_idle(unknown):
     """Of the two known ones one makes progress of one error: a third of what may be claimed at most."""
-    prior, idle = np.full(3, 1 / 3), np.full(3, 3.0)
+    prior, idle = np.full(3, 1 / 3), np.array([0.0, 3.0, 3.0])
     got = target(prior, np.array([0.0, unknown[0], 0.01]), np.array([0.01, unknown[1], 0.01]))
     after = next_idle(idle, got, estimates_of(tokens=[1.0, 1.0, 1.0]), prior)
-    np.testing.assert_allclose(after, [3 + 1 / 3, 3, 3 + 1 / 3], rtol=1e-14)
+    np.testing.assert_allclose(after, [0, 3 - 1 / 3, 3], rtol=1e-14)
 
 
 @pytest.mark.parametrize("z", [0.0, 1.0])
-def test_without_evidence_the_target_is_the_prior(z):
+def test_without_evidence_the_target_is_the_prior_where_all_were_idle_alike(z):
     prior = np.array([0.5, 0.25, 0.25])
     se = np.full(3, 0.01)
     for progress, error in (
@@ -212,6 +214,23 @@ def test_without_evidence_the_mixture_does_not_drift_from_an_uneven_prior():
     observed(strategy, prior, 200)
     np.testing.assert_allclose(strategy.target, prior, atol=1e-12)
     np.testing.assert_allclose(strategy.weights(), prior, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_when_nothing_is_learnt_any_more_the_mixture_returns_to_the_prior(noise):
+    """Source 0 is learnt for 25 rounds and has most of the mixture. Then progress is nothing, or chance of an error: of
+    it nothing is left within 100 rounds, and what chance moves comes back."""
+    prior = np.array([0.5, 0.3, 0.2])
+    strategy = WeightDynamics(prior, dials_of(3), towards_target=True)
+    observed(strategy, prior, 25, progress=[0.1, 0.0, 0.0])
+    assert strategy.weights()[0] > 0.75
+    rng = np.random.default_rng(0)
+    seen = []
+    for start in range(25, 325):
+        observed(strategy, prior, 1, start=start, progress=noise * rng.standard_normal(3))
+        seen.append(strategy.weights())
+    np.testing.assert_allclose(np.mean(seen[100:], axis=0), prior, atol=0.02)
+    assert np.std(seen[100:], axis=0).max() < 0.05
 
 
 def test_a_late_bloomer_comes_back_to_its_share_of_exploration():
