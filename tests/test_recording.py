@@ -25,8 +25,6 @@ from destruct.rollout.score import with_advantages
 from tests.curriculum.rounds import estimates_for
 from tests.tiny import tiny_run
 
-pytestmark = pytest.mark.slow  # runs of several updates
-
 
 def test_the_reward_is_averaged_per_source_first_and_a_source_that_was_not_drawn_is_left_out():
     """Source a: (1 + 3) / (1 + 3) = 1; source b: 8 / 2 = 4; source c: nothing.  (1 + 4) / 2."""
@@ -85,6 +83,7 @@ def test_the_figures_of_rollouts_worked_by_hand(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_the_share_of_the_dual_clip_is_written_where_there_is_one(tmp_path):
     """Rates and epochs that take ratios beyond 1.3; it is part of the clip fraction."""
     for overrides, count in [([], 0), (["ppo.dual_clip=1.3", "ppo.policy_lr=1e-2", "ppo.epochs=4"], 1)]:
@@ -96,6 +95,7 @@ def test_the_share_of_the_dual_clip_is_written_where_there_is_one(tmp_path):
         assert all(0 < line["ppo/dual_clip_fraction"] <= line["ppo/clip_fraction"] for line in found)
 
 
+@pytest.mark.slow
 def test_an_update_writes_as_many_samples_as_the_config_asks_for_and_their_rewards_are_its_own(tmp_path):
     """16 rollouts in four micro-batches of four: 6 are one and a half micro-batches; 16 are all."""
     with tiny_run(tmp_path, "run.samples_per_update=6") as run:
@@ -113,6 +113,7 @@ def test_an_update_writes_as_many_samples_as_the_config_asks_for_and_their_rewar
         assert line[f"rollout/reward/{name}"] == pytest.approx(sum(rewards) / len(rewards))
 
 
+@pytest.mark.slow
 def test_tokens_per_second_are_the_tokens_of_the_update_over_the_seconds_of_its_phases(tmp_path):
     with tiny_run(tmp_path) as run:
         one_update(run)
@@ -166,6 +167,7 @@ def test_a_round_logs_each_figure_of_each_source_under_its_own_name(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_every_field_of_the_estimates_of_a_run_can_be_read_back(tmp_path):
     """Of its third round, when the progress is known, after 32 rollouts in two updates."""
     with tiny_run(tmp_path) as run:
@@ -187,6 +189,7 @@ def test_every_field_of_the_estimates_of_a_run_can_be_read_back(tmp_path):
     assert rounds[2]["curriculum/probe_share"] == pytest.approx(3 * 2 * size * 16 / drawn)
 
 
+@pytest.mark.slow
 def test_the_reasons_for_the_weights_stand_in_tensorboard(tmp_path):
     with tiny_run(tmp_path) as run:
         for _ in range(3):
@@ -202,6 +205,7 @@ def test_the_reasons_for_the_weights_stand_in_tensorboard(tmp_path):
     assert texts[2].splitlines() == [*heads, *rows] and "prior" not in reasons
 
 
+@pytest.mark.slow
 def test_a_budget_that_shrinks_the_panels_is_said_once(tmp_path, monkeypatch):
     """An update trains on at most 16 windows of 16 tokens, twice: 512 tokens, of which 1/4 pays for 4 windows of both
     sources; a dozen are the fewest."""

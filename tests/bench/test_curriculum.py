@@ -22,8 +22,6 @@ from bench.curriculum_workers import finished
 from destruct.errors import DestructError
 from tests.bench.tiny_sources import MIXTURES, T
 
-pytestmark = pytest.mark.slow  # short runs of the benchmark
-
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Settings(
     mixture="waste",
@@ -61,6 +59,7 @@ def test_a_run_is_a_function_of_its_settings(tiny):
     assert run(replace(TINY, seed=1))["curve"]["excess"] != tiny["curve"]["excess"]
 
 
+@pytest.mark.slow
 def test_rounds_are_charged_and_evaluations_are_due_by_what_is_charged(tiny):
     """Each of the rounds scores ten windows or more of each of the three sources."""
     used, trained = tiny["curve"]["budget_used"], tiny["curve"]["trained"]
@@ -71,6 +70,7 @@ def test_rounds_are_charged_and_evaluations_are_due_by_what_is_charged(tiny):
     assert [sum(each) for each in tiny["curve"]["drawn"]] == trained
 
 
+@pytest.mark.slow
 def test_weights_move_and_do_so_by_name(tiny):
     """The sources in reverse order: every weight, draw and loss is the same, up to the order of sums."""
     turned = run(replace(TINY, sources=TINY.sources[::-1]))
@@ -80,6 +80,7 @@ def test_weights_move_and_do_so_by_name(tiny):
     assert [row[::-1] for row in turned["curve"]["drawn"]] == tiny["curve"]["drawn"]
 
 
+@pytest.mark.slow
 def test_strategies_of_a_seed_are_pairs(tiny):
     """The same model before the first step; uniform draws as much of each and makes no round."""
     uniform = run(replace(TINY, strategy="uniform", panel_size=None))
