@@ -53,7 +53,7 @@ class CurriculumConfig(Section):
     text is lost too; 0 rescues none."""
     repetition_epochs: float | None = Field(15.4, gt=0)
     """Epochs after the first one that cut the worth of a source's progress to 1/e; null discounts none."""
-    exploration_rounds: float | None = Field(0.75, gt=0)
+    exploration_rounds: float | None = Field(0.4, gt=0)
     """Rounds without certain progress that halve a source's part of what is left to exploration; a round counts the
     less, the less evidence it has. null keeps priors."""
     plateau_retry: bool = True

@@ -18,9 +18,8 @@ MAX_CONFIDENCE = 0.8
 LEAST_CREDITED = 0.05
 # Standard errors by which a source must get worse to be rescued, or better to be explored afresh.
 CERTAIN = 2.0
-# Idle rounds that a source at twice its prior grows by while nothing is learnt. Times ln(2)/H it is how strongly the
-# target answers the weights, 0.23 with the defaults: less than half of what would make them swing, lam (1 - mu).
-RETURN = 0.25
+# What is left of idle rounds a round later: in the end only what is found out again and again counts.
+REMEMBERED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def exploration_shares(prior: Floats, idle: Floats, rounds: float) -> Floats:
         idle: (S,) idle rounds, as `next_idle` counts them.
         rounds: H, inf for the prior.
     """
-    # With the least one subtracted, which need not be 0 among those that are known, not all shares can underflow.
+    # Only differences count, and with the least one subtracted not all shares can underflow.
     shares = prior * np.exp2(-(idle - np.min(idle)) / rounds)
     return shares / np.sum(shares)
 
@@ -126,26 +125,22 @@ def choose_target(
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
     """Idle rounds after this one: less where there is certainly something to learn, else more by what was drawn.
 
-        d_k    = tokens_k / (sum(tokens) w0_k)
         idle_k <- 0 where a compressor shows that there is more to come, else idle_k where k is not known,
-                  else idle_k / 2 if p_k > 2 se_k, else idle_k + max(d_k conf / 0.8, (d_k - 1) / 4)
-        idle   <- idle - min(idle)
+                  else idle_k / 2 if p_k > 2 se_k, else 0.9 idle_k + conf / 0.8 * tokens_k / (sum(tokens) w0_k)
 
     Progress counts however small it is: it tells a source that is learnt almost to its end from noise, and what noise
-    loses goes there.  It halves, as it may be chance once.  A round counts by how much evidence it had: where none
-    learns beyond the errors, to be idle tells a source from no other.  What is drawn beyond the prior counts a quarter
-    in any case, so that the mixture returns to the prior when nothing is learnt any more.  Only differences count, so
-    that a halving brings a source half-way to the one that is least idle.
+    loses goes there.  It halves, as it may be chance once.  A round counts by what was drawn, in shares of the prior,
+    and by how much evidence it had: where none learns beyond the errors, to be idle tells a source from no other.  And
+    it is forgotten, so that the mixture returns to the prior when nothing is learnt any more.
     """
     total = float(np.sum(estimates.tokens))
     drawn = np.zeros_like(prior)
     if total > 0:
         drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
     learns = target.progress > CERTAIN * target.progress_se
-    longer = idle + np.maximum(target.confidence / MAX_CONFIDENCE * drawn, RETURN * (drawn - 1))
+    longer = REMEMBERED * idle + target.confidence / MAX_CONFIDENCE * drawn
     counted = np.where(learns, idle / 2, np.where(target.known, longer, idle))
-    counted = np.where(target.unfinished, 0.0, counted)
-    return counted - np.min(counted)
+    return np.where(target.unfinished, 0.0, counted)
 
 
 def more_to_come(estimates: Estimates) -> NDArray[np.bool_]:

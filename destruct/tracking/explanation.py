@@ -18,7 +18,7 @@ REASONS = {
     "prior": "the weight of the start: none moves before the third round",
     "not measured yet": "its progress is not known, so that its target is its prior",
     "progress": "it is being learnt: what the weights follow (curriculum.signal) is beyond its error",
-    "exploration": "no progress beyond its error: its part of what is left to explore with, the less, the longer",
+    "exploration": "no progress beyond its error: its part of what is left to explore with, less the longer that lasts",
     "plateau": "no certain progress, yet worse than what a compressor takes for it: it keeps its prior",
     "forgetting": "it was drawn below its prior and gets worse, so it is drawn more",
     "floor": "no more evidence than that, and held at the least weight of a source, curriculum.floor",
