@@ -37,7 +37,7 @@ class TargetRules:
 class Target(NamedTuple):
     """Where the evidence points."""
 
-    known: NDArray[np.bool_]  # (S,) whether signal and error are finite
+    eligible: NDArray[np.bool_]  # (S,) whether signal and error are finite, and more can be drawn
     progress: Floats  # (S,) p, credited progress, nats per token and round
     progress_se: Floats  # (S,) its standard error
     evidence: Floats  # (S,) u, progress beyond its error, and rescue
@@ -80,14 +80,14 @@ def choose_target(
 
         p, se = credit(LP, SE)
         u_k   = (max(p_k - z se_k, 0) + phi max(-p_k - 2 se_k, 0) [share_k < w0_k, forgotten])
-                * exp(-max(epochs_k - 1, 0) / R*);    0 where exhausted
+                * exp(-max(epochs_k - 1, 0) / R*)
         conf  = 0.8 * sum(u) / (sum(u) + sum(se))
         q     = conf * u / sum(u) + (1 - conf) * e;   q = e where sum(u) = 0
         q_k   = w0_k at least on a plateau, and what lies above the least shrinks alike
 
-    Sources whose signal or error is not finite are not known: they keep their priors, and the rest is shared by this
-    rule among the others.  A plateau is where `more_to_come` and p_k <= 2 se_k.  Forgotten is what gets worse on the
-    training text too: of a text learnt by heart that gets better, and the gap grows by more than what is lost.
+    Sources whose signal or error is not finite, or that are exhausted, keep their priors, and the rest is shared by
+    this rule among the others.  A plateau is where `more_to_come` and p_k <= 2 se_k.  Forgotten is what gets worse on
+    the training text too: of a text learnt by heart that gets better, and the gap grows by more than what is lost.
 
     Args:
         signal, signal_se: (S,) LP and SE, or another figure of the estimates that counts in their place.
@@ -97,35 +97,36 @@ def choose_target(
     where R* = 15.4 is fitted.
     """
     known = np.isfinite(signal) & np.isfinite(signal_se)
+    eligible = known & (estimates.exhausted == 0)
     # Nothing is computed with what is not known: with z = 0 an infinite error would make 0 * inf = NaN.
     p, se = credit(np.where(known, signal, 0.0), np.where(known, signal_se, 0.0), estimates.share, prior, rules.credit)
-    worth = np.exp(-np.maximum(estimates.epochs - 1, 0) / rules.repetition_epochs) * (estimates.exhausted == 0)
+    worth = np.exp(-np.maximum(estimates.epochs - 1, 0) / rules.repetition_epochs)
     gained = np.maximum(p - rules.z * se, 0)
     # Written so that a gap which is not known yet rescues none.
     may_rescue = (estimates.share < prior) & (estimates.gap_growth <= -estimates.progress / 2)
     rescued = np.where(may_rescue, rules.rescue * np.maximum(-p - CERTAIN * se, 0), 0.0) * worth
     evidence = gained * worth + rescued
-    evidence[~known] = rescued[~known] = 0.0
+    evidence[~eligible] = rescued[~eligible] = 0.0
     unfinished = more_to_come(estimates) if rules.plateaus else np.zeros_like(known)
     q, held, confidence = prior.copy(), np.zeros_like(known), 0.0
-    if known.any():
-        of_known = exploration_shares(prior[known], idle[known], rules.exploration_rounds)
-        total, noise = float(np.sum(evidence)), float(np.sum(se[known]))
+    if eligible.any():
+        shares = exploration_shares(prior[eligible], idle[eligible], rules.exploration_rounds)
+        total, noise = float(np.sum(evidence)), float(np.sum(se[eligible]))
         if total > 0 and np.isfinite(total + noise):
             confidence = MAX_CONFIDENCE * total / (total + noise)
-            of_known = confidence * (evidence[known] / total) + (1 - confidence) * of_known
-        q[known] = of_known * (1.0 if known.all() else 1 - np.sum(prior[~known]))
-        on_plateau = unfinished & known & (p <= CERTAIN * se)
+            shares = confidence * (evidence[eligible] / total) + (1 - confidence) * shares
+        q[eligible] = shares * (1.0 if eligible.all() else 1 - np.sum(prior[~eligible]))
+        on_plateau = unfinished & eligible & (p <= CERTAIN * se)
         held = on_plateau & (q < prior)
         if held.any():
-            q = _at_least(q, np.where(on_plateau | ~known, prior, 0.0))
-    return Target(known, p, se, evidence, rescued, unfinished, held, confidence, q)
+            q = _at_least(q, np.where(on_plateau | ~eligible, prior, 0.0))
+    return Target(eligible, p, se, evidence, rescued, unfinished, held, confidence, q)
 
 
 def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats) -> Floats:
     """Idle rounds after this one: less where there is certainly something to learn, else more by what was drawn.
 
-        idle_k <- 0 where a compressor shows that there is more to come, else idle_k where k is not known,
+        idle_k <- 0 where a compressor shows that there is more to come, else idle_k where k is not eligible,
                   else idle_k / 2 if p_k > 2 se_k, else 0.9 idle_k + conf / 0.8 * tokens_k / (sum(tokens) w0_k)
 
     Progress counts however small it is: it tells a source that is learnt almost to its end from noise, and what noise
@@ -137,9 +138,9 @@ def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats)
     drawn = np.zeros_like(prior)
     if total > 0:
         drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
-    learns = target.progress > CERTAIN * target.progress_se
+    learns = target.eligible & (target.progress > CERTAIN * target.progress_se)
     longer = REMEMBERED * idle + target.confidence / MAX_CONFIDENCE * drawn
-    counted = np.where(learns, idle / 2, np.where(target.known, longer, idle))
+    counted = np.where(learns, idle / 2, np.where(target.eligible, longer, idle))
     return np.where(target.unfinished, 0.0, counted)
 
 

@@ -111,7 +111,7 @@ class WeightDynamics:
         for k in range(self._prior.size):
             if estimates.exhausted[k]:
                 reasons.append("exhausted")
-            elif not target.known[k]:
+            elif not target.eligible[k]:
                 reasons.append("not measured yet")
             elif at_floor[k]:
                 reasons.append("floor")

@@ -20,18 +20,18 @@ learnt by heart, or may be, or is exhausted, has no more to teach."""
 
 
 def test_what_a_compressor_takes_tells_a_plateau_from_the_end():
-    """All are drawn by their priors; progress of one error claims an eighth (.01 of .08) of what may be claimed."""
-    prior, idle, longer = np.full(7, 1 / 7), np.full(7, 3.0), 2.7 + 0.125
+    """All are drawn by their priors; of six live ones progress of one error claims a seventh of what may be claimed."""
+    prior, idle, longer = np.full(7, 1 / 7), np.full(7, 3.0), 2.7 + 1 / 7
     for counts in (True, False):
         got = target(prior, np.array([0, 0, 0.01, 0, 0, 0, 0]), rules={"plateaus": counts}, **PLATEAUS)
         after = next_idle(idle, got, estimates_of(tokens=[1.0] * 7), prior)
-        np.testing.assert_allclose(after, [0 if counts else longer] + [longer] * 6, rtol=1e-14)
+        np.testing.assert_allclose(after, [0 if counts else longer] + [longer] * 5 + [3], rtol=1e-14)
         assert got.unfinished.tolist() == [counts] + [False] * 6
 
 
 @pytest.mark.parametrize(("progress", "held"), [(0.0, True), (0.02, True), (0.021, False), (-0.3, True)])
 def test_a_source_on_its_plateau_keeps_its_prior_and_one_that_rises_does_not_need_it(progress, held):
-    """Two errors of progress are certain. What the others have shrinks alike."""
+    """Two errors of progress are certain. What the five other live ones have shrinks alike."""
     prior, p = np.full(7, 1 / 7), np.array([progress, 9.0, 0, 0, 0, 0, 0])
     got = target(prior, p, 0.01, **PLATEAUS)
     free = target(prior, p, 0.01, **PLATEAUS | {"compressed": math.nan})
@@ -39,7 +39,8 @@ def test_a_source_on_its_plateau_keeps_its_prior_and_one_that_rises_does_not_nee
     assert got.held.tolist() == [held] + [False] * 6 and not free.held.any()
     if held:
         assert got.weights[0] == 1 / 7
-        np.testing.assert_allclose(got.weights[1:] / free.weights[1:], 6 / 7 / (1 - free.weights[0]), rtol=1e-13)
+        shrunk = 5 / 7 / (6 / 7 - free.weights[0])
+        np.testing.assert_allclose(got.weights[1:] / free.weights[1:], [shrunk] * 5 + [1], rtol=1e-13)
     else:
         np.testing.assert_array_equal(got.weights, free.weights)
 

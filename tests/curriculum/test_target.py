@@ -38,8 +38,8 @@ def test_all_rules_together_worked_by_hand():
     progress, se = np.array([0.4, -0.2, 0.1, 0.3]), 0.02
     p, e = progress / drawn, se / drawn
     u = np.array([p[0] - e[0], 0.5 * (-p[1] - 2 * e[1]), (p[2] - e[2]) * math.exp(-2 / 15.4), 0.0])
-    explored = np.array([1, 0.5, 1, 1]) / 3.5
-    conf = 0.8 * u.sum() / (u.sum() + e.sum())
+    explored = np.array([1, 0.5, 1]) / 2.5
+    conf = 0.8 * u.sum() / (u.sum() + e[:3].sum())
     got = target(
         QUARTERS,
         progress,
@@ -52,7 +52,8 @@ def test_all_rules_together_worked_by_hand():
     )
     np.testing.assert_allclose(got.evidence, u, rtol=1e-13)
     np.testing.assert_allclose(got.rescued, [0, u[1], 0, 0], rtol=1e-13)
-    np.testing.assert_allclose(got.weights, conf * u / u.sum() + (1 - conf) * explored, rtol=1e-13)
+    live = conf * u[:3] / u.sum() + (1 - conf) * explored
+    np.testing.assert_allclose(got.weights, [*(0.75 * live), 0.25], rtol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +120,33 @@ def test_repetition_discounts_after_the_first_epoch():
     np.testing.assert_allclose(lost.rescued, 0.1 * want * [1, 1, 1, 0], rtol=1e-13)
 
 
-def test_what_is_exhausted_earns_nothing_neither_by_progress_nor_by_rescue():
-    figures = {"exhausted": [1, 0, 1], "share": [0.1, 0.8, 0.1]}
-    third = np.full(3, 1 / 3)
-    got = target(third, np.array([0.5, 0.1, -0.5]), rules={"rescue": 1.0}, **figures)
-    assert got.evidence.tolist() == [0, 0.1, 0] and got.rescued.tolist() == [0, 0, 0]
-    conf = 0.8 * 0.1 / 0.13
-    np.testing.assert_allclose(got.weights, [(1 - conf) / 3, conf + (1 - conf) / 3, (1 - conf) / 3], rtol=1e-14)
+def test_what_is_exhausted_keeps_its_prior_and_earns_nothing_neither_by_progress_nor_by_rescue():
+    """Of .5 that are left to the other two, with u = (.1, 0) and errors .03: conf = .8 * .1 / .16."""
+    figures = {"exhausted": [1, 0, 1, 0], "share": [0.1, 0.6, 0.1, 0.2], "rules": {"rescue": 1.0}}
+    got = target(QUARTERS, np.array([0.5, 0.1, -0.5, 0.0]), 0.03, **figures)
+    assert got.evidence.tolist() == [0, 0.1, 0, 0] and got.rescued.tolist() == [0, 0, 0, 0]
+    np.testing.assert_allclose(got.weights, [0.25, 0.25 + 0.5 * 0.25, 0.25, 0.25 - 0.5 * 0.25], rtol=1e-14)
+    after = next_idle(np.array([3.0, 0, 0.5, 0]), got, estimates_of(tokens=[0.0] * 4), QUARTERS)
+    assert after.tolist() == [3.0, 0, 0.5, 0]
+
+
+def test_the_others_share_as_though_what_is_exhausted_had_never_been():
+    """Priors .3, .2 and .1 by themselves, and beside one of .4 that is exhausted, whatever is measured of it."""
+    rng, rules = np.random.default_rng(0), {"z": 0.7, "credit": 0.5, "exploration_rounds": 3.0, "plateaus": True}
+    prior, moved = np.array([0.4, 0.3, 0.2, 0.1]), 0
+    for _ in range(50):
+        idle, progress, tokens = rng.uniform(0, 9, 4), rng.normal(0, 0.02, 4), rng.uniform(0.2, 1, 4)
+        compressed, share = rng.uniform(2.9, 3.1, 4), tokens * [0, 1, 1, 1] / tokens[1:].sum()
+        beside = target(
+            prior, progress, 0.01, idle, rules=rules, exhausted=[1, 0, 0, 0], share=share, compressed=compressed
+        )
+        alone = target(
+            prior[1:] / 0.6, progress[1:], 0.01, idle[1:], rules=rules, share=share[1:], compressed=compressed[1:]
+        )
+        assert beside.weights[0] == 0.4
+        np.testing.assert_allclose(beside.weights[1:] / 0.6, alone.weights, rtol=1e-12)
+        moved += beside.confidence > 0.1
+    assert moved > 20
 
 
 def test_perfect_evidence_leaves_a_fifth_to_exploration():
