@@ -115,6 +115,8 @@ def record_update(
         "memory/peak_rss_mib": peak_rss_mib(topology),
         **{f"time/{phase}": seconds for phase, seconds in watch.items()},
     }
+    if topology.device.type == "cuda":
+        values["memory/peak_gpu_mib"] = peak_gpu_mib(topology)
     run.log("ppo", state.update, values)
     _record_samples(run, scored)
     bound = run.config.kl.bound
@@ -197,6 +199,12 @@ def peak_rss_mib(topology: Topology) -> float:
     """Peak resident memory of the largest rank, MiB.  All ranks call it."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there and KiB elsewhere
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return topology.max(torch.tensor([mine], dtype=torch.float64)).item()
+
+
+def peak_gpu_mib(topology: Topology) -> float:
+    """Peak memory that torch has taken of the fullest GPU, MiB.  All ranks call it."""
+    mine = torch.cuda.max_memory_reserved(topology.device) / 2**20
     return topology.max(torch.tensor([mine], dtype=torch.float64)).item()
 
 

@@ -40,7 +40,8 @@ def write_tokenizer(folder: Path, vocab_size: int = 400, pad: bool = False, temp
 
 def write_llama(folder: Path, seed: int = 0, spare: int = 24, shard: str = "60KB", **changes) -> LlamaForCausalLM:
     """A Llama in bfloat16 with tied embeddings and some more of them than tokens, in several safetensors files."""
-    config = LlamaConfig(vocab_size=write_tokenizer(folder) + spare, tie_word_embeddings=True, **(SHAPE | changes))
+    shape = {"vocab_size": write_tokenizer(folder) + spare, **SHAPE, **changes}
+    config = LlamaConfig(tie_word_embeddings=True, **shape)
     torch.manual_seed(seed)
     lm = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
     lm.save_pretrained(folder, max_shard_size=shard)

@@ -98,6 +98,7 @@ METRICS: dict[str, Metric] = {
     "time/checkpoint": Metric("s", "saving since the line before"),
     "time/tokens_per_s": Metric("tokens/s", "drawn and sampled tokens per second since the line before"),
     "memory/peak_rss_mib": Metric("MiB", "peak resident memory of the largest rank"),
+    "memory/peak_gpu_mib": Metric("MiB", "peak memory that torch has taken of the fullest GPU; absent without one"),
 }
 
 

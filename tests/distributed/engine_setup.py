@@ -29,7 +29,8 @@ COEFFICIENTS = LossCoefficients(clip_low=0.2, clip_high=0.2, kl_coef=0.1, kl="k3
 EXACT = dataclasses.replace(COEFFICIENTS, kl="exact")
 ANCHOR_WIDTH = 24
 HEAD = "lm.model.embed_tokens.weight"  # where it is tied
-ALONE = Topology(0, 1, torch.device("cpu"))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ALONE = Topology(0, 1, DEVICE)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # DeepSpeed has no float32 accumulation for bfloat16 at stage 0, and the config refuses that pair.
 STAGES = [("float32", stage) for stage in range(4)] + [("bfloat16", stage) for stage in range(1, 4)]
@@ -71,19 +72,27 @@ def rollouts(count: int = len(LENGTHS), mixed: bool = False) -> RolloutBatch:
     if mixed:
         lengths = {"prompt_lengths": 1 + (number + 4) % P, "continuation_lengths": number * 3 % (R + 1)}
         prompts = dataclasses.replace(prompts, **lengths)
-    return RolloutBatch(
-        prompts, torch.where(mask, responses, 1), mask, torch.zeros(count, dtype=torch.bool), teacher_forced=False
-    )
+    cut_off = torch.zeros(count, dtype=torch.bool)
+    return placed(RolloutBatch(prompts, torch.where(mask, responses, 1), mask, cut_off, teacher_forced=False))
+
+
+def placed(batch: Any) -> Any:
+    """A tensor, or a batch with all its tensors, on the device; everything is drawn on the CPU."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(DEVICE)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return dataclasses.replace(batch, **{f.name: placed(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
+    return batch
 
 
 def trained_on(batch: RolloutBatch) -> TrainBatch:
     """The same invented scores for a rollout wherever it lands: they are looked up by its sample index."""
     g = torch.Generator().manual_seed(6)
-    table = torch.randn(5, 64, R, generator=g)
+    table = placed(torch.randn(5, 64, R, generator=g))
     grid = table[:, batch.prompts.sample] * batch.mask
     old, reference = grid[0] * 0.3 - 4.2, grid[1] * 0.3 - 4.2
     rewarded = RewardedBatch(batch, grid[3], grid[3].sum(1), grid[3].sum(1, keepdim=True))
-    states = torch.randn(64, R, ANCHOR_WIDTH, generator=g)[batch.prompts.sample][batch.mask]
+    states = placed(torch.randn(64, R, ANCHOR_WIDTH, generator=g))[batch.prompts.sample][batch.mask]
     scored = ScoredBatch(rewarded, old * batch.mask, reference * batch.mask, grid[2], grid[3], states)
     return TrainBatch(scored, grid[4], grid[3] * 2)
 
@@ -129,7 +138,7 @@ def networks(dtype: str, tied: bool) -> tuple[nn.Module, nn.Module]:
 def yardstick(dtype: str, tied: bool) -> tuple[SingleEngine, SingleEngine]:
     """Plain torch in one process."""
     adam = Optimizer(params=OptimizerParams(eps=EPS, betas=(0.9, 0.999)))
-    policy, value = (SingleEngine(m, adam, 1, CLIP) for m in networks(dtype, tied))
+    policy, value = (SingleEngine(m.to(DEVICE), adam, 1, CLIP) for m in networks(dtype, tied))
     return policy, value
 
 
@@ -143,7 +152,7 @@ def add_gradients(
     mixed: bool = False,
 ) -> None:
     """Forward and backward of one minibatch, against a reference of another width where its states are read."""
-    head = torch.randn(V, ANCHOR_WIDTH, generator=torch.Generator().manual_seed(8)).to(DTYPES[dtype])
+    head = placed(torch.randn(V, ANCHOR_WIDTH, generator=torch.Generator().manual_seed(8))).to(DTYPES[dtype])
 
     def cast(train: TrainBatch) -> TrainBatch:
         states = train.scored.reference_states.to(DTYPES[dtype]) if coefficients.exact_kl else None

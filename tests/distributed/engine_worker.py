@@ -151,9 +151,10 @@ def refresh_case(stage: int, threshold: int, topology: Topology) -> dict[str, fl
     frozen.refresh(policy)
     frozen.load_tensors(whole)
     loaded = (response_logprobs(frozen, batch, 1.0, ptx=False) - now).abs().max().item()
-    padding = torch.cat([torch.zeros(0), *shard_padding(policy, topology), *shard_padding(value, topology)]).abs()
+    nothing = torch.zeros(0, device=topology.device)
+    padding = torch.cat([nothing, *shard_padding(policy, topology), *shard_padding(value, topology)]).abs()
     padded = topology.sum(torch.tensor([len(padding)])).item()
-    largest = topology.max(torch.cat([torch.zeros(1), padding]).amax()).item()
+    largest = topology.max(torch.cat([torch.zeros(1, device=topology.device), padding]).amax()).item()
     head = (frozen.head() - whole[HEAD]).abs().max().item()
     for engine in (policy, value, frozen):
         engine.engine.destroy()
@@ -186,17 +187,19 @@ def shard_padding(engine: DeepSpeedEngine, topology: Topology) -> list[Tensor]:
 def replica_case(topology: Topology, mixed: bool) -> dict[str, Any]:
     """Replica against engine, recorded logprobs against plain transformers on bare sequences, and the rollouts."""
     policy = sharded(networks("float32", tied=True)[0], 3, "float32", 1, topology)
-    replica = build_copy(shape(True), V, torch.float32, "chunked")
+    replica = build_copy(shape(True), V, torch.float32, "chunked").to(topology.device)
     policy.fill(replica)
     plain = LlamaForCausalLM._from_config(llama_config(shape(True), V), dtype=torch.float32)
     plain.load_state_dict({n.removeprefix("lm."): t for n, t in policy.tensors_in_full()}, strict=False)
+    plain.to(topology.device)
     batch = generate(replica, rollouts(24, mixed).prompts, topology, 3, Sampling(0.8, eos_id=5, pad_id=1))
     recorded = response_logprobs(policy, batch, 0.8, ptx=False)
     gap = 0.0
     for prompt, said, got in zip(batch.prompts.prompt_ids(), batch.response_ids(), recorded, strict=True):
         with torch.no_grad():
-            logits = plain(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
-        expected = torch.log_softmax(logits / 0.8, -1).gather(1, torch.tensor(said)[:, None]).squeeze(1)
+            logits = plain(torch.tensor([prompt + said], device=topology.device)).logits[0, len(prompt) - 1 : -1]
+        sampled = torch.tensor(said, device=topology.device)
+        expected = torch.log_softmax(logits / 0.8, -1).gather(1, sampled[:, None]).squeeze(1)
         gap = max(gap, (got[: len(said)] - expected).abs().max().item())
     policy.engine.destroy()
     return {"logprob_gap": gap, "tokens": batch.tokens.tolist(), "lengths": batch.lengths.tolist()}

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed.launching import ROOT, run, torchrun
 
@@ -14,23 +15,35 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 WORKER = str(ROOT / "tests" / "distributed" / "engine_worker.py")
 PROMPTS = pytest.mark.parametrize("prompts", ["full", "mixed"])
+# A GPU multiplies other shapes by other kernels, which add in another order: gradients differ by 1.8e-6 on an H100.
+ROUNDING = 4 if torch.cuda.is_available() else 1
 TOLERANCE = {
-    "float32": {"gradient": 1e-6, "norm": 1e-6, "weights": 1e-5},
+    "float32": {"gradient": 1e-6 * ROUNDING, "norm": 1e-6 * ROUNDING, "weights": 1e-5 * ROUNDING},
     "bfloat16": {"gradient": 1e-2, "norm": 1e-3, "weights": 1e-2},
 }
 """Relative L2.  Weights are after one Adam step, which divides small differences by small second moments."""
 
 
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory) -> dict[int, dict]:
-    """Results of the worker by number of ranks."""
-    results = {}
-    for ranks in (1, 2):
-        out = tmp_path_factory.mktemp("engines") / f"{ranks}.json"
+class Figures(dict[int, dict]):
+    """Results of the worker by number of ranks, which are started when they are first asked for."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, ranks: int) -> dict:
+        if 0 < torch.cuda.device_count() < ranks:
+            pytest.skip(f"{ranks} ranks want a GPU each")
+        out = self.folder / f"{ranks}.json"
         done = run(torchrun(ranks, WORKER, str(out)))
         assert done.returncode == 0, done.stderr[-4000:]
-        results[ranks] = json.loads(Path(out).read_text())
-    return results
+        self[ranks] = json.loads(out.read_text())
+        return self[ranks]
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory) -> Figures:
+    return Figures(tmp_path_factory.mktemp("engines"))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -104,7 +117,7 @@ def test_a_rank_that_holds_another_value_is_found(figures, ranks, others):
 @PROMPTS
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_recorded_logprobs_equal_a_plain_transformers_forward(figures, ranks, prompts):
-    assert figures[ranks]["replica"][prompts]["logprob_gap"] < 5e-6
+    assert figures[ranks]["replica"][prompts]["logprob_gap"] < 5e-6 * ROUNDING
 
 
 @PROMPTS
