@@ -1,6 +1,7 @@
 """Makes the networks and their engines: the one file that names a backend's classes."""
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -133,7 +134,7 @@ def make_networks(settings: Settings, architectures: Architectures, vocab_size: 
             documents see each other.
     """
     maker = _Maker(settings, architectures, architectures.vocab_size(vocab_size), topology)
-    made = _single(maker) if settings.config.engine.backend == "single" else _deepspeed(maker)
+    made = MAKERS[settings.config.engine.backend](maker)
     if settings.config.model.policy.path is not None:
         made.networks.policy.fill(made.replica)
         check_head(made.replica)
@@ -222,6 +223,26 @@ def _single(maker: _Maker) -> Made:
     return Made(networks, policy, term)
 
 
+def _fsdp(maker: _Maker) -> Made:
+    from destruct.engine.fsdp import FsdpEngine, FsdpFrozen
+
+    settings, topology = maker.settings, maker.topology
+    json, resting = settings.training, settings.frozen.zero_optimization.offload_param
+    offload = resting is not None and resting.device == "cpu"
+    arguments = (json.optimizer, json.gradient_accumulation_steps, settings.config.ppo.max_grad_norm, topology)
+    networks = Networks(
+        policy=FsdpEngine(maker.policy(), *arguments),
+        value=FsdpEngine(maker.value(), *arguments),
+        frozen=FsdpFrozen(maker.copy(), offload, topology),
+        initial=FsdpFrozen(maker.copy(), offload, topology) if settings.config.kl.reference == "initial" else None,
+    )
+    with topology.device:
+        replica = maker.copy()
+    classifier = maker.classifier()
+    term = None if classifier is None else maker.term(FsdpFrozen(classifier, offload, topology))
+    return Made(networks, replica, term)
+
+
 def _deepspeed(maker: _Maker) -> Made:
     from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen, loading_in_shards, made_in_shards
 
@@ -253,3 +274,7 @@ def _deepspeed(maker: _Maker) -> Made:
         replica = maker.copy()
     term = None if classifier is None else maker.term(DeepSpeedFrozen(classifier, filled["frozen"], topology))
     return Made(networks, replica, term)
+
+
+MAKERS: dict[str, Callable[[_Maker], Made]] = {"deepspeed": _deepspeed, "fsdp": _fsdp, "single": _single}
+"""What makes the engines of each `engine.backend`."""

@@ -10,11 +10,12 @@ from destruct.config.base import Section
 class EngineConfig(Section):
     """What runs the networks.  Accumulation, bf16, clipping, optimizer and scheduler are set in the DeepSpeed JSON."""
 
-    backend: Literal["deepspeed", "single"] = "deepspeed"
-    """`deepspeed` (ZeRO 0 to 3, by the JSON), or `single`: plain torch in one process, float32 master weights."""
+    backend: Literal["deepspeed", "fsdp", "single"] = "deepspeed"
+    """`deepspeed` (ZeRO 0 to 3, by the JSON); `fsdp`: PyTorch's FSDP2, which shards what ZeRO-3 does and reads the same
+    JSON; or `single`: plain torch in one process.  The latter two keep float32 master weights."""
     deepspeed: str = Field("ds_configs/zero3.json", min_length=1)
-    """DeepSpeed JSON of the two training engines; looked up from the working folder, then from the folder of this
-    YAML file, then from the one above."""
+    """DeepSpeed JSON of the two training engines, whatever the backend; looked up from the working folder, then from
+    the folder of this YAML file, then from the one above."""
     frozen: str = Field("ds_configs/frozen_cpu_offload.json", min_length=1)
     """DeepSpeed JSON of the frozen, inference-only engine; looked up likewise."""
     loss: Literal["auto", "triton", "chunked", "reference"] = "auto"

@@ -12,6 +12,7 @@ from destruct.config.curriculum import CurriculumConfig, FrozenConfig
 from destruct.config.data import DataConfig
 from destruct.config.deepspeed import FrozenJSON, TrainingJSON, frozen_json, read_json, training_json
 from destruct.config.engine import EngineConfig
+from destruct.config.fsdp import check_fsdp
 from destruct.config.model import ModelConfig
 from destruct.config.ppo import KLConfig, PPOConfig, WarmupConfig
 from destruct.config.prompts import Prompt, PromptsConfig, read_prompts
@@ -185,14 +186,17 @@ def load(path: Path, overrides: list[str], world_size: int) -> Settings:
     config = validate(Config, values, str(path), provenance)
     training_path = _find(config.engine.deepspeed, path, "engine.deepspeed")
     training = read_json(training_path, TrainingJSON)
-    frozen = read_json(_find(config.engine.frozen, path, "engine.frozen"), FrozenJSON)
+    frozen_path = _find(config.engine.frozen, path, "engine.frozen")
+    frozen = read_json(frozen_path, FrozenJSON)
     prompts: tuple[Prompt, ...] = ()
     if config.prompts.file is not None:
         prompts = read_prompts(_find(config.prompts.file, path, "prompts.file"))
+    if config.engine.backend == "fsdp":
+        check_fsdp(training, str(training_path), frozen, str(frozen_path))
     if config.engine.backend == "single" and world_size > 1:
         raise DestructError(
             f"engine.backend=single runs in one process, but {world_size} ranks were started",
-            "start one rank, or set engine.backend: deepspeed",
+            "start one rank, or set engine.backend: deepspeed or fsdp",
         )
     if config.model.attention == "flash_attention_2" and not training.bf16.enabled:
         raise DestructError(

@@ -20,7 +20,8 @@ class ScalarHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         # float32: a value in bfloat16 is known to 0.4% only, as coarse as the advantages it serves.
-        return F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
+        # A copy and no view: FSDP's hooks on the output would miss what is done to a view in place.
+        return F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1).clone()
 
 
 class ValueNetwork(nn.Module):

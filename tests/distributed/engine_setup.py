@@ -1,20 +1,23 @@
 """Networks, rollouts and engines that engine_worker.py compares, and how far two engines are apart."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_full_grad
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
-from destruct.config.deepspeed import Optimizer, OptimizerParams, TrainingJSON, training_json
+from destruct.config.deepspeed import FrozenJSON, Optimizer, OptimizerParams, TrainingJSON, frozen_json, training_json
 from destruct.config.model import PolicyShape
-from destruct.engine.deepspeed import DeepSpeedEngine
+from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
+from destruct.engine.fsdp import FsdpEngine, FsdpFrozen
 from destruct.engine.schedule import Schedule
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
-from destruct.models.policy import build_policy
+from destruct.models.policy import build_copy, build_policy
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients
 from destruct.ppo.update import UpdateSettings, accumulate
@@ -33,7 +36,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ALONE = Topology(0, 1, DEVICE)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # DeepSpeed has no float32 accumulation for bfloat16 at stage 0, and the config refuses that pair.
-STAGES = [("float32", stage) for stage in range(4)] + [("bfloat16", stage) for stage in range(1, 4)]
+WAYS = {
+    "float32": ("zero0", "zero1", "zero2", "zero3", "fsdp"),
+    "bfloat16": ("zero1", "zero2", "zero3", "fsdp"),
+}
+"""The ways of sharding that a dtype can be trained by."""
+ADAM = Optimizer(params=OptimizerParams(eps=EPS, betas=(0.9, 0.999)))
 
 
 def shape(tied: bool) -> PolicyShape:
@@ -120,11 +128,36 @@ def training(stage: int, dtype: str, accumulation: int, offload: dict | None = N
 
 
 def sharded(
-    module: nn.Module, stage: int, dtype: str, accumulation: int, topology: Topology, offload: dict | None = None
-) -> DeepSpeedEngine:
+    module: nn.Module, way: str, dtype: str, accumulation: int, topology: Topology, offload: dict | None = None
+) -> Any:
+    if way == "fsdp":
+        return FsdpEngine(module.to(DEVICE), ADAM, accumulation, CLIP, topology)
     # Another learning rate than the one that the steps give: it must not be the one that acts.
-    json_ = training_json(training(stage, dtype, accumulation, offload), 1, topology.world_size, 7 * LR, CLIP)
-    return DeepSpeedEngine(module, json_, topology)
+    json = training(int(way.removeprefix("zero")), dtype, accumulation, offload)
+    return DeepSpeedEngine(module, training_json(json, 1, topology.world_size, 7 * LR, CLIP), topology)
+
+
+def frozen_copy(way: str, topology: Topology, threshold: int = 0) -> Any:
+    """A frozen copy of the bfloat16 policy, by the shipped JSON but for the threshold."""
+    module = build_copy(shape(True), V, torch.bfloat16, "chunked")
+    if way == "fsdp":
+        return FsdpFrozen(module, True, topology)
+    shipped = (Path(__file__).parents[2] / "ds_configs" / "frozen_cpu_offload.json").read_text()
+    config = frozen_json(FrozenJSON.model_validate_json(shipped), training(3, "bfloat16", 1))
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = threshold
+    return DeepSpeedFrozen(module, config, topology)
+
+
+def close(*engines: Any) -> None:
+    """Let go of what DeepSpeed keeps of its engines."""
+    for engine in engines:
+        if hasattr(engine, "engine"):
+            engine.engine.destroy()
+
+
+def full_gradient(p: Any) -> torch.Tensor:
+    """The gradient of a parameter over all ranks."""
+    return p.grad.full_tensor() if isinstance(p.grad, DTensor) else safe_get_full_grad(p)
 
 
 def networks(dtype: str, tied: bool) -> tuple[nn.Module, nn.Module]:
@@ -137,8 +170,7 @@ def networks(dtype: str, tied: bool) -> tuple[nn.Module, nn.Module]:
 
 def yardstick(dtype: str, tied: bool) -> tuple[SingleEngine, SingleEngine]:
     """Plain torch in one process."""
-    adam = Optimizer(params=OptimizerParams(eps=EPS, betas=(0.9, 0.999)))
-    policy, value = (SingleEngine(m.to(DEVICE), adam, 1, CLIP) for m in networks(dtype, tied))
+    policy, value = (SingleEngine(m.to(DEVICE), ADAM, 1, CLIP) for m in networks(dtype, tied))
     return policy, value
 
 
@@ -167,10 +199,10 @@ def difference(got: torch.Tensor, want: torch.Tensor) -> float:
     return (got.double() - want.double()).norm().item() / scale
 
 
-def compare(engine: DeepSpeedEngine, single: SingleEngine) -> dict[str, float]:
+def compare(engine: Any, single: SingleEngine) -> dict[str, float]:
     """Worst relative difference of the gradients, of the norm, and of the weights after one step."""
     pairs = list(zip(engine.module.parameters(), single.masters, strict=True))
-    gradients = [difference(safe_get_full_grad(p), master.grad) for p, master in pairs]
+    gradients = [difference(full_gradient(p), master.grad) for p, master in pairs]
     norm = torch.stack([master.grad.norm() for master in single.masters]).norm().item()
     got = engine.step(LR)
     single.step(LR)

@@ -11,9 +11,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from destruct.batch import Minibatch, TrainBatch
-from destruct.config.deepspeed import FrozenJSON, frozen_json
 from destruct.engine import topology as ranks
-from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
 from destruct.engine.topology import Topology
 from destruct.exits import Exit, leave
 from destruct.models.policy import build_copy, llama_config
@@ -26,59 +24,60 @@ from tests.distributed.engine_setup import (
     COEFFICIENTS,
     EXACT,
     HEAD,
-    STAGES,
+    WAYS,
     V,
     add_gradients,
+    close,
     compare,
+    frozen_copy,
     minibatches,
     networks,
     rollouts,
     settings,
     shape,
     sharded,
-    training,
     yardstick,
 )
 
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
+REFRESHED = (("zero1", 0), ("zero3", 0), ("zero3", 10**5), ("fsdp", 0))
 
 
 def gradient_cases(topology: Topology) -> dict[str, dict[str, float]]:
     results = {}
-    cases = [(dtype, stage, accumulation, True) for dtype, stage in STAGES for accumulation in (1, 2, 4)]
-    cases += [(dtype, stage, 2, False) for dtype, stage in STAGES]
-    for dtype, stage, accumulation, tied in cases:
-        engines = [sharded(m, stage, dtype, accumulation, topology) for m in networks(dtype, tied)]
+    kinds = [(dtype, way) for dtype, ways in WAYS.items() for way in ways]
+    for (dtype, way), (accumulation, tied) in itertools.product(kinds, [(1, True), (2, True), (4, True), (2, False)]):
+        engines = [sharded(m, way, dtype, accumulation, topology) for m in networks(dtype, tied)]
         coefficients = EXACT if accumulation == 4 or not tied else COEFFICIENTS
         add_gradients(*engines, accumulation, dtype, coefficients, topology)
         plain = yardstick(dtype, tied)
         add_gradients(*plain, 1, dtype, coefficients, ALONE)  # one micro-batch holds everything
         for role, engine, single in zip(("policy", "value"), engines, plain, strict=True):
-            name = f"{dtype} stage{stage} accumulation{accumulation} {'tied' if tied else 'untied'} {role}"
+            name = f"{dtype} {way} accumulation{accumulation} {'tied' if tied else 'untied'} {role}"
             results[name] = compare(engine, single)
-            engine.engine.destroy()
+        close(*engines)
     return results
 
 
 def length_cases(topology: Topology) -> dict[str, dict[str, float]]:
-    """Prompts and continuations of any length at ZeRO-3, tied and not (which checkpoints its layers)."""
+    """Prompts and continuations of any length, tied and not (which checkpoints its layers)."""
     results = {}
-    for tied in (True, False):
-        engines = [sharded(m, 3, "float32", 2, topology) for m in networks("float32", tied)]
+    for way, tied in itertools.product(("zero3", "fsdp"), (True, False)):
+        engines = [sharded(m, way, "float32", 2, topology) for m in networks("float32", tied)]
         plain = yardstick("float32", tied)
         add_gradients(*engines, 2, "float32", COEFFICIENTS, topology, mixed=True)
         add_gradients(*plain, 1, "float32", COEFFICIENTS, ALONE, mixed=True)
         for role, engine, single in zip(("policy", "value"), engines, plain, strict=True):
-            results[f"{'tied' if tied else 'untied'} {role}"] = compare(engine, single)
-            engine.engine.destroy()
+            results[f"{way} {'tied' if tied else 'untied'} {role}"] = compare(engine, single)
+        close(*engines)
     return results
 
 
 def score_cases(topology: Topology) -> dict[str, dict[str, float]]:
     """A loss on the policy's scores, whose backward multiplies again after the engine has let the weight go."""
     results = {}
-    for stage, tied in itertools.product((1, 3), (True, False)):
-        engine = sharded(networks("float32", tied)[0], stage, "float32", 1, topology)
+    for way, tied in itertools.product(("zero1", "zero3", "fsdp"), (True, False)):
+        engine = sharded(networks("float32", tied)[0], way, "float32", 1, topology)
         single = yardstick("float32", tied)[0]
         parts = {engine: minibatches(1, topology), single: minibatches(1, ALONE)}
         for trained, (minibatch,) in parts.items():
@@ -86,8 +85,8 @@ def score_cases(topology: Topology) -> dict[str, dict[str, float]]:
             inputs = policy_inputs(rollouts, 0.8, ptx=True)
             scores = trained(inputs.tokens, inputs.rows, ScoreRows(inputs.targets, inputs.temperature))
             trained.backward((scores.logprobs.tanh() + 0.1 * scores.entropy.square() + scores.log_sum_exp).sum())
-        results[f"stage{stage} {'tied' if tied else 'untied'}"] = compare(engine, single)
-        engine.engine.destroy()
+        results[f"{way} {'tied' if tied else 'untied'}"] = compare(engine, single)
+        close(engine)
     return results
 
 
@@ -101,12 +100,13 @@ def poisoned(minibatch: Minibatch[TrainBatch]) -> Minibatch[TrainBatch]:
 def skip_cases(topology: Topology) -> dict[str, Any]:
     """Two minibatches, the value loss of one not finite on the last rank alone, against the other one by itself."""
     results: dict[str, Any] = {}
-    for dtype, stage, offload in [(d, s, None) for d, s in STAGES] + [("bfloat16", 2, OFFLOADED)]:
+    kinds = [(dtype, way, None) for dtype, ways in WAYS.items() for way in ways]
+    for dtype, way, offload in [*kinds, ("bfloat16", "zero2", OFFLOADED)]:
         clean = minibatches(2, topology, count=2)
         bad = [poisoned(clean[0]) if topology.rank == topology.world_size - 1 else clean[0], clean[1]]
         after = []
         for batches in (bad, [clean[1]]):
-            engines = [sharded(m, stage, dtype, 2, topology, offload) for m in networks(dtype, tied=True)]
+            engines = [sharded(m, way, dtype, 2, topology, offload) for m in networks(dtype, tied=True)]
             policy, value = engines
             order = torch.Generator().manual_seed(0)
             stats = ppo_update(policy, value, batches, COEFFICIENTS, settings(), 0, order, topology)
@@ -115,25 +115,19 @@ def skip_cases(topology: Topology) -> dict[str, Any]:
             after.append([t.clone() for engine in engines for _, t in engine.tensors_in_full()])
             if batches is bad:
                 counts = {"skipped": stats.skipped, "steps": stats.steps}
-            for engine in engines:
-                engine.engine.destroy()
+            close(*engines)
         equal = all(torch.equal(a, b) for a, b in zip(*after, strict=True))
-        results[f"{dtype} stage{stage}{' offloaded' if offload else ''}"] = {**counts, "equal": equal}
+        results[f"{dtype} {way}{' offloaded' if offload else ''}"] = {**counts, "equal": equal}
     return results
 
 
-def refresh_case(stage: int, threshold: int, topology: Topology) -> dict[str, float]:
+def refresh_case(way: str, threshold: int, topology: Topology) -> dict[str, float]:
     """Two forwards of the frozen engine, policy steps that move the logprobs, a refresh, the next forward.
 
     Beyond a threshold of 0 parameters stay gathered after a forward: the config refuses it, the engine copes with it.
     """
-    json_ = training(stage, "bfloat16", 1)
-    policy_net, value_net = networks("bfloat16", tied=True)
-    policy, value = (sharded(m, stage, "bfloat16", 1, topology) for m in (policy_net, value_net))
-    frozen_file = Path(__file__).parents[2] / "ds_configs" / "frozen_cpu_offload.json"
-    config = frozen_json(FrozenJSON.model_validate_json(frozen_file.read_text()), json_)
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = threshold
-    frozen = DeepSpeedFrozen(build_copy(shape(True), V, torch.bfloat16, "chunked"), config, topology)
+    policy, value = (sharded(m, way, "bfloat16", 1, topology) for m in networks("bfloat16", tied=True))
+    frozen = frozen_copy(way, topology, threshold)
     frozen.refresh(policy)
     batch, moved, stale, fresh = rollouts(), 0.0, 0.0, 0.0
     for _ in range(3):
@@ -156,8 +150,7 @@ def refresh_case(stage: int, threshold: int, topology: Topology) -> dict[str, fl
     padded = topology.sum(torch.tensor([len(padding)])).item()
     largest = topology.max(torch.cat([torch.zeros(1, device=topology.device), padding]).amax()).item()
     head = (frozen.head() - whole[HEAD]).abs().max().item()
-    for engine in (policy, value, frozen):
-        engine.engine.destroy()
+    close(policy, value, frozen)
     return {
         "head": head,
         "moved": moved,
@@ -169,9 +162,9 @@ def refresh_case(stage: int, threshold: int, topology: Topology) -> dict[str, fl
     }
 
 
-def shard_padding(engine: DeepSpeedEngine, topology: Topology) -> list[Tensor]:
-    """What lies beyond the last element of each stage-3 parameter: in the rank's shard, and in its master."""
-    if engine.stage < 3:
+def shard_padding(engine: Any, topology: Topology) -> list[Tensor]:
+    """What lies beyond the last element of each ZeRO-3 parameter: in the rank's shard, and in its master."""
+    if getattr(engine, "stage", 0) < 3:
         return []
     found = []
     for group, masters in zip(
@@ -184,9 +177,9 @@ def shard_padding(engine: DeepSpeedEngine, topology: Topology) -> list[Tensor]:
     return found
 
 
-def replica_case(topology: Topology, mixed: bool) -> dict[str, Any]:
+def replica_case(topology: Topology, way: str, mixed: bool) -> dict[str, Any]:
     """Replica against engine, recorded logprobs against plain transformers on bare sequences, and the rollouts."""
-    policy = sharded(networks("float32", tied=True)[0], 3, "float32", 1, topology)
+    policy = sharded(networks("float32", tied=True)[0], way, "float32", 1, topology)
     replica = build_copy(shape(True), V, torch.float32, "chunked").to(topology.device)
     policy.fill(replica)
     plain = LlamaForCausalLM._from_config(llama_config(shape(True), V), dtype=torch.float32)
@@ -201,7 +194,7 @@ def replica_case(topology: Topology, mixed: bool) -> dict[str, Any]:
         sampled = torch.tensor(said, device=topology.device)
         expected = torch.log_softmax(logits / 0.8, -1).gather(1, sampled[:, None]).squeeze(1)
         gap = max(gap, (got[: len(said)] - expected).abs().max().item())
-    policy.engine.destroy()
+    close(policy)
     return {"logprob_gap": gap, "tokens": batch.tokens.tolist(), "lengths": batch.lengths.tolist()}
 
 
@@ -211,9 +204,12 @@ def main() -> None:
         "gradients": gradient_cases(topology),
         "scores": score_cases(topology),
         "skips": skip_cases(topology),
-        "refresh": {f"stage{s} threshold{t}": refresh_case(s, t, topology) for s, t in ((1, 0), (3, 0), (3, 10**5))},
+        "refresh": {f"{way} threshold{t}": refresh_case(way, t, topology) for way, t in REFRESHED},
         "lengths": length_cases(topology),
-        "replica": {name: replica_case(topology, name == "mixed") for name in ("full", "mixed")},
+        "replica": {
+            f"{way} {prompts}": replica_case(topology, way, prompts == "mixed")
+            for way, prompts in itertools.product(("zero3", "fsdp"), ("full", "mixed"))
+        },
         "unlike": [topology.unlike_the_first(topology.rank), topology.unlike_the_first("same")],
     }
     if topology.is_first:

@@ -1,0 +1,169 @@
+"""FSDP2 behind the engine protocol: float32 shards, products in the network's dtype, checkpoints by torch's DCP.
+
+Each decoder layer is a unit that is gathered for its forward and its backward; so are the embeddings and the head,
+unless they are one tied weight, which stays with the root.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from destruct.config.deepspeed import Optimizer
+from destruct.engine.topology import Topology
+from destruct.errors import DestructError
+from destruct.ops.head import FusedHead
+
+
+class FsdpEngine:
+    """One training network and its AdamW, whose moments are sharded like the weights.
+
+    Args:
+        module: the whole network on every rank, in the dtype that its products are to have.
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizer: Optimizer, accumulation: int, max_grad_norm: float, topology: Topology
+    ):
+        self.module, self.topology = module, topology
+        self.accumulation = accumulation
+        self.max_grad_norm = max_grad_norm
+        self.dtype = next(module.parameters()).dtype
+        for p in module.parameters():
+            p.data = p.data.float()
+        # Rounding the inputs would round old logprobs and advantages, too.
+        policy = MixedPrecisionPolicy(self.dtype, torch.float32, cast_forward_inputs=False)
+        _shard(module, topology, mp_policy=policy)
+        self.parameters: dict[str, Any] = dict(module.named_parameters())  # DTensors from here on
+        arguments = optimizer.params.model_dump(exclude={"lr", "torch_adam"})
+        # DeepSpeed's "Adam" decouples weight decay too (adam_w_mode is its default), so both names are AdamW.
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, **arguments)
+        # Made here and not at the first step, so that a checkpoint has one shape at any time.
+        for p in self.parameters.values():
+            moments = {"exp_avg": torch.zeros_like(p.detach()), "exp_avg_sq": torch.zeros_like(p.detach())}
+            self.optimizer.state[p] = {"step": torch.tensor(0.0), **moments}
+
+    def __call__(self, *args: Any) -> Any:
+        return self.module(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        # FSDP averages over the ranks.  It reduces each micro-batch, so that no rank ever holds a whole gradient.
+        (loss * self.topology.world_size).backward()
+
+    def step(self, lr: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
+        self.optimizer.step()
+        self.drop_gradients()
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def drop_gradients(self) -> None:
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def fill(self, replica: nn.Module) -> None:
+        targets = dict(replica.named_parameters())
+        for name, whole in self.tensors_in_full():
+            targets[name].copy_(whole)
+
+    @torch.no_grad()
+    def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
+        for name, p in self.parameters.items():
+            yield name, _whole(p, self.dtype, self.topology)
+
+    def save(self, folder: Path, role: str) -> None:
+        dcp.save(self._state(), checkpoint_id=folder / role)
+
+    def load(self, folder: Path, role: str) -> None:
+        if not (folder / role / ".metadata").is_file():
+            raise DestructError(
+                f"{folder / role} holds no checkpoint of FSDP",
+                "resume with the engine.backend that wrote the checkpoint",
+            )
+        dcp.load(self._state(), checkpoint_id=folder / role)
+        self.drop_gradients()
+
+    def _state(self) -> dict[str, Any]:
+        """Views of the weights and of Adam's state by name, which DCP writes from and reads into."""
+        return {
+            "weights": {name: p.detach() for name, p in self.parameters.items()},
+            "adam": {name: self.optimizer.state[p] for name, p in self.parameters.items()},
+        }
+
+
+class FsdpFrozen:
+    """Inference alone: shards in the network's dtype, in the host's memory when offloaded, gathered anew each time.
+
+    Args:
+        module: the whole network on every rank.
+        offload: whether the shards rest in the host's memory, pinned where there is a GPU.
+    """
+
+    def __init__(self, module: nn.Module, offload: bool, topology: Topology):
+        self.module: Any = module.requires_grad_(False).eval()
+        self.topology = topology
+        on_gpu = topology.device.type == "cuda"
+        policy = CPUOffloadPolicy(pin_memory=True) if offload and on_gpu else OffloadPolicy()
+        # What stayed gathered after a forward would not see the next refresh.
+        _shard(module, topology, reshard_after_forward=True, offload_policy=policy)
+
+    @torch.no_grad()
+    def __call__(self, *args: Any) -> Any:
+        return self.module(*args)
+
+    @torch.no_grad()
+    def refresh(self, policy: FsdpEngine) -> None:
+        pairs = zip(self.module.named_parameters(), policy.parameters.items(), strict=True)
+        for (name, q), (policy_name, p) in pairs:
+            assert name == policy_name, f"frozen {name} against policy {policy_name}"
+            q.to_local().copy_(p.to_local())
+
+    @torch.no_grad()
+    def head(self) -> Tensor:
+        weight = self.module.head.weight
+        return _whole(weight, weight.dtype, self.topology)
+
+    @torch.no_grad()
+    def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
+        for name, q in self.module.named_parameters():
+            yield name, _whole(q, q.dtype, self.topology)
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        for name, q in self.module.named_parameters():
+            # src_data_rank=None: every rank cuts its own shard, and nothing is sent.
+            part = distribute_tensor(tensors[name], q.device_mesh, q.placements, src_data_rank=None)
+            q.to_local().copy_(part.to_local())
+
+
+def _shard(module: nn.Module, topology: Topology, **policies: Any) -> None:
+    """Make every decoder layer, untied embeddings and head a unit of FSDP, and the module the root of the rest."""
+    mesh: DeviceMesh = init_device_mesh(topology.device.type, (topology.world_size,))
+    for unit in _units(module):
+        fully_shard(unit, mesh=mesh, **policies)
+    fully_shard(module, mesh=mesh, **policies)
+
+
+def _units(module: nn.Module) -> list[nn.Module]:
+    """The parts of a network that are gathered by themselves, by the names that transformers gives its layers."""
+    names = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    layers = [part for part in module.modules() if type(part).__name__ in names]
+    within = {id(part) for layer in layers for part in layer.modules()}
+    ends = [part for part in module.modules() if isinstance(part, nn.Embedding | FusedHead) and id(part) not in within]
+    uses = Counter(id(part.weight) for part in ends)
+    return layers + [part for part in ends if uses[id(part.weight)] == 1]
+
+
+def _whole(p: DTensor, dtype: torch.dtype, topology: Topology) -> Tensor:
+    """A sharded parameter in full on this rank's device, rounded before it is sent."""
+    local = p.to_local().to(topology.device, dtype)
+    sharded = DTensor.from_local(local, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+    return sharded.full_tensor()
