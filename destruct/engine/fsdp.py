@@ -7,6 +7,7 @@ unless they are one tied weight, which stays with the root.
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from traceback import StackSummary
 from typing import Any
 
 import torch
@@ -80,7 +81,13 @@ class FsdpEngine:
             yield name, _whole(p, self.dtype, self.topology)
 
     def save(self, folder: Path, role: str) -> None:
-        dcp.save(self._state(), checkpoint_id=folder / role)
+        try:
+            dcp.save(self._state(), checkpoint_id=folder / role)
+        except dcp.CheckpointException as error:  # on every rank; it is no Exception
+            failures = list(error.failures.values())
+            if all(_is_of_the_disk(failure, trace) for failure, trace in failures):
+                raise OSError(f"{folder / role}: {failures[0][0]}") from error
+            raise failures[0][0] from error
 
     def load(self, folder: Path, role: str) -> None:
         if not (folder / role / ".metadata").is_file():
@@ -160,6 +167,12 @@ def _units(module: nn.Module) -> list[nn.Module]:
     ends = [part for part in module.modules() if isinstance(part, nn.Embedding | FusedHead) and id(part) not in within]
     uses = Counter(id(part.weight) for part in ends)
     return layers + [part for part in ends if uses[id(part.weight)] == 1]
+
+
+def _is_of_the_disk(failure: BaseException, trace: StackSummary) -> bool:
+    """torch.save tells a full disk by one of several bare RuntimeErrors."""
+    in_save = any(frame.filename == torch.serialization.__file__ for frame in trace)
+    return isinstance(failure, OSError) or (isinstance(failure, RuntimeError) and in_save)
 
 
 def _whole(p: DTensor, dtype: torch.dtype, topology: Topology) -> Tensor:

@@ -1,5 +1,6 @@
 """What every rank does for test_save.py: saves while one rank's disk is full; rank 0 writes what all ranks saw."""
 
+import itertools
 import json
 import resource
 import sys
@@ -13,13 +14,11 @@ from torch import nn
 from destruct.checkpoint import contents
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
-from destruct.config.deepspeed import training_json
 from destruct.engine import topology as ranks
-from destruct.engine.deepspeed import DeepSpeedEngine
 from destruct.engine.single import SingleFrozen
 from destruct.engine.topology import Topology
 from destruct.exits import Exit, leave
-from tests.distributed.engine_worker import training
+from tests.distributed.engine_setup import close, sharded
 
 
 @contextmanager
@@ -34,29 +33,25 @@ def full_disk(here: bool) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def case(folder: Path, stage: int, bad_rank: int, topology: Topology) -> list[int]:
+def case(folder: Path, way: str, bad_rank: int, topology: Topology) -> list[int]:
     """Per save (clean, full disk, clean again): on how many ranks a checkpoint was published."""
-
-    def engine() -> DeepSpeedEngine:
-        config = training_json(training(stage, "float32", 1), 1, topology.world_size, 1e-3, 1.0)
-        return DeepSpeedEngine(nn.Linear(64, 64), config, topology)
-
-    store = CheckpointStore(folder / f"{stage}-{bad_rank}", topology, keep=3)
-    networks = contents.Networks(engine(), engine(), SingleFrozen(nn.Linear(64, 64)), None)
+    policy, value = (sharded(nn.Linear(64, 64), way, "float32", 1, topology) for _ in range(2))
+    store = CheckpointStore(folder / f"{way} rank{bad_rank}", topology, keep=3)
+    networks = contents.Networks(policy, value, SingleFrozen(nn.Linear(64, 64)), None)
     published = []
     for update, full in ((1, False), (2, True), (3, False)):
         with full_disk(full and topology.rank == bad_rank):
             path = contents.save(store, networks, TrainState(kl_coef=0.1, update=update), "tokenizer", {})
         published.append(int(topology.sum(torch.tensor([int(path is not None)])).item()))
-    networks.policy.engine.destroy()
-    networks.value.engine.destroy()
+    close(policy, value)
     return published
 
 
 def main() -> None:
     topology = ranks.start(timeout_s=60)
     folder = Path(sys.argv[1])
-    results = {f"stage{stage} rank{rank}": case(folder, stage, rank, topology) for stage in (1, 3) for rank in range(2)}
+    ways = itertools.product(("zero1", "zero3", "fsdp"), range(2))
+    results = {f"{way} rank{rank}": case(folder, way, rank, topology) for way, rank in ways}
     if topology.is_first:
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     ranks.stop()
