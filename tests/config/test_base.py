@@ -73,7 +73,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one_at_every_depth(ref
             False,
             "kl.in_loss = false should be 'none', 'k2', 'k3', 'k3_weighted', 'exact' or 'exact_forward'",
         ),
-        ("engine.backend", "deepsped", "engine.backend = \"deepsped\" should be 'deepspeed' or 'single'"),
+        ("engine.backend", "deepsped", "engine.backend = \"deepsped\" should be 'deepspeed', 'fsdp' or 'single'"),
         ("run.name", 17, "run.name = 17 should be a valid string"),
         ("ppo", 3, "ppo = 3 should be a section with keys of its own"),
         ("ppo", None, "ppo = null should be a section with keys of its own"),
