@@ -1,8 +1,8 @@
-"""Peak host memory of loading a model into ZeRO-3 shards, against loading it whole on every rank.
+"""Peak host memory of loading a model into shards, for ZeRO-3 and for FSDP, against loading it whole on every rank.
 
     python bench/loading.py --mib 1024 --ranks 2
 
-It writes a Llama of that size in bfloat16 (files of 64 MiB), loads it in fresh ranks by both ways, and prints, for the
+It writes a Llama of that size in bfloat16 (files of 64 MiB), loads it in fresh ranks by each way, and prints, for the
 largest rank, the anonymous memory above that of the imports; pages of the files themselves are the kernel's to drop.
 """
 
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+WAYS = ("zero3", "fsdp", "whole")
 
 
 def write_model(folder: Path, mib: int) -> int:
@@ -48,7 +49,7 @@ def anonymous_mib() -> float:
     return int(match[1]) / 1024
 
 
-def rank(folder: str, sharded: bool) -> None:
+def rank(folder: str, way: str) -> None:
     """Load once; the first rank prints the largest peak over the ranks."""
     import torch
 
@@ -62,7 +63,8 @@ def rank(folder: str, sharded: bool) -> None:
     json_ = training_json(
         read_json(ROOT / "ds_configs" / "zero3.json", TrainingJSON), 1, topology.world_size, 1e-6, 1.0
     )
-    json_["zero_optimization"]["stage"] = 3 if sharded else 2
+    json_["zero_optimization"]["stage"] = 3 if way == "zero3" else 2
+    fsdp_ranks = topology.world_size if way == "fsdp" else 1
     before, peak, done = anonymous_mib(), 0.0, False
 
     def watch() -> None:
@@ -75,8 +77,8 @@ def rank(folder: str, sharded: bool) -> None:
     watcher.start()
     started = time.perf_counter()
     with loading_in_shards(json_):
-        network = build_policy(PolicyShape(path=folder), 0, torch.bfloat16, 0, "chunked")
-    if not sharded:  # until a step changes them, weights are pages of the mapped files
+        network = build_policy(PolicyShape(path=folder), 0, torch.bfloat16, 0, "chunked", fsdp_ranks=fsdp_ranks)
+    if way != "zero3":  # until a step changes them, weights are pages of the mapped files
         for p in network.parameters():
             p.data = p.data.clone()
     seconds = time.perf_counter() - started
@@ -103,14 +105,14 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024, help="size of the model")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--way", choices=("shards", "whole"), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        return rank(options.folder, options.way == "shards")
+        return rank(options.folder, options.way)
     with tempfile.TemporaryDirectory() as scratch:
         mib = write_model(Path(scratch), options.mib) / 2**20
         print(f"{mib:.0f} MiB of weights, {options.ranks} ranks: a share is {mib / options.ranks:.0f} MiB")
-        for way in ("shards", "whole"):
+        for way in WAYS:
             print(way, json.dumps(measure(Path(scratch), options.ranks, way)))
     return None
 

@@ -175,7 +175,7 @@ class _Maker:
     def weights(self, role: str) -> int:
         return derive(self.settings.config.run.seed, "weights", role) >> 1
 
-    def policy(self) -> PolicyNetwork:
+    def policy(self, fsdp_ranks: int = 1) -> PolicyNetwork:
         model = self.settings.config.model
         return build_policy(
             model.policy,
@@ -186,11 +186,12 @@ class _Maker:
             model.attention,
             model.activation_checkpointing,
             self.head.chunk_rows,
+            fsdp_ranks,
         ).to(self.topology.device)
 
-    def value(self) -> ValueNetwork:
+    def value(self, fsdp_ranks: int = 1) -> ValueNetwork:
         model = self.settings.config.model
-        arguments = (self.dtype, self.weights("value"), model.attention, model.activation_checkpointing)
+        arguments = (self.dtype, self.weights("value"), model.attention, model.activation_checkpointing, fsdp_ranks)
         return build_value(model.value, self.vocab_size, *arguments).to(self.topology.device)
 
     def copy(self) -> PolicyNetwork:
@@ -198,9 +199,9 @@ class _Maker:
         head = self.head
         return build_copy(model.policy, self.vocab_size, self.dtype, head.loss, model.attention, head.chunk_rows)
 
-    def classifier(self) -> RewardModel | None:
+    def classifier(self, fsdp_ranks: int = 1) -> RewardModel | None:
         model = self.settings.config.reward.model
-        return None if model.path is None else build_reward_model(model.path, model.revision, self.dtype)
+        return None if model.path is None else build_reward_model(model.path, model.revision, self.dtype, fsdp_ranks)
 
     def term(self, engine: InferenceEngine) -> Term:
         assert self.architectures.reader is not None
@@ -227,18 +228,24 @@ def _fsdp(maker: _Maker) -> Made:
     from destruct.engine.fsdp import FsdpEngine, FsdpFrozen
 
     settings, topology = maker.settings, maker.topology
-    json, resting = settings.training, settings.frozen.zero_optimization.offload_param
-    offload = resting is not None and resting.device == "cpu"
+    json, offload, ranks = settings.training, settings.frozen.zero_optimization.offload_param, topology.world_size
     arguments = (json.optimizer, json.gradient_accumulation_steps, settings.config.ppo.max_grad_norm, topology)
+    policy = FsdpEngine(maker.policy(ranks), *arguments)
+
+    def frozen() -> FsdpFrozen:
+        with torch.device("meta"):
+            network = maker.copy()
+        return FsdpFrozen(network, offload, topology, like=policy.module)
+
     networks = Networks(
-        policy=FsdpEngine(maker.policy(), *arguments),
-        value=FsdpEngine(maker.value(), *arguments),
-        frozen=FsdpFrozen(maker.copy(), offload, topology),
-        initial=FsdpFrozen(maker.copy(), offload, topology) if settings.config.kl.reference == "initial" else None,
+        policy=policy,
+        value=FsdpEngine(maker.value(ranks), *arguments),
+        frozen=frozen(),
+        initial=frozen() if settings.config.kl.reference == "initial" else None,
     )
     with topology.device:
         replica = maker.copy()
-    classifier = maker.classifier()
+    classifier = maker.classifier(ranks)
     term = None if classifier is None else maker.term(FsdpFrozen(classifier, offload, topology))
     return Made(networks, replica, term)
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from destruct.config.deepspeed import Optimizer
+from destruct.config.deepspeed import Offload, Optimizer
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.ops.head import FusedHead
@@ -27,7 +27,8 @@ class FsdpEngine:
     """One training network and its AdamW, whose moments are sharded like the weights.
 
     Args:
-        module: the whole network on every rank, in the dtype that its products are to have.
+        module: the network in the dtype that its products are to have: whole on every rank, or as `load_weights` gives
+            it for several ranks, or both of it.
     """
 
     def __init__(
@@ -37,11 +38,9 @@ class FsdpEngine:
         self.accumulation = accumulation
         self.max_grad_norm = max_grad_norm
         self.dtype = next(module.parameters()).dtype
-        for p in module.parameters():
-            p.data = p.data.float()
         # Rounding the inputs would round old logprobs and advantages, too.
         policy = MixedPrecisionPolicy(self.dtype, torch.float32, cast_forward_inputs=False)
-        _shard(module, topology, mp_policy=policy)
+        _shard(module, torch.float32, topology.device, topology, mp_policy=policy)
         self.parameters: dict[str, Any] = dict(module.named_parameters())  # DTensors from here on
         arguments = optimizer.params.model_dump(exclude={"lr", "torch_adam"})
         # DeepSpeed's "Adam" decouples weight decay too (adam_w_mode is its default), so both names are AdamW.
@@ -110,17 +109,24 @@ class FsdpFrozen:
     """Inference alone: shards in the network's dtype, in the host's memory when offloaded, gathered anew each time.
 
     Args:
-        module: the whole network on every rank.
-        offload: whether the shards rest in the host's memory, pinned where there is a GPU.
+        module: as for `FsdpEngine`; where its parameters are on the meta device they come with the first refresh.
+        offload: where the shards rest; None, or no GPU: on the rank's device.
+        like: a network of the same names whose buffers this one takes.
     """
 
-    def __init__(self, module: nn.Module, offload: bool, topology: Topology):
+    def __init__(self, module: nn.Module, offload: Offload | None, topology: Topology, like: nn.Module | None = None):
         self.module: Any = module.requires_grad_(False).eval()
         self.topology = topology
-        on_gpu = topology.device.type == "cuda"
-        policy = CPUOffloadPolicy(pin_memory=True) if offload and on_gpu else OffloadPolicy()
+        policy, device = OffloadPolicy(), topology.device
+        if offload is not None and offload.device == "cpu" and device.type == "cuda":
+            policy, device = CPUOffloadPolicy(offload.pin_memory), torch.device("cpu")
+        if like is not None:
+            for name, buffer in like.named_buffers():
+                owner, _, leaf = name.rpartition(".")
+                module.get_submodule(owner)._buffers[leaf] = buffer.clone()
         # What stayed gathered after a forward would not see the next refresh.
-        _shard(module, topology, reshard_after_forward=True, offload_policy=policy)
+        dtype = next(module.parameters()).dtype
+        _shard(module, dtype, device, topology, reshard_after_forward=True, offload_policy=policy)
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Any:
@@ -146,17 +152,50 @@ class FsdpFrozen:
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         for name, q in self.module.named_parameters():
-            # src_data_rank=None: every rank cuts its own shard, and nothing is sent.
-            part = distribute_tensor(tensors[name], q.device_mesh, q.placements, src_data_rank=None)
-            q.to_local().copy_(part.to_local())
+            q.to_local().copy_(_part_of(tensors[name], q))
 
 
-def _shard(module: nn.Module, topology: Topology, **policies: Any) -> None:
-    """Make every decoder layer, untied embeddings and head a unit of FSDP, and the module the root of the rest."""
+def _shard(module: nn.Module, dtype: torch.dtype, device: torch.device, topology: Topology, **policies: Any) -> None:
+    """Make every decoder layer, untied embeddings and head a unit of FSDP, and the module the root of the rest.
+
+    Args:
+        dtype, device: of the shards.  No rank ever makes more than them and one whole parameter of a network that is
+            loaded in shards, or on the meta device.
+    """
+    given, buffers = _emptied(module, dtype), {name: x.to(topology.device) for name, x in module.named_buffers()}
     mesh: DeviceMesh = init_device_mesh(topology.device.type, (topology.world_size,))
     for unit in _units(module):
         fully_shard(unit, mesh=mesh, **policies)
     fully_shard(module, mesh=mesh, **policies)
+    module.to_empty(device=device)
+    for name, buffer in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        module.get_submodule(owner)._buffers[leaf] = buffer
+    p: Any
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if not given[name].is_meta:
+                p.to_local().copy_(_part_of(given.pop(name), p))
+
+
+def _emptied(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Put parameters on the meta device in the place of the module's, tied where they were; returns these by name."""
+    given = {name: p.detach() for name, p in module.named_parameters()}
+    empty: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for leaf, p in part._parameters.items():
+            if p is not None:
+                fresh = nn.Parameter(torch.empty(p.shape, dtype=dtype, device="meta"), p.requires_grad)
+                part._parameters[leaf] = empty.setdefault(id(p), fresh)
+    return given
+
+
+def _part_of(whole: Tensor, q: DTensor) -> Tensor:
+    """This rank's part of a parameter that is whole, or already in the shards of `q`."""
+    if not isinstance(whole, DTensor):
+        # src_data_rank=None: every rank cuts its own shard, and nothing is sent.
+        whole = distribute_tensor(whole.to(q.device), q.device_mesh, q.placements, src_data_rank=None)
+    return whole.to_local()
 
 
 def _units(module: nn.Module) -> list[nn.Module]:

@@ -123,6 +123,7 @@ def build_policy(
     attention: str = "sdpa",
     checkpointing: bool = False,
     chunk_rows: int | None = None,
+    fsdp_ranks: int = 1,
 ) -> PolicyNetwork:
     """A policy, the same weights on every rank: pretrained, or from scratch by `seed`.
 
@@ -132,12 +133,13 @@ def build_policy(
     Args:
         checkpointing: keep activations at the borders of the layers alone.
         loss, chunk_rows: of the head.
+        fsdp_ranks: as in `load_weights`.
 
     Raises:
         DestructError: a pretrained model cannot be read, or cannot be trained here.
     """
     config = network_config("model.policy", shape, vocab_size, attention)
-    lm = model_to_train(AutoModelForCausalLM, "model.policy", shape, config, dtype, seed, checkpointing)
+    lm = model_to_train(AutoModelForCausalLM, "model.policy", shape, config, dtype, seed, checkpointing, fsdp_ranks)
     return PolicyNetwork(lm, loss, chunk_rows)
 
 
@@ -149,12 +151,14 @@ def model_to_train(
     dtype: torch.dtype,
     seed: int,
     checkpointing: bool,
+    fsdp_ranks: int = 1,
 ) -> PreTrainedModel:
     """A model of `config`, pretrained or from scratch, in training mode (in which transformers heeds checkpointing).
 
     Args:
         auto: the class of transformers that knows which model it is, such as AutoModelForCausalLM.
         key: `model.policy` or `model.value`, for errors.
+        fsdp_ranks: as in `load_weights`.
 
     Raises:
         DestructError: as `load_weights` does.
@@ -163,7 +167,7 @@ def model_to_train(
         torch.manual_seed(seed)
         model = auto.from_config(config, dtype=dtype)
     else:
-        model = load_weights(auto, f"{key}.path", shape.path, shape.revision, config, dtype)
+        model = load_weights(auto, f"{key}.path", shape.path, shape.revision, config, dtype, fsdp_ranks)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()

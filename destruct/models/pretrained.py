@@ -11,7 +11,9 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.distributed import DistributedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from destruct.errors import DestructError
@@ -84,16 +86,24 @@ def check_fit(key: str, config: PreTrainedConfig, vocab_size: int, window_tokens
 
 
 def load_weights(
-    auto: Any, key: str, path: str, revision: str | None, config: PreTrainedConfig, dtype: torch.dtype
+    auto: Any,
+    key: str,
+    path: str,
+    revision: str | None,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    fsdp_ranks: int = 1,
 ) -> PreTrainedModel:
     """A model of `config` with all of its weights, from a folder or the hub; no code of theirs is run.
 
     Args:
         auto: the class of transformers that knows which model it is, such as AutoModelForCausalLM.
+        fsdp_ranks: with more than one its parameters are DTensors, of which each rank has read its own part alone.
 
     Raises:
         DestructError: it cannot be had, or some of the weights are not there.
     """
+    sharding = {"distributed_config": DistributedConfig(fsdp_size=fsdp_ranks)} if fsdp_ranks > 1 else {}
     with faults_of(key, path, revision):
         model, found = auto.from_pretrained(
             path,
@@ -102,6 +112,7 @@ def load_weights(
             dtype=dtype,
             trust_remote_code=False,
             output_loading_info=True,
+            **sharding,
         )
     missing = sorted(found["missing_keys"])
     if missing:
@@ -109,6 +120,20 @@ def load_weights(
             f"{key}: {path} lacks {len(missing)} weight(s) of {type(model).__name__}, such as {missing[0]}",
             "name a model of that kind; what is missing would be random",
         )
+    return _without_hooks(auto, model, config, dtype) if sharding else model
+
+
+def _without_hooks(auto: Any, loaded: PreTrainedModel, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The same parameters in a model that transformers has not sharded by its own plan: an engine will, by its own."""
+    with torch.device("meta"):
+        model = auto.from_config(config, dtype=dtype)
+    for kind, tensors in (("_parameters", loaded.named_parameters()), ("_buffers", loaded.named_buffers())):
+        for name, tensor in tensors:
+            owner, _, leaf = name.rpartition(".")
+            tensor = tensor.detach()
+            part = nn.Parameter(tensor) if kind == "_parameters" else tensor
+            getattr(model.get_submodule(owner), kind)[leaf] = part
+    model.tie_weights()
     return model
 
 

@@ -93,12 +93,15 @@ def reward_model_reader(path: str, revision: str | None) -> Reader:
     return Reader(tokenizer, min(tokenizer.model_max_length, positions - offset))
 
 
-def build_reward_model(path: str, revision: str | None, dtype: torch.dtype) -> RewardModel:
+def build_reward_model(path: str, revision: str | None, dtype: torch.dtype, fsdp_ranks: int = 1) -> RewardModel:
     """The network with its weights, for inference.
+
+    Args:
+        fsdp_ranks: as in `load_weights`.
 
     Raises:
         DestructError: as `reward_model_config` does, and where weights cannot be had or are not all there.
     """
     config = reward_model_config(path, revision)
-    classifier = load_weights(AutoModelForSequenceClassification, KEY, path, revision, config, dtype)
+    classifier = load_weights(AutoModelForSequenceClassification, KEY, path, revision, config, dtype, fsdp_ranks)
     return RewardModel(classifier).requires_grad_(False).eval()

@@ -45,12 +45,16 @@ def build_value(
     seed: int,
     attention: str = "sdpa",
     checkpointing: bool = False,
+    fsdp_ranks: int = 1,
 ) -> ValueNetwork:
     """A value network, the same weights on every rank: a pretrained body, or one from scratch by `seed`.
+
+    Args:
+        fsdp_ranks: as in `load_weights`.
 
     Raises:
         DestructError: a pretrained model cannot be read.
     """
     config = network_config("model.value", shape, vocab_size, attention)
-    body = model_to_train(AutoModel, "model.value", shape, config, dtype, seed, checkpointing)
+    body = model_to_train(AutoModel, "model.value", shape, config, dtype, seed, checkpointing, fsdp_ranks)
     return ValueNetwork(body, dtype)

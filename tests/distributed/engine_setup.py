@@ -10,7 +10,15 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
-from destruct.config.deepspeed import FrozenJSON, Optimizer, OptimizerParams, TrainingJSON, frozen_json, training_json
+from destruct.config.deepspeed import (
+    FrozenJSON,
+    Offload,
+    Optimizer,
+    OptimizerParams,
+    TrainingJSON,
+    frozen_json,
+    training_json,
+)
 from destruct.config.model import PolicyShape
 from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
 from destruct.engine.fsdp import FsdpEngine, FsdpFrozen
@@ -141,7 +149,7 @@ def frozen_copy(way: str, topology: Topology, threshold: int = 0) -> Any:
     """A frozen copy of the bfloat16 policy, by the shipped JSON but for the threshold."""
     module = build_copy(shape(True), V, torch.bfloat16, "chunked")
     if way == "fsdp":
-        return FsdpFrozen(module, True, topology)
+        return FsdpFrozen(module, Offload(device="cpu", pin_memory=True), topology)
     shipped = (Path(__file__).parents[2] / "ds_configs" / "frozen_cpu_offload.json").read_text()
     config = frozen_json(FrozenJSON.model_validate_json(shipped), training(3, "bfloat16", 1))
     config["zero_optimization"]["stage3_param_persistence_threshold"] = threshold

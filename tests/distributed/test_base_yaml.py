@@ -1,6 +1,6 @@
-"""configs/base.yaml at two ranks: a small Llama's folder and local Parquet files for the hub's, and smaller sizes.
+"""configs/base.yaml at two ranks, on each backend: a small Llama, local Parquet files for the hub's, and smaller sizes.
 
-Every other key is as shipped, so the run goes through transformers' ZeRO-3 loading, `datasets`, bfloat16, activation
+Every other key is as shipped, so the run goes through transformers' loading in shards, `datasets`, bfloat16, activation
 checkpointing, the offloaded frozen model and the prompts of configs/prompts.yaml.
 """
 
@@ -60,14 +60,15 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def finished(folder) -> Path:
+@pytest.fixture(scope="module", params=["deepspeed", "fsdp"])
+def finished(folder, request) -> Path:
     """The folder of the run after its two updates."""
-    overrides = [f"{key}={value}" for key, value in (SIZES | paths(folder)).items()]
+    own = {"run.folder": str(folder / request.param), "engine.backend": request.param}
+    overrides = [f"{key}={value}" for key, value in (SIZES | paths(folder) | own).items()]
     done = run(["deepspeed", "--num_gpus", "2", "-m", "destruct.train", "--config", str(BASE), *overrides])
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Traceback" not in done.stderr
-    return folder / "runs" / "base"
+    return folder / request.param / "base"
 
 
 def lines(path: Path) -> list[dict]:
@@ -84,7 +85,7 @@ def test_every_key_but_the_listed_ones_is_as_shipped(finished):
         return {k: v for key, item in value.items() for k, v in leaves(item, f"{dotted}.{key}".strip(".")).items()}
 
     changed = {key for key, value in leaves(used).items() if leaves(shipped).get(key) != value}
-    assert changed == {*SIZES, *paths(Path())}
+    assert changed - {"engine.backend"} == {*SIZES, *paths(Path())}
 
 
 def test_both_updates_start_at_a_ratio_of_one_with_pretrained_networks(finished):

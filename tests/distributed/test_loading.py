@@ -1,4 +1,4 @@
-"""Pretrained weights in ZeRO-3 shards: the folder's bits, at two ranks, none of which ever holds a whole model."""
+"""Pretrained weights in the shards of ZeRO-3 and FSDP: the bits of the folder, on two ranks without a whole model."""
 
 import json
 
@@ -8,6 +8,8 @@ from tests.distributed.launching import ROOT, run, torchrun
 from tests.pretrained import write_llama, write_reward_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+BACKENDS = pytest.mark.parametrize("backend", ["zero3", "fsdp"])
 
 
 @pytest.fixture(scope="module")
@@ -23,22 +25,26 @@ def loaded(tmp_path_factory) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+@BACKENDS
 @pytest.mark.parametrize("role", ["policy", "value", "frozen", "reward"])
-def test_every_parameter_has_the_bits_of_the_folder(loaded, role):
+def test_every_parameter_has_the_bits_of_the_folder(loaded, backend, role):
     """The frozen model was made in shards, without weights, and refreshed from the policy."""
-    assert loaded[role] == []
+    assert loaded[backend][role] == []
 
 
-def test_a_rank_holds_half_before_any_engine_exists(loaded):
-    assert loaded["share"] == pytest.approx(0.5, abs=0.01)
+@BACKENDS
+def test_a_rank_holds_half_before_any_engine_exists(loaded, backend):
+    assert loaded[backend]["share"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_tied_embeddings_stay_tied_and_rotary_frequencies_are_not_rounded(loaded):
-    assert loaded["tied"] is True
-    assert loaded["rotary"] == [True, True]
+@BACKENDS
+def test_tied_embeddings_stay_tied_and_rotary_frequencies_are_not_rounded(loaded, backend):
+    assert loaded[backend]["tied"] is True
+    assert loaded[backend]["rotary"] == [True, True]
 
 
-def test_the_sharded_reward_model_scores_as_transformers_does_one_text_at_a_time(loaded):
+@BACKENDS
+def test_the_sharded_reward_model_scores_as_transformers_does_one_text_at_a_time(loaded, backend):
     """bfloat16: two decimal digits."""
-    got, want = loaded["scores"]
+    got, want = loaded[backend]["scores"]
     assert got == pytest.approx(want, rel=2e-2, abs=2e-2)
