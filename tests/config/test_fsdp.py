@@ -16,7 +16,7 @@ def test_it_reads_the_shipped_files_of_zero3(files):
     ("name", "problem"),
     [
         ("zero2", "zero_optimization.stage = 2: it always shards parameters, as 3 does"),
-        ("zero3_offload", "zero_optimization.offload_optimizer.device = cpu: the networks that train stay on their"),
+        ("zero3_offload", "zero_optimization.offload_optimizer.device = cpu: the networks that train stay on"),
     ],
 )
 def test_the_other_shipped_files_are_refused_by_what_differs(files, refusal, name, problem):

@@ -39,7 +39,11 @@ from tests.distributed.engine_setup import (
     yardstick,
 )
 
-OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
+CPU = {"device": "cpu"}
+OFFLOADED = (
+    ("bfloat16", "zero2", {"offload_optimizer": CPU}),
+    ("bfloat16", "zero3", {"offload_optimizer": CPU, "offload_param": CPU}),
+)
 REFRESHED = (("zero1", 0), ("zero3", 0), ("zero3", 10**5), ("fsdp", 0))
 
 
@@ -101,7 +105,7 @@ def skip_cases(topology: Topology) -> dict[str, Any]:
     """Two minibatches, the value loss of one not finite on the last rank alone, against the other one by itself."""
     results: dict[str, Any] = {}
     kinds = [(dtype, way, None) for dtype, ways in WAYS.items() for way in ways]
-    for dtype, way, offload in [*kinds, ("bfloat16", "zero2", OFFLOADED)]:
+    for dtype, way, offload in [*kinds, *OFFLOADED]:
         clean = minibatches(2, topology, count=2)
         bad = [poisoned(clean[0]) if topology.rank == topology.world_size - 1 else clean[0], clean[1]]
         after = []

@@ -9,7 +9,7 @@ from tests.tiny import write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-TRIED = ["zero2.json", "zero3_offload.json"]
+TRIED = ["zero2.json", "zero3_offload.json", "zero3_offload_all.json"]
 
 
 def test_every_file_is_tried():
