@@ -150,12 +150,18 @@ def roll_out(run: Run, prompts: PromptBatch) -> RolloutBatch:
 
 
 def sample(run: Run, prompts: PromptBatch) -> RolloutBatch:
-    """Fill the replica from the policy's shards and let it sample."""
-    run.policy.fill(run.replica)
+    """Let the replica sample, filled from the policy's shards."""
+    fill_replica(run)
     seed, how = run.config.run.seed, run.sampling
     if run.config.rollout.mode == "per_position":
         return draw_everywhere(run.replica, prompts, run.topology, seed, how.temperature)
-    return generate(run.replica, prompts, run.topology, seed, how)
+    return generate(run.replica, prompts, run.topology, seed, how, run.in_step)
+
+
+def fill_replica(run: Run) -> None:
+    """Copy the policy's weights into the replica, unless it takes them layer by layer as it speaks."""
+    if not run.in_step:
+        run.policy.fill(run.replica)
 
 
 def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBatch]]:
@@ -218,9 +224,9 @@ def evaluate(run: Run, phase: str) -> Validation:
             run.state.kl_from_initial = kl_from_initial(run.policy, run.probe, run.topology)
         record_validation(run, phase, validation)
         if run.prompts:
-            run.policy.fill(run.replica)
+            fill_replica(run)
             limit, seed = config.prompts.response_tokens, config.run.seed
-            said = continue_prompts(run.replica, run.prompts, limit, seed, run.sampling, run.topology)
+            said = continue_prompts(run.replica, run.prompts, limit, seed, run.sampling, run.topology, run.in_step)
             record_prompts(run, phase, said)
     return validation
 

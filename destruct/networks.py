@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 
 from destruct.checkpoint.contents import Networks
 from destruct.config.settings import Settings
-from destruct.engine.base import InferenceEngine
+from destruct.engine.base import InferenceEngine, TrainEngine
+from destruct.engine.borrowing import borrow
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
@@ -136,7 +137,8 @@ def make_networks(settings: Settings, architectures: Architectures, vocab_size: 
     maker = _Maker(settings, architectures, architectures.vocab_size(vocab_size), topology)
     made = MAKERS[settings.config.engine.backend](maker)
     if settings.config.model.policy.path is not None:
-        made.networks.policy.fill(made.replica)
+        if settings.config.rollout.gather == "once":
+            made.networks.policy.fill(made.replica)
         check_head(made.replica)
     _check_documents(settings, made.networks, topology.device)
     return made
@@ -199,6 +201,17 @@ class _Maker:
         head = self.head
         return build_copy(model.policy, self.vocab_size, self.dtype, head.loss, model.attention, head.chunk_rows)
 
+    def replica(self, policy: TrainEngine) -> PolicyNetwork:
+        """The policy without an engine's hooks, which samples."""
+        if self.settings.config.rollout.gather == "layers":
+            with torch.device("meta"):
+                network = self.copy()
+            borrow(network, policy, self.topology.device)
+            return network
+        # Made where it stays: a large model is not put into the host's memory first.
+        with self.topology.device:
+            return self.copy()
+
     def classifier(self, fsdp_ranks: int = 1) -> RewardModel | None:
         model = self.settings.config.reward.model
         return None if model.path is None else build_reward_model(model.path, model.revision, self.dtype, fsdp_ranks)
@@ -243,11 +256,9 @@ def _fsdp(maker: _Maker) -> Made:
         frozen=frozen(),
         initial=frozen() if settings.config.kl.reference == "initial" else None,
     )
-    with topology.device:
-        replica = maker.copy()
     classifier = maker.classifier(ranks)
     term = None if classifier is None else maker.term(FsdpFrozen(classifier, offload, topology))
-    return Made(networks, replica, term)
+    return Made(networks, maker.replica(policy), term)
 
 
 def _deepspeed(maker: _Maker) -> Made:
@@ -276,11 +287,8 @@ def _deepspeed(maker: _Maker) -> Made:
         frozen=frozen(),
         initial=frozen() if maker.settings.config.kl.reference == "initial" else None,
     )
-    # Made where it stays: a large model is not put into the host's memory first.
-    with topology.device:
-        replica = maker.copy()
     term = None if classifier is None else maker.term(DeepSpeedFrozen(classifier, filled["frozen"], topology))
-    return Made(networks, replica, term)
+    return Made(networks, maker.replica(networks.policy), term)
 
 
 MAKERS: dict[str, Callable[[_Maker], Made]] = {"deepspeed": _deepspeed, "fsdp": _fsdp, "single": _single}

@@ -37,7 +37,13 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer, longest: int
 
 
 def continue_prompts(
-    replica: PolicyNetwork, prompts: Sequence[list[int]], limit: int, seed: int, how: Sampling, topology: Topology
+    replica: PolicyNetwork,
+    prompts: Sequence[list[int]],
+    limit: int,
+    seed: int,
+    how: Sampling,
+    topology: Topology,
+    in_step: bool = False,
 ) -> list[list[int]]:
     """Sample a continuation of every prompt, the ranks sharing them; all ranks call it.
 
@@ -46,11 +52,13 @@ def continue_prompts(
         prompts: tokens of each.
         limit: most tokens of a continuation.
         seed: of the run; a prompt's random numbers depend on it and on the prompt's place alone.
+        in_step: every rank continues all prompts, and so calls the network as often as the others.
 
     Returns:
         Sampled tokens of each, the one that ended it included, on every rank.
     """
-    mine = sorted(topology.share(len(prompts)).tolist(), key=lambda number: len(prompts[number]))
+    share = range(len(prompts)) if in_step else topology.share(len(prompts)).tolist()
+    mine = sorted(share, key=lambda number: len(prompts[number]))
     found: dict[int, list[int]] = {}
     # Prompts of one length at a time: rows are left-aligned, and nothing is padded.
     for _, group in groupby(mine, key=lambda number: len(prompts[number])):

@@ -87,6 +87,11 @@ class Run:
         return self.networks.frozen
 
     @property
+    def in_step(self) -> bool:
+        """Whether the ranks must sample equally many tokens, as each gathers the policy's layers."""
+        return self.config.rollout.gather == "layers"
+
+    @property
     def seconds(self) -> float:
         """Of training so far, before a resume included."""
         return self.seconds_before + time.perf_counter() - self.started

@@ -30,6 +30,10 @@ class RolloutConfig(Section):
     stop: tuple[str, ...] = Field((), strict=False)
     """Texts that end a response as eos does, e.g. `["\\n\\n"]`; the token that completes one is the response's last."""
 
+    gather: Literal["once", "layers"] = "once"
+    """What samples: a whole copy of the policy on every rank, gathered once (`once`), or a network that gathers each
+    layer at every token (`layers`), for models of which no rank can hold a copy; many times slower."""
+
     @model_validator(mode="after")
     def _stop_ends_something(self) -> Self:
         if any(not text for text in self.stop):

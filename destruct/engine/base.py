@@ -42,6 +42,9 @@ class TrainEngine(Protocol):
     def fill(self, replica: nn.Module) -> None:
         """Copy the current weights into a hook-free module of the same parameter names."""
 
+    def in_full(self, name: str) -> Tensor:
+        """A parameter by its name, gathered; not to be written to."""
+
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter by name, gathered one at a time."""
 

@@ -121,6 +121,10 @@ class DeepSpeedEngine:
             targets[name].copy_(whole)
 
     @torch.no_grad()
+    def in_full(self, name: str) -> Tensor:
+        return _whole(self.module.get_parameter(name), self.topology)
+
+    @torch.no_grad()
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
         yield from _gathered(self.module, self.topology)
 

@@ -75,9 +75,12 @@ class FsdpEngine:
             targets[name].copy_(whole)
 
     @torch.no_grad()
+    def in_full(self, name: str) -> Tensor:
+        return _whole(self.parameters[name], self.dtype, self.topology)
+
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
-        for name, p in self.parameters.items():
-            yield name, _whole(p, self.dtype, self.topology)
+        for name in self.parameters:
+            yield name, self.in_full(name)
 
     def save(self, folder: Path, role: str) -> None:
         try:

@@ -59,6 +59,9 @@ class SingleEngine:
         if replica is not self.module:
             replica.load_state_dict(self.module.state_dict())
 
+    def in_full(self, name: str) -> Tensor:
+        return self.module.get_parameter(name).detach()
+
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
         for name, p in self.module.named_parameters():
             yield name, p.detach()

@@ -198,7 +198,7 @@ def check_head(network: PolicyNetwork) -> None:
         DestructError: they differ, so the model does more to them than its `LogitMap`.
     """
     weight = network.head.weight
-    tokens = torch.arange(min(16, len(weight)), device=weight.device)[None]
+    tokens = torch.arange(min(16, network.lm.config.vocab_size), device=weight.device)[None]
     positions = torch.arange(tokens.shape[1], device=weight.device)[None]
     own = network.lm(input_ids=tokens, position_ids=positions, use_cache=False).logits[0].float()
     ours = network(tokens, positions[0], None).float()

@@ -41,7 +41,12 @@ def sampling(tokenizer: Tokenizer, temperature: float, stop: tuple[str, ...]) ->
 
 @torch.no_grad()
 def sample_responses(
-    replica: PolicyNetwork, prompts: Tensor, uniforms: Tensor, how: Sampling, prompt_lengths: Tensor | None = None
+    replica: PolicyNetwork,
+    prompts: Tensor,
+    uniforms: Tensor,
+    how: Sampling,
+    prompt_lengths: Tensor | None = None,
+    go_on: Callable[[bool], bool] = bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample up to R tokens after each prompt by the inverse CDF, without truncation (no top-k, no top-p).
 
@@ -49,6 +54,7 @@ def sample_responses(
         prompts: (n, P) int64.
         uniforms: (n, R) float64 in [0, 1): the random number of each response position.
         prompt_lengths: (n,) int64, 1 to P: so many tokens at the end of each row are its prompt; all P for None.
+        go_on: whether to sample a further token, asked with whether a response of these has not ended.
 
     Returns:
         responses: (n, R) int64, `pad_id` after the end.
@@ -79,7 +85,7 @@ def sample_responses(
             ended = alive & ended
             lengths[ended] = t + 1
             alive &= ~ended
-            if not alive.any():
+            if not go_on(bool(alive.any())):
                 break
             tokens, positions = chosen[:, None], positions[:, -1:] + 1
             mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
@@ -105,7 +111,7 @@ def _laid_out(prompts: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, 
 
 
 def generate(
-    replica: PolicyNetwork, prompts: PromptBatch, topology: Topology, seed: int, how: Sampling
+    replica: PolicyNetwork, prompts: PromptBatch, topology: Topology, seed: int, how: Sampling, in_step: bool = False
 ) -> RolloutBatch:
     """Sample a response to every prompt, the ranks sharing the work.
 
@@ -115,6 +121,7 @@ def generate(
     Args:
         prompts: all B prompts, equal on every rank.
         seed: of the run.
+        in_step: the ranks sample equally many tokens, as a network that gathers layers demands.
 
     Returns:
         All B rollouts, on every rank.
@@ -126,7 +133,8 @@ def generate(
     uniforms = torch.from_numpy(u).to(topology.device)
     # By the prompts of all ranks, which so make the same calls whatever their shares hold.
     lengths = prompts.prompt_lengths[mine] if bool((prompts.prompt_lengths < p).any()) else None
-    sampled = sample_responses(replica, prompts.windows[mine, :p], uniforms, how, lengths)
+    go_on = (lambda alive: not topology.all_agree(not alive)) if in_step else bool
+    sampled = sample_responses(replica, prompts.windows[mine, :p], uniforms, how, lengths, go_on)
     responses, lengths, stopped = (topology.interleave(part) for part in sampled)
     mask = torch.arange(limit, device=lengths.device) < lengths[:, None]
     return RolloutBatch(prompts, responses, mask, stopped, teacher_forced=False)

@@ -37,7 +37,7 @@ def draw_tokens(
     n, limit = uniforms.shape
     hidden = body_states(replica.body, windows, positions).view(*windows.shape, -1)
     states, numbers = hidden[:, -limit - 1 : -1].flatten(0, 1), uniforms.flatten()
-    chunk = max(1, LOGITS_AT_ONCE // len(replica.head.weight))
+    chunk = max(1, LOGITS_AT_ONCE // replica.lm.config.vocab_size)
     drawn = [
         inverse_cdf(replica.head.logits(part), temperature, u)
         for part, u in zip(states.split(chunk), numbers.split(chunk), strict=True)
