@@ -31,7 +31,7 @@ def rank(folder: str, backend: str, way: str) -> None:
     from destruct.engine.borrowing import borrow
     from destruct.engine.deepspeed import DeepSpeedEngine, loading_in_shards
     from destruct.engine.fsdp import FsdpEngine
-    from destruct.models.policy import build_copy, build_policy
+    from destruct.models.policy import build_copy, build_policy, take_buffers
     from destruct.rollout.generate import Sampling, sample_responses
 
     topology = ranks.start()
@@ -63,6 +63,7 @@ def rank(folder: str, backend: str, way: str) -> None:
     else:
         with torch.device("meta"):
             replica = build_copy(shape, 0, torch.bfloat16, "chunked")
+        take_buffers(replica, engine.module)
         borrow(replica, engine, topology.device)
     prompts, uniforms = torch.arange(32).view(2, 16), torch.full((2, 8), 0.5, dtype=torch.float64)
     tokens, _, _ = sample_responses(replica, prompts, uniforms, Sampling(1.0, eos_id=-1, pad_id=0))

@@ -107,6 +107,7 @@ def differences(a: Path, b: Path) -> dict[str, float]:
     """File and name of every tensor that differs between two checkpoints, and by how much at most."""
     found = {}
     names = {path.relative_to(a).as_posix() for path in a.rglob("*") if path.suffix in (".pt", ".safetensors")}
+    assert {name.partition("/")[0] for name in names} == {"policy", "value", "frozen"}, f"nothing to compare in {a}"
     for name in sorted(names):
         left, right = (tensors(folder / name) for folder in (a, b))
         assert left.keys() == right.keys(), f"{name} holds other tensors"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # On a machine with one GPU, from the repository's root: the Triton kernels' cases, the engines against plain torch, a run
-# repeated and resumed, Llama-3.2-1B's shape (75 GiB on disk), then the fused loss; a quarter of an hour in all.
+# repeated and resumed, Llama-3.2-1B's shape (75 GiB on disk), then the fused loss.
 # It needs what destruct needs, and pytest; liger-kernel, where it is installed, is measured too.
 set -euo pipefail
 export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}"

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from destruct.checkpoint.contents import Networks
@@ -18,7 +18,7 @@ from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.models.documents import check_documents
-from destruct.models.policy import PolicyNetwork, build_copy, build_policy, check_head, network_config
+from destruct.models.policy import PolicyNetwork, build_copy, build_policy, check_head, network_config, take_buffers
 from destruct.models.pretrained import check_fit
 from destruct.models.reward_model import Reader, RewardModel, build_reward_model, reward_model_reader
 from destruct.models.value import ValueNetwork, build_value
@@ -196,21 +196,22 @@ class _Maker:
         arguments = (self.dtype, self.weights("value"), model.attention, model.activation_checkpointing, fsdp_ranks)
         return build_value(model.value, self.vocab_size, *arguments).to(self.topology.device)
 
-    def copy(self) -> PolicyNetwork:
+    def copy(self, policy: nn.Module) -> PolicyNetwork:
         model = self.settings.config.model
         head = self.head
-        return build_copy(model.policy, self.vocab_size, self.dtype, head.loss, model.attention, head.chunk_rows)
+        network = build_copy(model.policy, self.vocab_size, self.dtype, head.loss, model.attention, head.chunk_rows)
+        take_buffers(network, policy)
+        return network
 
     def replica(self, policy: TrainEngine) -> PolicyNetwork:
         """The policy without an engine's hooks, which samples."""
-        if self.settings.config.rollout.gather == "layers":
-            with torch.device("meta"):
-                network = self.copy()
-            borrow(network, policy, self.topology.device)
-            return network
+        borrows = self.settings.config.rollout.gather == "layers"
         # Made where it stays: a large model is not put into the host's memory first.
-        with self.topology.device:
-            return self.copy()
+        with torch.device("meta") if borrows else self.topology.device:
+            network = self.copy(policy.module)
+        if borrows:
+            borrow(network, policy, self.topology.device)
+        return network
 
     def classifier(self, fsdp_ranks: int = 1) -> RewardModel | None:
         model = self.settings.config.reward.model
@@ -229,8 +230,8 @@ def _single(maker: _Maker) -> Made:
     networks = Networks(
         policy=SingleEngine(policy, *arguments),
         value=SingleEngine(maker.value(), *arguments),
-        frozen=SingleFrozen(maker.copy().to(device)),
-        initial=SingleFrozen(maker.copy().to(device)) if settings.config.kl.reference == "initial" else None,
+        frozen=SingleFrozen(maker.copy(policy).to(device)),
+        initial=SingleFrozen(maker.copy(policy).to(device)) if settings.config.kl.reference == "initial" else None,
     )
     classifier = maker.classifier()
     term = None if classifier is None else maker.term(SingleFrozen(classifier.to(device)))
@@ -247,8 +248,8 @@ def _fsdp(maker: _Maker) -> Made:
 
     def frozen() -> FsdpFrozen:
         with torch.device("meta"):
-            network = maker.copy()
-        return FsdpFrozen(network, offload, topology, like=policy.module)
+            network = maker.copy(policy.module)
+        return FsdpFrozen(network, offload, topology)
 
     networks = Networks(
         policy=policy,
@@ -272,7 +273,7 @@ def _deepspeed(maker: _Maker) -> Made:
 
     def frozen() -> DeepSpeedFrozen:
         with made_in_shards(filled["frozen"]):
-            network = maker.copy()
+            network = maker.copy(policy)
         return DeepSpeedFrozen(network, filled["frozen"], topology)
 
     with loading(model.policy.path, "policy"):

@@ -4,7 +4,6 @@ from destruct.config.deepspeed import FrozenJSON, TrainingJSON, ZeroOptimization
 from destruct.errors import DestructError
 
 OF_DEEPSPEED_ALONE = (
-    "round_robin_gradients",
     "reduce_bucket_size",
     "allgather_bucket_size",
     "sub_group_size",
@@ -40,6 +39,17 @@ def check_fsdp(training: TrainingJSON, training_name: str, frozen: FrozenJSON, f
         if offload is not None and offload.device != "none":
             key = f"zero_optimization.{name}.device = {offload.device}"
             _refuse(training_name, key, "the networks that train stay on their devices", f"leave {name} out")
+    if zero.round_robin_gradients:
+        _refuse(training_name, "zero_optimization.round_robin_gradients", "it has nothing of the kind", "leave it out")
+    resting = frozen.zero_optimization.offload_optimizer
+    if resting is not None and resting.device != "none":
+        key = f"zero_optimization.offload_optimizer.device = {resting.device}"
+        _refuse(frozen_name, key, "a frozen model has no optimizer", "leave offload_optimizer out")
+    if frozen.bf16 not in ("auto", training.bf16):
+        _refuse(frozen_name, "bf16", "the frozen model has the dtype of the policy", 'write "auto"')
+    for file, json in ((training_name, training), (frozen_name, frozen)):
+        for name in json.changed("wall_clock_breakdown", "steps_per_print"):
+            _refuse(file, name, "these are DeepSpeed's own log lines", f"leave {name} out")
     own = ["stage3_param_persistence_threshold", *OF_DEEPSPEED_ALONE]
     for file, section, names in (
         (training_name, zero, own),

@@ -86,8 +86,9 @@ def choose_target(
         q_k   = w0_k at least on a plateau, and what lies above the least shrinks alike
 
     Sources whose signal or error is not finite, or that are exhausted, keep their priors, and the rest is shared by
-    this rule among the others.  A plateau is where `more_to_come` and p_k <= 2 se_k.  Forgotten is what gets worse on
-    the training text too: of a text learnt by heart that gets better, and the gap grows by more than what is lost.
+    this rule among the others; w0 is in relation to what is not exhausted.  A plateau is where `more_to_come` and
+    p_k <= 2 se_k.  Forgotten is what gets worse on the training text too: of a text learnt by heart that gets better,
+    and the gap grows by more than what is lost.
 
     Args:
         signal, signal_se: (S,) LP and SE, or another figure of the estimates that counts in their place.
@@ -98,12 +99,15 @@ def choose_target(
     """
     known = np.isfinite(signal) & np.isfinite(signal_se)
     eligible = known & (estimates.exhausted == 0)
+    of_live = _of_the_live(prior, estimates)
     # Nothing is computed with what is not known: with z = 0 an infinite error would make 0 * inf = NaN.
-    p, se = credit(np.where(known, signal, 0.0), np.where(known, signal_se, 0.0), estimates.share, prior, rules.credit)
+    p, se = credit(
+        np.where(known, signal, 0.0), np.where(known, signal_se, 0.0), estimates.share, of_live, rules.credit
+    )
     worth = np.exp(-np.maximum(estimates.epochs - 1, 0) / rules.repetition_epochs)
     gained = np.maximum(p - rules.z * se, 0)
     # Written so that a gap which is not known yet rescues none.
-    may_rescue = (estimates.share < prior) & (estimates.gap_growth <= -estimates.progress / 2)
+    may_rescue = (estimates.share < of_live) & (estimates.gap_growth <= -estimates.progress / 2)
     rescued = np.where(may_rescue, rules.rescue * np.maximum(-p - CERTAIN * se, 0), 0.0) * worth
     evidence = gained * worth + rescued
     evidence[~eligible] = rescued[~eligible] = 0.0
@@ -134,14 +138,20 @@ def next_idle(idle: Floats, target: Target, estimates: Estimates, prior: Floats)
     and by how much evidence it had: where none learns beyond the errors, to be idle tells a source from no other.  And
     it is forgotten, so that the mixture returns to the prior when nothing is learnt any more.
     """
-    total = float(np.sum(estimates.tokens))
+    total, of_live = float(np.sum(estimates.tokens)), _of_the_live(prior, estimates)
     drawn = np.zeros_like(prior)
     if total > 0:
-        drawn[prior > 0] = estimates.tokens[prior > 0] / (total * prior[prior > 0])
+        drawn[prior > 0] = estimates.tokens[prior > 0] / (total * of_live[prior > 0])
     learns = target.eligible & (target.progress > CERTAIN * target.progress_se)
     longer = REMEMBERED * idle + target.confidence / MAX_CONFIDENCE * drawn
     counted = np.where(learns, idle / 2, np.where(target.eligible, longer, idle))
     return np.where(target.unfinished, 0.0, counted)
+
+
+def _of_the_live(prior: Floats, estimates: Estimates) -> Floats:
+    """(S,) the prior in relation to the sources that are not exhausted, who share all that is drawn."""
+    live = estimates.exhausted == 0
+    return prior if live.all() or not live.any() else prior / np.sum(prior[live])
 
 
 def more_to_come(estimates: Estimates) -> NDArray[np.bool_]:

@@ -16,12 +16,8 @@ def borrow(network: nn.Module, engine: TrainEngine, device: torch.device) -> Non
     All ranks must then call the network equally often.
 
     Args:
-        network: of the names of the engine's own, made on the meta device; its buffers become the engine's.
+        network: of the names of the engine's own, on the meta device but for its buffers.
     """
-    buffers = dict(engine.module.named_buffers())
-    for name, _ in list(network.named_buffers()):
-        owner, _, leaf = name.rpartition(".")
-        network.get_submodule(owner)._buffers[leaf] = buffers[name].clone()
     names = {id(p): name for name, p in network.named_parameters()}
     lent: dict[str, nn.Parameter] = {}
     for part in network.modules():

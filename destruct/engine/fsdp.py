@@ -1,7 +1,7 @@
 """FSDP2 behind the engine protocol: float32 shards, products in the network's dtype, checkpoints by torch's DCP.
 
-Each decoder layer is a unit that is gathered for its forward and its backward; so are the embeddings and the head,
-unless they are one tied weight, which stays with the root.
+Each decoder layer is a unit that is gathered for its forward and its backward; so are the input embeddings and the
+head, unless they are one tied weight, which stays with the root.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import GradientCheckpointingLayer, PreTrainedModel
 
 from destruct.config.deepspeed import Offload, Optimizer
 from destruct.engine.topology import Topology
@@ -34,7 +35,8 @@ class FsdpEngine:
     def __init__(
         self, module: nn.Module, optimizer: Optimizer, accumulation: int, max_grad_norm: float, topology: Topology
     ):
-        self.module, self.topology = module, topology
+        self.module: Any = module
+        self.topology = topology
         self.accumulation = accumulation
         self.max_grad_norm = max_grad_norm
         self.dtype = next(module.parameters()).dtype
@@ -51,7 +53,11 @@ class FsdpEngine:
             self.optimizer.state[p] = {"step": torch.tensor(0.0), **moments}
 
     def __call__(self, *args: Any) -> Any:
-        return self.module(*args)
+        output = self.module(*args)
+        if not torch.is_grad_enabled():
+            # Else the root stays gathered until a backward, takes memory, and does not see what is loaded in between.
+            self.module.reshard()
+        return output
 
     def backward(self, loss: Tensor) -> None:
         # FSDP averages over the ranks.  It reduces each micro-batch, so that no rank ever holds a whole gradient.
@@ -87,9 +93,10 @@ class FsdpEngine:
             dcp.save(self._state(), checkpoint_id=folder / role)
         except dcp.CheckpointException as error:  # on every rank; it is no Exception
             failures = list(error.failures.values())
-            if all(_is_of_the_disk(failure, trace) for failure, trace in failures):
-                raise OSError(f"{folder / role}: {failures[0][0]}") from error
-            raise failures[0][0] from error
+            for failure, trace in failures:
+                if not _is_of_the_disk(failure, trace):
+                    raise failure from error
+            raise OSError(f"{folder / role}: {failures[0][0]}") from error
 
     def load(self, folder: Path, role: str) -> None:
         if not (folder / role / ".metadata").is_file():
@@ -114,26 +121,25 @@ class FsdpFrozen:
     Args:
         module: as for `FsdpEngine`; where its parameters are on the meta device they come with the first refresh.
         offload: where the shards rest; None, or no GPU: on the rank's device.
-        like: a network of the same names whose buffers this one takes.
     """
 
-    def __init__(self, module: nn.Module, offload: Offload | None, topology: Topology, like: nn.Module | None = None):
+    def __init__(self, module: nn.Module, offload: Offload | None, topology: Topology):
         self.module: Any = module.requires_grad_(False).eval()
         self.topology = topology
         policy, device = OffloadPolicy(), topology.device
         if offload is not None and offload.device == "cpu" and device.type == "cuda":
             policy, device = CPUOffloadPolicy(offload.pin_memory), torch.device("cpu")
-        if like is not None:
-            for name, buffer in like.named_buffers():
-                owner, _, leaf = name.rpartition(".")
-                module.get_submodule(owner)._buffers[leaf] = buffer.clone()
         # What stayed gathered after a forward would not see the next refresh.
         dtype = next(module.parameters()).dtype
         _shard(module, dtype, device, topology, reshard_after_forward=True, offload_policy=policy)
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Any:
-        return self.module(*args)
+        output = self.module(*args)
+        if hasattr(self.module, "reset_iter_state"):  # from torch 2.13 on
+            # Else the order of all forwards is remembered for a backward that never comes.
+            self.module.reset_iter_state()
+        return output
 
     @torch.no_grad()
     def refresh(self, policy: FsdpEngine) -> None:
@@ -202,13 +208,24 @@ def _part_of(whole: Tensor, q: DTensor) -> Tensor:
 
 
 def _units(module: nn.Module) -> list[nn.Module]:
-    """The parts of a network that are gathered by themselves, by the names that transformers gives its layers."""
+    """The parts of a network that are gathered by themselves.
+
+    Layers are what transformers does not split, or can checkpoint.  Of what is not called but read, such as the
+    relative positions of DeBERTa, nothing would be gathered: it stays with its layer or with the root.
+    """
     names = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    layers = [part for part in module.modules() if type(part).__name__ in names]
-    within = {id(part) for layer in layers for part in layer.modules()}
-    ends = [part for part in module.modules() if isinstance(part, nn.Embedding | FusedHead) and id(part) not in within]
-    uses = Counter(id(part.weight) for part in ends)
-    return layers + [part for part in ends if uses[id(part.weight)] == 1]
+    layers: list[nn.Module] = []
+    within: set[int] = set()
+    for part in module.modules():  # parents first
+        if id(part) not in within and (type(part).__name__ in names or isinstance(part, GradientCheckpointingLayer)):
+            layers.append(part)
+            within.update(id(inner) for inner in part.modules())
+    ends = {id(part): part for part in module.modules() if isinstance(part, FusedHead)}
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel) and isinstance(part.get_input_embeddings(), nn.Embedding):
+            ends[id(part.get_input_embeddings())] = part.get_input_embeddings()
+    uses = Counter(id(part.weight) for part in ends.values())
+    return layers + [part for part in ends.values() if uses[id(part.weight)] == 1 and id(part) not in within]
 
 
 def _is_of_the_disk(failure: BaseException, trace: StackSummary) -> bool:

@@ -191,6 +191,17 @@ def build_copy(
 
 
 @torch.no_grad()
+def take_buffers(network: nn.Module, like: nn.Module) -> None:
+    """Give a network the buffers of another one of the same names, such as rotary frequencies, on the other's device.
+
+    They come with no refresh and no `fill`, and a pretrained model may have some that are no function of its config.
+    """
+    for name, buffer in like.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        network.get_submodule(owner)._buffers[leaf] = buffer.clone()
+
+
+@torch.no_grad()
 def check_head(network: PolicyNetwork) -> None:
     """Compare the model's own logits with ours, on a few tokens.
 

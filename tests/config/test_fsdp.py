@@ -40,6 +40,8 @@ def test_the_other_shipped_files_are_refused_by_what_differs(files, refusal, nam
         ("zero_optimization.memory_efficient_linear", True),
         ("zero_optimization.offload_param", {"device": "cpu"}),
         ("optimizer.params.torch_adam", False),
+        ("wall_clock_breakdown", True),
+        ("steps_per_print", 10),
     ],
 )
 def test_a_key_of_zeros_own_is_refused_for_the_networks_that_train(files, refusal, key, value):
@@ -49,14 +51,29 @@ def test_a_key_of_zeros_own_is_refused_for_the_networks_that_train(files, refusa
     assert files.load("engine.backend=deepspeed").config.engine.backend == "deepspeed"
 
 
-def test_a_key_of_zeros_own_is_refused_for_the_frozen_model(files, refusal):
-    files.change_frozen({"zero_optimization.stage3_max_live_parameters": 0})
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("zero_optimization.stage3_max_live_parameters", 0),
+        ("zero_optimization.offload_optimizer", {"device": "cpu"}),
+        ("bf16", {"enabled": False}),
+        ("wall_clock_breakdown", True),
+    ],
+)
+def test_a_key_of_zeros_own_is_refused_for_the_frozen_model(files, refusal, key, value):
+    files.change_frozen({key: value})
     problem, _ = refusal(lambda: files.load(FSDP))
-    assert problem.startswith(f"{files.frozen}: engine.backend=fsdp cannot honour zero_optimization.stage3_max_live")
+    assert problem.startswith(f"{files.frozen}: engine.backend=fsdp cannot honour {key}")
 
 
 @pytest.mark.parametrize("offload", [None, {"device": "none"}, {"device": "cpu", "pin_memory": True}])
 def test_where_the_frozen_model_rests_is_heeded(files, offload):
     files.change_frozen({"zero_optimization.offload_param": offload})
     files.change_train({"zero_optimization.offload_param": {"device": "none"}, "zero_optimization.overlap_comm": True})
+    files.load(FSDP)
+
+
+def test_what_asks_for_nothing_passes(files):
+    files.change_train({"zero_optimization.round_robin_gradients": False, "zero_optimization.overlap_comm": True})
+    files.change_frozen({"bf16": {"enabled": True}})
     files.load(FSDP)

@@ -31,10 +31,10 @@ def test_without_z_every_progress_counts():
 def test_all_rules_together_worked_by_hand():
     """Four sources of prior 1/4: one drawn four times as much, one forgotten, one repeated, one exhausted.
 
-    p = LP / (share/w0)^.5: shares (1, .25, .25, 0)/1.5 of w0 1/4 are (8/3, 2/3, 2/3, .05 at least).
+    p = LP / (share/w0)^.5: shares (1, .25, .25, 0)/1.5 of w0 1/3, among three, are (2, .5, .5, .05 at least).
     """
     share = np.array([1.0, 0.25, 0.25, 0.0]) / 1.5
-    drawn = np.sqrt([8 / 3, 2 / 3, 2 / 3, 0.05])
+    drawn = np.sqrt([2, 0.5, 0.5, 0.05])
     progress, se = np.array([0.4, -0.2, 0.1, 0.3]), 0.02
     p, e = progress / drawn, se / drawn
     u = np.array([p[0] - e[0], 0.5 * (-p[1] - 2 * e[1]), (p[2] - e[2]) * math.exp(-2 / 15.4), 0.0])
@@ -131,22 +131,24 @@ def test_what_is_exhausted_keeps_its_prior_and_earns_nothing_neither_by_progress
 
 
 def test_the_others_share_as_though_what_is_exhausted_had_never_been():
-    """Priors .3, .2 and .1 by themselves, and beside one of .4 that is exhausted, whatever is measured of it."""
-    rng, rules = np.random.default_rng(0), {"z": 0.7, "credit": 0.5, "exploration_rounds": 3.0, "plateaus": True}
-    prior, moved = np.array([0.4, 0.3, 0.2, 0.1]), 0
+    """Priors .3, .2 and .1 by themselves, and beside one of .4 that is exhausted, whatever is measured of it, through
+    50 rounds of idleness, credit, rescue and plateaus."""
+    rng, rules = np.random.default_rng(0), {"z": 0.7, "credit": 0.5, "rescue": 0.5, "exploration_rounds": 3.0}
+    prior, idle, moved, rescued = np.array([0.4, 0.3, 0.2, 0.1]), np.array([2.0, 3, 1, 0]), 0, 0
     for _ in range(50):
-        idle, progress, tokens = rng.uniform(0, 9, 4), rng.normal(0, 0.02, 4), rng.uniform(0.2, 1, 4)
-        compressed, share = rng.uniform(2.9, 3.1, 4), tokens * [0, 1, 1, 1] / tokens[1:].sum()
-        beside = target(
-            prior, progress, 0.01, idle, rules=rules, exhausted=[1, 0, 0, 0], share=share, compressed=compressed
-        )
-        alone = target(
-            prior[1:] / 0.6, progress[1:], 0.01, idle[1:], rules=rules, share=share[1:], compressed=compressed[1:]
-        )
+        progress, tokens = rng.normal(0, 0.02, 4), rng.uniform(0, 1, 4) * [0, 1, 1, 1]
+        figures = {"compressed": rng.uniform(2.9, 3.1, 4), "share": tokens / tokens.sum(), "tokens": tokens}
+        now = figures | {"exhausted": [1, 0, 0, 0]}
+        theirs = {name: x[1:] for name, x in figures.items()}
+        beside = target(prior, progress, 0.01, idle, rules=rules, **now)
+        alone = target(prior[1:] / 0.6, progress[1:], 0.01, idle[1:], rules=rules, **theirs)
         assert beside.weights[0] == 0.4
         np.testing.assert_allclose(beside.weights[1:] / 0.6, alone.weights, rtol=1e-12)
-        moved += beside.confidence > 0.1
-    assert moved > 20
+        after = next_idle(idle[1:], alone, estimates_of(**theirs), prior[1:] / 0.6)
+        idle = next_idle(idle, beside, estimates_of(**now), prior)
+        np.testing.assert_allclose(idle, [2, *after], rtol=1e-12)
+        moved, rescued = moved + (beside.confidence > 0.1), rescued + beside.rescued.any()
+    assert moved > 20 and rescued > 5
 
 
 def test_perfect_evidence_leaves_a_fifth_to_exploration():

@@ -25,7 +25,7 @@ from destruct.engine.fsdp import FsdpEngine, FsdpFrozen
 from destruct.engine.schedule import Schedule
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
-from destruct.models.policy import build_copy, build_policy
+from destruct.models.policy import build_copy, build_policy, take_buffers
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients
 from destruct.ppo.update import UpdateSettings, accumulate
@@ -149,7 +149,10 @@ def frozen_copy(way: str, topology: Topology, threshold: int = 0) -> Any:
     """A frozen copy of the bfloat16 policy, by the shipped JSON but for the threshold."""
     module = build_copy(shape(True), V, torch.bfloat16, "chunked")
     if way == "fsdp":
-        return FsdpFrozen(module, Offload(device="cpu", pin_memory=True), topology)
+        with torch.device("meta"):
+            empty = build_copy(shape(True), V, torch.bfloat16, "chunked")
+        take_buffers(empty, module)
+        return FsdpFrozen(empty, Offload(device="cpu", pin_memory=True), topology)
     shipped = (Path(__file__).parents[2] / "ds_configs" / "frozen_cpu_offload.json").read_text()
     config = frozen_json(FrozenJSON.model_validate_json(shipped), training(3, "bfloat16", 1))
     config["zero_optimization"]["stage3_param_persistence_threshold"] = threshold

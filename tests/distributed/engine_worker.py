@@ -1,5 +1,6 @@
 """What every rank does for test_engines.py: all engine cases in one launch; rank 0 writes the figures as JSON."""
 
+import copy
 import itertools
 import json
 import sys
@@ -8,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, LlamaForCausalLM
 
 from destruct.batch import Minibatch, TrainBatch
 from destruct.engine import topology as ranks
+from destruct.engine.fsdp import FsdpFrozen
 from destruct.engine.topology import Topology
 from destruct.exits import Exit, leave
 from destruct.models.policy import build_copy, llama_config
+from destruct.models.reward_model import RewardModel
 from destruct.ops.rows import ScoreRows
 from destruct.ppo.update import ppo_update
 from destruct.rollout.generate import Sampling, generate
@@ -32,6 +35,7 @@ from tests.distributed.engine_setup import (
     frozen_copy,
     minibatches,
     networks,
+    placed,
     rollouts,
     settings,
     shape,
@@ -166,6 +170,37 @@ def refresh_case(way: str, threshold: int, topology: Topology) -> dict[str, floa
     }
 
 
+def load_case(way: str, tied: bool, topology: Topology, folder: Path) -> dict[str, float]:
+    """A checkpoint is loaded into networks that have already answered without gradients, as at the start of a run."""
+    batch, order = rollouts(), torch.Generator()
+    policy, value = (sharded(m, way, "bfloat16", 1, topology) for m in networks("bfloat16", tied))
+    before = response_logprobs(policy, batch, 1.0, ptx=False)
+    for _ in range(3):
+        ppo_update(policy, value, minibatches(1, topology), COEFFICIENTS, settings(), 0, order, topology)
+    trained = response_logprobs(policy, batch, 1.0, ptx=False)
+    policy.save(folder, "policy")
+    close(policy, value)
+    policy = sharded(networks("bfloat16", tied)[0], way, "bfloat16", 1, topology)
+    response_logprobs(policy, batch, 1.0, ptx=False)
+    policy.load(folder, "policy")
+    loaded = response_logprobs(policy, batch, 1.0, ptx=False)
+    close(policy)
+    return {"moved": (trained - before).abs().max().item(), "gap": (loaded - trained).abs().max().item()}
+
+
+def classifier_case(topology: Topology) -> float:
+    """A reward model that reads an embedding which it never calls, sharded by FSDP, against plain transformers."""
+    config = DebertaV2Config(vocab_size=V, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=1)
+    config.update({"intermediate_size": 64, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]})
+    torch.manual_seed(0)
+    plain = RewardModel(DebertaV2ForSequenceClassification(config).eval().to(topology.device))
+    frozen = FsdpFrozen(copy.deepcopy(plain), None, topology)
+    tokens = placed(torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]]))
+    mask = placed(torch.tensor([[True] * 4, [True, True, False, False]]))
+    with torch.no_grad():
+        return (frozen(tokens, mask) - plain(tokens, mask)).abs().max().item()
+
+
 def shard_padding(engine: Any, topology: Topology) -> list[Tensor]:
     """What lies beyond the last element of each ZeRO-3 parameter: in the rank's shard, and in its master."""
     if getattr(engine, "stage", 0) < 3:
@@ -203,12 +238,17 @@ def replica_case(topology: Topology, way: str, mixed: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    topology = ranks.start()
+    topology, folder = ranks.start(), Path(sys.argv[1]).with_suffix("")
     results = {
         "gradients": gradient_cases(topology),
         "scores": score_cases(topology),
         "skips": skip_cases(topology),
         "refresh": {f"{way} threshold{t}": refresh_case(way, t, topology) for way, t in REFRESHED},
+        "loads": {
+            f"{way} {'tied' if tied else 'untied'}": load_case(way, tied, topology, folder / f"{way} {tied}")
+            for way, tied in itertools.product(("zero3", "fsdp"), (True, False))
+        },
+        "classifier": classifier_case(topology),
         "lengths": length_cases(topology),
         "replica": {
             f"{way} {prompts}": replica_case(topology, way, prompts == "mixed")

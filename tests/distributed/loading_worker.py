@@ -16,7 +16,7 @@ from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen, loading_
 from destruct.engine.fsdp import FsdpEngine, FsdpFrozen
 from destruct.engine.topology import Topology
 from destruct.exits import Exit, leave
-from destruct.models.policy import build_copy, build_policy
+from destruct.models.policy import build_copy, build_policy, take_buffers
 from destruct.models.reward_model import build_reward_model
 from destruct.models.value import build_value
 from tests.distributed.engine_setup import ADAM, training
@@ -36,7 +36,9 @@ def unlike(engine: Any, whole: dict[str, torch.Tensor], prefix: str = "") -> lis
 def own_share(module: torch.nn.Module) -> float:
     """Elements of the module's tensors on this rank, as a share of all of them."""
     parts = [(p.to_local().numel(), p.numel()) for p in module.parameters() if isinstance(p, DTensor)]
-    parts += [(p.ds_tensor.numel(), p.ds_numel) for p in module.parameters() if hasattr(p, "ds_tensor")]
+    for p in module.parameters():
+        if not isinstance(p, DTensor):
+            parts.append((p.ds_tensor.numel(), p.ds_numel) if hasattr(p, "ds_tensor") else (p.numel(), p.numel()))
     return sum(own for own, _ in parts) / sum(whole for _, whole in parts)
 
 
@@ -68,11 +70,12 @@ def by_fsdp(path: str, reward: str, topology: Topology) -> tuple[dict[str, Any],
     share = own_share(policy)
     with torch.device("meta"):
         copy = build_copy(PolicyShape(path=path), 0, DTYPE, "chunked")
+    take_buffers(copy, policy)
     engines = {
         "policy": FsdpEngine(policy, ADAM, 1, 1.0, topology),
         "value": FsdpEngine(build_value(LlamaShape(path=path), 0, DTYPE, 0, fsdp_ranks=ranks), ADAM, 1, 1.0, topology),
         "reward": FsdpFrozen(build_reward_model(reward, None, DTYPE, ranks), None, topology),
-        "frozen": FsdpFrozen(copy, None, topology, like=policy),
+        "frozen": FsdpFrozen(copy, None, topology),
     }
     return engines, share
 

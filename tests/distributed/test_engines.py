@@ -103,6 +103,20 @@ def test_a_refresh_is_seen_by_the_frozen_engines_next_forward(figures, ranks, na
     assert case["head"] == 0, "gathered in full outside of a forward"
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_checkpoint_is_seen_by_networks_that_have_answered_before(figures, ranks):
+    """ZeRO-3 and FSDP, tied and not: what stayed gathered after a forward without gradients would not see it."""
+    assert len(figures[ranks]["loads"]) == 4
+    for name, case in figures[ranks]["loads"].items():
+        assert case["moved"] > 0.1 and case["gap"] == 0, name
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_reward_model_of_another_architecture_scores_in_shards_as_it_does_whole(figures, ranks):
+    """DeBERTa's relative positions are read and never called, and transformers names no layers of it."""
+    assert figures[ranks]["classifier"] < 1e-6
+
+
 def test_the_padding_of_shards_and_masters_is_still_zero_after_four_updates(figures):
     """The value head's bias has one element; of two ranks the second holds padding alone."""
     case = figures[2]["refresh"]["zero3 threshold0"]

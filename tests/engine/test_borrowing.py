@@ -7,7 +7,7 @@ from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.engine.borrowing import borrow
 from destruct.engine.single import SingleEngine
-from destruct.models.policy import PolicyNetwork, build_copy, build_policy
+from destruct.models.policy import PolicyNetwork, build_copy, build_policy, take_buffers
 
 TOKENS = torch.tensor([[3, 5, 7, 9], [2, 4, 6, 8]])
 
@@ -27,6 +27,7 @@ def borrowing(tied: bool) -> tuple[SingleEngine, PolicyNetwork]:
     engine = SingleEngine(build_policy(shape(tied), 64, torch.float32, 1, "chunked"), Optimizer(), 1, 1.0)
     with torch.device("meta"):
         network = build_copy(shape(tied), 64, torch.float32, "chunked")
+    take_buffers(network, engine.module)
     borrow(network, engine, torch.device("cpu"))
     return engine, network
 
