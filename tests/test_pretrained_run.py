@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, OPTConfig, OPTForCausalLM
 
 from destruct.build import build
 from destruct.config.settings import load
@@ -62,6 +62,28 @@ def test_both_keys_of_the_model_reach_both_networks(tmp_path, llama):
         assert network.config._attn_implementation == "eager"
         assert network.is_gradient_checkpointing
     run.sinks.close()
+
+
+@torch.no_grad()
+def test_every_copy_of_the_policy_has_the_buffers_that_came_with_its_weights(tmp_path):
+    """DeepSeek-V3 chooses experts by a bias that is no parameter; a copy without it would choose others."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "first_k_dense_replace": 0}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    ranks = {"v_head_dim": 8, "q_lora_rank": 8, "kv_lora_rank": 8, "num_hidden_layers": 1, "n_shared_experts": 1}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    vocab = write_tokenizer(tmp_path / "deepseek") + SPARE
+    config = DeepseekV3Config(vocab_size=vocab, max_position_embeddings=64, **sizes, **heads, **ranks, **experts)
+    lm = DeepseekV3ForCausalLM(config)
+    bias = lm.model.layers[0].mlp.gate.e_score_correction_bias
+    bias.copy_(torch.arange(8) / 10)
+    lm.save_pretrained(tmp_path / "deepseek")
+    model = {role: {"path": str(tmp_path / "deepseek")} for role in ("policy", "value")}
+    run = started(tmp_path, model, "kl.reference=initial")
+    run.sinks.close()
+    networks = run.networks
+    for network in (networks.policy.module, networks.frozen.module, networks.initial.module):
+        got = network.lm.model.layers[0].mlp.gate.e_score_correction_bias
+        torch.testing.assert_close(got.float(), bias, atol=2e-3, rtol=0)
 
 
 def test_a_body_in_which_documents_see_each_other_is_refused_by_the_key_that_names_it(tmp_path, llama):
