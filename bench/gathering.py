@@ -12,11 +12,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-from bench.loading import ROOT, anonymous_mib, write_model
+from bench.loading import ROOT, Watched, write_model
 
 BACKENDS, WAYS = ("deepspeed", "fsdp"), ("once", "layers")
 
@@ -31,6 +29,7 @@ def rank(folder: str, backend: str, way: str) -> None:
     from destruct.engine.borrowing import borrow
     from destruct.engine.deepspeed import DeepSpeedEngine, loading_in_shards
     from destruct.engine.fsdp import FsdpEngine
+    from destruct.exits import Exit, leave
     from destruct.models.policy import build_copy, build_policy, take_buffers
     from destruct.rollout.generate import Sampling, sample_responses
 
@@ -46,34 +45,22 @@ def rank(folder: str, backend: str, way: str) -> None:
     else:
         network = build_policy(shape, 0, torch.bfloat16, 0, "chunked", fsdp_ranks=topology.world_size)
         engine = FsdpEngine(network, Optimizer(), 1, 1.0, topology)
-    before, peak, done = anonymous_mib(), 0.0, False
-
-    def watch() -> None:
-        nonlocal peak
-        while not done:
-            peak = max(peak, anonymous_mib())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started = time.perf_counter()
-    if way == "once":
-        replica = build_copy(shape, 0, torch.bfloat16, "chunked")
-        engine.fill(replica)
-    else:
-        with torch.device("meta"):
+    with Watched() as watched:
+        if way == "once":
             replica = build_copy(shape, 0, torch.bfloat16, "chunked")
-        take_buffers(replica, engine.module)
-        borrow(replica, engine, topology.device)
-    prompts, uniforms = torch.arange(32).view(2, 16), torch.full((2, 8), 0.5, dtype=torch.float64)
-    tokens, _, _ = sample_responses(replica, prompts, uniforms, Sampling(1.0, eos_id=-1, pad_id=0))
-    seconds = time.perf_counter() - started
-    done = True
-    watcher.join()
-    figures = topology.max(torch.tensor([peak - before, seconds], dtype=torch.float64)).tolist()
+            engine.fill(replica)
+        else:
+            with torch.device("meta"):
+                replica = build_copy(shape, 0, torch.bfloat16, "chunked")
+            take_buffers(replica, engine.module)
+            borrow(replica, engine, topology.device)
+        prompts, uniforms = torch.arange(32).view(2, 16), torch.full((2, 8), 0.5, dtype=torch.float64)
+        tokens, _, _ = sample_responses(replica, prompts, uniforms, Sampling(1.0, eos_id=-1, pad_id=0))
+    figures = topology.max(torch.tensor([watched.peak_mib, watched.seconds], dtype=torch.float64)).tolist()
     if topology.is_first:
         print(json.dumps({"peak_mib": figures[0], "seconds": figures[1], "tokens": tokens[0].tolist()}))
     ranks.stop()
+    leave(Exit.DONE)
 
 
 def measure(folder: Path, ranks: int, backend: str, way: str) -> dict[str, object]:

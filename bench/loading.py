@@ -49,6 +49,28 @@ def anonymous_mib() -> float:
     return int(match[1]) / 1024
 
 
+class Watched:
+    """Seconds of a block, and the anonymous memory above that of its beginning: at its peak and at its end, MiB."""
+
+    def __enter__(self) -> "Watched":
+        self._before, self._peak, self._done = anonymous_mib(), 0.0, False
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        self._started = time.perf_counter()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done:
+            self._peak = max(self._peak, anonymous_mib())
+            time.sleep(0.002)
+
+    def __exit__(self, *raised: object) -> None:
+        self.seconds = time.perf_counter() - self._started
+        self._done = True
+        self._watcher.join()
+        self.peak_mib, self.after_mib = self._peak - self._before, anonymous_mib() - self._before
+
+
 def rank(folder: str, way: str) -> None:
     """Load once; the first rank prints the largest peak over the ranks."""
     import torch
@@ -57,6 +79,7 @@ def rank(folder: str, way: str) -> None:
     from destruct.config.model import PolicyShape
     from destruct.engine import topology as ranks
     from destruct.engine.deepspeed import loading_in_shards
+    from destruct.exits import Exit, leave
     from destruct.models.policy import build_policy
 
     topology = ranks.start()
@@ -65,30 +88,18 @@ def rank(folder: str, way: str) -> None:
     )
     json_["zero_optimization"]["stage"] = 3 if way == "zero3" else 2
     fsdp_ranks = topology.world_size if way == "fsdp" else 1
-    before, peak, done = anonymous_mib(), 0.0, False
-
-    def watch() -> None:
-        nonlocal peak
-        while not done:
-            peak = max(peak, anonymous_mib())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started = time.perf_counter()
-    with loading_in_shards(json_):
-        network = build_policy(PolicyShape(path=folder), 0, torch.bfloat16, 0, "chunked", fsdp_ranks=fsdp_ranks)
-    if way != "zero3":  # until a step changes them, weights are pages of the mapped files
-        for p in network.parameters():
-            p.data = p.data.clone()
-    seconds = time.perf_counter() - started
-    done = True
-    watcher.join()
-    figures = torch.tensor([peak - before, anonymous_mib() - before], dtype=torch.float64)
+    with Watched() as watched:
+        with loading_in_shards(json_):
+            network = build_policy(PolicyShape(path=folder), 0, torch.bfloat16, 0, "chunked", fsdp_ranks=fsdp_ranks)
+        if way != "zero3":  # until a step changes them, weights are pages of the mapped files
+            for p in network.parameters():
+                p.data = p.data.clone()
+    figures = torch.tensor([watched.peak_mib, watched.after_mib], dtype=torch.float64)
     peak_mib, after_mib = topology.max(figures).tolist()
     if topology.is_first:
-        print(json.dumps({"peak_mib": peak_mib, "after_mib": after_mib, "seconds": seconds}))
+        print(json.dumps({"peak_mib": peak_mib, "after_mib": after_mib, "seconds": watched.seconds}))
     ranks.stop()
+    leave(Exit.DONE)
 
 
 def measure(folder: Path, ranks: int, way: str) -> dict[str, float]:
