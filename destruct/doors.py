@@ -12,6 +12,7 @@ from destruct.exits import leave
 
 DOORS = {
     "train": "train on one rank (under a launcher: deepspeed --num_gpus N -m destruct.train ...)",
+    "plan": "memory, collectives, time and disk of a run before it starts",
     "explain": "what each source of a run taught, and why it has its weight",
 }
 """Commands that there are -> what they do; each is the module of its name here, with `main(arguments) -> exit code`."""

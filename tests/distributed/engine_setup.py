@@ -126,7 +126,13 @@ def training(stage: int, dtype: str, accumulation: int, offload: dict | None = N
         {
             "gradient_accumulation_steps": accumulation,
             "bf16": {"enabled": dtype == "bfloat16"},
-            "zero_optimization": {"stage": stage, "overlap_comm": stage == 3, **(offload or {})},
+            # Smaller than the embeddings, larger than most others: buckets that are full, and one tensor beside them.
+            "zero_optimization": {
+                "stage": stage,
+                "overlap_comm": stage == 3,
+                "reduce_bucket_size": 2000,
+                **(offload or {}),
+            },
             "zero_force_ds_cpu_optimizer": False,
             "optimizer": {"type": "AdamW", "params": {"torch_adam": True, "eps": EPS}},
             "data_types": {"grad_accum_dtype": "fp32"},

@@ -1,0 +1,80 @@
+"""What a forward keeps for its backward, what one layer works with, and what the head and sampling take: bytes.
+
+Legend: b bytes of a weight, H hidden width, I width of the feed-forward layer, V vocabulary, N rows of the loss.
+"""
+
+from destruct.planning.job import MIB, Job
+from destruct.planning.networks import Decoder
+
+BLOCK = 4 * MIB  # of the chunked loss's row arithmetic; three or four work at a time
+
+
+def kept_per_token(net: Decoder, b: int, window: int) -> int:
+    """What one layer keeps for its backward, per token.
+
+    transformers' Llama under sdpa: each norm keeps its input in float32 and its result; the products their inputs; the
+    attention queries, keys and values, these repeated to the number of query heads where there is a mask, its row of
+    the mask, output and log-sum-exp; the feed-forward layer four tensors of width I.  A test compares with the tensors
+    that autograd saves.
+    """
+    h, q = net.hidden, net.q_width
+    norms = 2 * ((4 + b) * h + 4) + net.qk_norm * (4 + b) * (q + net.kv_width)
+    attention = b * (2 * h + 4 * q + window) + 4 * net.heads
+    return norms + attention + 4 * b * net.intermediate
+
+
+def working_per_token(net: Decoder, b: int) -> int:
+    """What one layer works with at its widest, per token: three tensors of the feed-forward layer and two norms."""
+    return 3 * b * net.intermediate + 8 * net.hidden
+
+
+def kept(net: Decoder, job: Job, tokens: int) -> int:
+    """What all layers keep for their backward; with activation checkpointing their borders, and one layer's inside."""
+    inside = kept_per_token(net, job.itemsize, job.window)
+    ends = (4 + 2 * job.itemsize) * net.hidden  # the embeddings' output, the last norm
+    if job.settings.config.model.activation_checkpointing:
+        return tokens * (net.layers * job.itemsize * net.hidden + inside + ends)
+    return tokens * (net.layers * inside + ends)
+
+
+def chunk_rows(net: Decoder, job: Job) -> int:
+    """Rows of logits that the fused loss holds at a time, as the implementations choose them (destruct/ops)."""
+    mib = job.settings.config.engine.loss_chunk_mib
+    if job.loss == "reference":
+        return job.policy_rows
+    if job.loss == "triton":
+        fitting = (mib or 1024) * MIB // (net.vocab * (4 + job.itemsize))
+        return max(128, min(4096, fitting // 128 * 128))
+    fitting = (mib or 64) * MIB // (net.vocab * job.itemsize)
+    return max(16, min(1024, fitting // 16 * 16))
+
+
+def loss_chunk(net: Decoder, job: Job, rows: int) -> int:
+    """Logits of the fused loss, and what its row arithmetic takes, without gradients."""
+    count = min(rows, chunk_rows(net, job))
+    models = 2 if job.settings.config.kl.in_loss.startswith("exact") else 1
+    if job.loss == "triton":
+        return count * net.vocab * (4 * models + job.itemsize)
+    if job.loss == "reference":
+        return 4 * count * net.vocab * (3 + models)
+    return models * (count * net.vocab * job.itemsize + 3 * BLOCK)
+
+
+def head_gradient(net: Decoder, job: Job, rows: int) -> int:
+    """Gradient of the head's weight (V, H) in the making: in float32 where several chunks add to it, then rounded."""
+    several = rows > chunk_rows(net, job) and job.itemsize == 2
+    return net.embedding * (job.itemsize + (4 if several else 0)) + rows * net.hidden * job.itemsize
+
+
+def kv_cache(net: Decoder, job: Job) -> int:
+    """Keys and values of all rollouts that a rank samples at once, and one layer's again while it grows."""
+    token = 2 * job.itemsize * net.kv_width * job.rollouts_per_rank * job.window
+    return token * (net.layers + 1)
+
+
+def sampling(net: Decoder, job: Job) -> int:
+    """The widest moment of sampling: the prompts' pass, or the float64 distribution of every rollout's next token."""
+    n, b, p = job.rollouts_per_rank, job.itemsize, job.settings.config.rollout.prompt_tokens
+    prompts = n * p * working_per_token(net, b)
+    repeated = 2 * n * job.window * net.q_width * b  # keys and values of one layer, once for each query head
+    return max(prompts, repeated + n * net.vocab * (16 + b))

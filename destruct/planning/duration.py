@@ -1,0 +1,138 @@
+"""The time of an update: arithmetic at a share of the peak, memory and collectives at their bandwidth."""
+
+from dataclasses import dataclass
+
+from destruct.planning.collectives import TRIPS, Collective, plan_collectives
+from destruct.planning.job import Job
+from destruct.planning.networks import Decoder
+
+BUS_EFFICIENCY = 0.8
+"""Share of the wires' bandwidth that large collectives are taken to reach."""
+MEMORY_EFFICIENCY = 0.7
+"""Share of the memory's bandwidth that decoding is taken to reach."""
+HOST_BANDWIDTH = 40e9
+"""Bytes a second between a device and its host, each way, and of Adam on the host."""
+
+ASSUMPTIONS = (
+    "products reach {efficiency:.0%} of {flops:.0f} TFLOP/s; decoding reads all weights and the cache once a token at "
+    "70% of the memory's {memory:.1f} TB/s",
+    "collectives are rings at 80% of {bus:.0f} GB/s a rank and {hop:.0f} us from rank to rank; they hide behind the "
+    "arithmetic of their phase, or it behind them",
+    "every rollout runs to its last token, no epoch is stopped early, prompts fill their columns",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Seconds of one phase of an update on the slowest rank, which are the largest of these."""
+
+    name: str
+    arithmetic: float
+    memory: float
+    collectives: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole phase."""
+        return max(self.arithmetic, self.memory, self.collectives)
+
+    @property
+    def bound(self) -> str:
+        """What takes the time."""
+        return max(("arithmetic", "memory", "collectives"), key=lambda name: getattr(self, name))
+
+
+def bus_bandwidth(job: Job) -> float:
+    """Bytes a second that a ring moves through each rank: its link, or its machine's share of the network."""
+    hardware = job.hardware
+    across = min(hardware.link, hardware.network * job.per_node)
+    return hardware.link if job.nodes == 1 else across
+
+
+def collective_seconds(job: Job, call: Collective) -> float:
+    """A ring: each call goes round the ranks once, or twice to reduce and to spread; its bytes take the bandwidth."""
+    hops = (job.world - 1) * TRIPS[call.kind]
+    return call.sent(job.world) / (bus_bandwidth(job) * BUS_EFFICIENCY) + call.calls * hops * job.hardware.hop
+
+
+def plan_duration(job: Job) -> list[Phase]:
+    """The phases of an update, validation and checkpoints left out."""
+    waited: dict[str, float] = {}
+    for call in plan_collectives(job):
+        waited[call.phase] = waited.get(call.phase, 0.0) + collective_seconds(job, call)
+    speed = job.hardware.peak_flops * job.hardware.efficiency
+    memory_speed = job.hardware.memory_bandwidth * MEMORY_EFFICIENCY
+    phases = []
+    for name, (flops, read, host) in work(job).items():
+        memory = read / memory_speed + host / HOST_BANDWIDTH
+        phases.append(Phase(name, flops / speed, memory, waited.get(name, 0.0)))
+    return phases
+
+
+def assumptions(job: Job) -> list[str]:
+    """What the times stand on."""
+    hardware = job.hardware
+    figures = {
+        "efficiency": hardware.efficiency,
+        "flops": hardware.peak_flops / 1e12,
+        "memory": hardware.memory_bandwidth / 1e12,
+        "bus": bus_bandwidth(job) / 1e9,
+        "hop": job.hardware.hop * 1e6,
+    }
+    return [text.format(**figures) for text in ASSUMPTIONS]
+
+
+def work(job: Job) -> dict[str, tuple[float, float, float]]:
+    """Of one rank and update, by phase: FLOPs, bytes of its memory, bytes between it and its host."""
+    m, again = job.micro_batches, 4 if job.settings.config.model.activation_checkpointing else 3
+    policy, alone = forward_flops(job, job.policy, both=True), forward_flops(job, job.policy, both=False)
+    value = forward_flops(job, job.value, both=False)
+    reward = 0.0 if job.reward_model is None else forward_flops(job, job.reward_model, both=False)
+    stops = job.policy_score_passes - 2 * m
+    offloaded = job.itemsize * job.policy.parameters / job.world if job.frozen_offload else 0.0
+    return {
+        "generate": (*generating(job), 0.0),
+        "score": (m * (policy + value + reward) + job.reference_passes * alone, 0.0, m * offloaded),
+        "update": (job.train_passes * again * (policy + value) + stops * alone, *stepping(job)),
+        "kl": (m * alone, 0.0, 0.0),
+        "round": (round_flops(job), 0.0, 0.0),
+    }
+
+
+def forward_flops(job: Job, net: Decoder, both: bool) -> float:
+    """Of one micro-batch.
+
+    Args:
+        both: with the data's own windows, which PTX trains on.
+    """
+    micro, response = job.settings.micro_batch, job.settings.config.rollout.response_tokens
+    tokens = (job.policy_sequences if both else micro) * job.window
+    rows = job.policy_rows if both else micro * response
+    head = 0.0 if net.head == "scalar" else rows * net.head_flops
+    return tokens * net.flops_per_token(job.window / 2) + head
+
+
+def generating(job: Job) -> tuple[float, float]:
+    """FLOPs of sampling, and bytes read: for each token all weights and the cache so far."""
+    net, n, rollout = job.policy, job.rollouts_per_rank, job.settings.config.rollout
+    tokens = n * job.window
+    steps = rollout.response_tokens if rollout.mode == "generate" else 1
+    flops = tokens * net.flops_per_token(job.window / 2) + n * rollout.response_tokens * net.head_flops
+    cache = 2 * net.layers * net.kv_width * n * (job.window - rollout.response_tokens / 2)
+    return flops, float(steps * job.itemsize * (net.parameters + cache))
+
+
+def stepping(job: Job) -> tuple[float, float]:
+    """Bytes of the optimizer steps, in the device's memory and with the host: of each element of a rank's four float32
+    are read and three written."""
+    elements = (job.policy.parameters + job.value.parameters) / job.world * job.steps
+    on_host = bool(job.offload("offload_optimizer"))
+    return (0.0, (28 + 4 + job.itemsize) * elements) if on_host else (28 * elements, 0.0)
+
+
+def round_flops(job: Job) -> float:
+    """Of scoring the panels, divided by the updates between two rounds; a budget may make them smaller."""
+    config = job.settings.config
+    windows = len(config.data.sources) * config.curriculum.difficulty_sample_size / job.world
+    per_window = job.window * (job.policy.flops_per_token(job.window / 2) + job.policy.head_flops)
+    return windows * per_window / config.frozen.refresh_every

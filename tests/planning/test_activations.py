@@ -1,0 +1,92 @@
+"""What a forward keeps and the loss holds, against the tensors that autograd saves and the loss's own choices."""
+
+import pytest
+import torch
+
+from destruct.config.model import PolicyShape
+from destruct.models.policy import build_policy
+from destruct.ops import chunked
+from destruct.planning.activations import chunk_rows, kept, kept_per_token, kv_cache, loss_chunk, sampling
+from destruct.planning.job import MIB
+from destruct.planning.networks import from_shape
+from tests.planning.planned import job
+
+WINDOW, ROWS = 64, 2
+
+
+def saved_bytes(layers: int, dtype: torch.dtype, kv_heads: int, checkpointing: bool = False) -> int:
+    """Bytes of all tensors but weights that autograd keeps of a forward over rows that begin with padding."""
+    shape = shape_of(layers, kv_heads)
+    body = build_policy(shape, 128, dtype, 0, "chunked", checkpointing=checkpointing).body
+    weights = {p.untyped_storage().data_ptr() for p in body.parameters()}
+    kept_ones: dict[int, torch.Tensor] = {}  # held, or an address could be used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept_ones[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    positions = (torch.arange(WINDOW) - 3).clamp(min=0).expand(ROWS, WINDOW)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        body(input_ids=torch.zeros(ROWS, WINDOW, dtype=torch.int64), position_ids=positions, use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept_ones.values())
+
+
+def shape_of(layers: int, kv_heads: int) -> PolicyShape:
+    return PolicyShape(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=kv_heads,
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [8, 2])
+@pytest.mark.parametrize(("dtype", "b"), [(torch.bfloat16, 2), (torch.float32, 4)])
+def test_a_layer_keeps_what_autograd_saves(dtype, b, kv_heads):
+    layer = saved_bytes(3, dtype, kv_heads) - saved_bytes(2, dtype, kv_heads)
+    planned = kept_per_token(from_shape(shape_of(2, kv_heads), 128), b, WINDOW) * ROWS * WINDOW
+    assert planned == pytest.approx(layer, rel=0.01)
+
+
+def test_with_checkpointing_the_borders_are_kept_and_one_layer_besides():
+    """The latter only in the backward, so that autograd's own part is the rest."""
+    planned = job("model.activation_checkpointing=true", "engine.backend=fsdp")
+    net, tokens = from_shape(shape_of(12, 8), 128), ROWS * WINDOW
+    inside = kept_per_token(net, 2, planned.window) * tokens
+    saved = saved_bytes(12, torch.bfloat16, 8, checkpointing=True)
+    assert kept(net, planned, tokens) - inside == pytest.approx(saved, rel=0.1)
+
+
+@pytest.mark.parametrize("vocab", [64, 1000, 128256, 10_000_000])
+@pytest.mark.parametrize("mib", [None, 1, 300])
+def test_rows_of_a_chunk_are_those_of_the_implementations(vocab, mib):
+    triton = pytest.importorskip("destruct.ops.fused_triton")
+    change = "engine.loss_chunk_mib=null" if mib is None else f"engine.loss_chunk_mib={mib}"
+    net = from_shape(PolicyShape(), vocab)
+    for name, module in (("chunked", chunked), ("triton", triton)):
+        planned = job(change, f"engine.loss={name}")
+        assert chunk_rows(net, planned) == module.rows_per_chunk(vocab, torch.bfloat16, mib)
+
+
+def test_a_chunk_of_the_loss_worked_by_hand():
+    """16 rows of 1024 logits in bfloat16, and three blocks of 4 MiB; in Triton float32 beside bfloat16."""
+    net = from_shape(PolicyShape(), 1024)
+    assert loss_chunk(net, job("engine.loss=chunked"), 16) == 16 * 1024 * 2 + 12 * MIB
+    assert loss_chunk(net, job("engine.loss=triton"), 16) == 16 * 1024 * 6
+    exact = job("engine.loss=chunked", "kl.in_loss=exact", "kl.in_reward=false")
+    assert loss_chunk(net, exact, 16) == 2 * (16 * 1024 * 2 + 12 * MIB)
+
+
+def test_keys_and_values_worked_by_hand():
+    """8 rollouts of 64 tokens, 4 layers and one more in the making, keys and values 128 wide in bfloat16."""
+    planned = job()
+    assert planned.rollouts_per_rank == 8 and planned.window == 64
+    assert kv_cache(planned.policy, planned) == 8 * 64 * 5 * 2 * 128 * 2
+
+
+def test_a_large_vocabulary_makes_the_distribution_the_widest_moment_of_sampling():
+    planned = job("data.tokenizer.vocab_size=200000")
+    least = planned.rollouts_per_rank * 200_000 * 16  # two tensors in float64
+    assert least < sampling(planned.policy, planned) < 1.3 * least

@@ -1,0 +1,98 @@
+"""What does not fit, by how much, and what would: the setting that is named is tried here as a person would."""
+
+from dataclasses import replace
+
+import pytest
+
+from destruct.config.settings import load
+from destruct.errors import DestructError
+from destruct.planning.fitting import check_fits, fits, nearest, rooms
+from destruct.planning.hardware import GIB
+from destruct.planning.job import Job, job_of
+from destruct.planning.memory import plan_memory
+from tests.planning.planned import ROOT, job
+
+
+def on(planned: Job, gib: float) -> Job:
+    """The same job on devices of so much memory that it can use."""
+    return replace(planned, hardware=replace(planned.hardware, memory=gib * GIB + planned.hardware.reserved))
+
+
+def test_a_job_fits_up_to_the_byte():
+    planned = job(config="base")
+    peak = plan_memory(planned).peak("device")[1]
+    exactly = replace(planned, hardware=replace(planned.hardware, memory=peak + planned.hardware.reserved))
+    assert fits(exactly)
+    short = replace(planned, hardware=replace(planned.hardware, memory=peak - 1 + planned.hardware.reserved))
+    assert not fits(short) and [room.fits for room in rooms(short)] == [False, True]
+
+
+def test_the_error_says_by_how_much_and_at_which_moment():
+    planned = job(config="base")
+    moment, peak = plan_memory(planned).peak("device")
+    with pytest.raises(DestructError) as caught:
+        check_fits(on(planned, peak / GIB - 2))
+    assert f"'{moment}'" in caught.value.problem and "2.0 more" in caught.value.problem
+    assert f"takes {peak / GIB:.1f} GiB" in caught.value.problem and caught.value.exit_code == 2
+    check_fits(planned)
+
+
+def test_activation_checkpointing_comes_first_where_it_is_enough():
+    planned = job("model.activation_checkpointing=false", config="base")
+    less = job("model.activation_checkpointing=true", config="base")
+    gib = plan_memory(less).peak("device")[1] / GIB + 0.01
+    assert nearest(on(planned, gib)) == "set model.activation_checkpointing: true"
+
+
+def test_smaller_micro_batches_are_named_with_the_accumulation_that_makes_them():
+    planned = job("rollout.batch_size=512", config="base")
+    changed = planned.settings.training.model_copy(update={"gradient_accumulation_steps": 16})
+    smallest = replace(planned, settings=replace(planned.settings, training=changed, micro_batch=1))
+    gib = plan_memory(smallest).peak("device")[1] / GIB + 0.01
+    assert nearest(on(planned, gib)).startswith("set gradient_accumulation_steps to 16 in ds_configs/zero3.json")
+
+
+def test_offloading_is_named_by_a_shipped_file_which_then_fits():
+    """ZeRO-3 of 8 billion parameters in twice over on one machine of small devices."""
+    overrides = ["model.value.path=meta-llama/Llama-3.1-8B", "engine.deepspeed=ds_configs/zero3.json"]
+    planned = on(job(*overrides, config="llama3_8b_multinode"), 44)
+    said = nearest(planned)
+    assert "ds_configs/zero3_offload.json" in said
+    settings = load(
+        ROOT / "configs" / "llama3_8b_multinode.yaml",
+        [overrides[0], "engine.deepspeed=ds_configs/zero3_offload.json"],
+        8,
+    )
+    assert fits(job_of(settings, planned.hardware, 8))
+
+
+def test_several_changes_together_then_more_devices_then_none():
+    planned = job("engine.deepspeed=ds_configs/zero3.json", config="llama3_8b_multinode", ranks=8)
+    together = nearest(on(planned, 12))
+    assert together.count(";") >= 2 and "rollout.gather: layers" in together
+    tiny = on(planned, 0.5)
+    assert nearest(tiny).startswith("no setting of this run fits, not even on 1024 devices")
+
+
+def test_more_devices_are_named_where_only_they_help():
+    """FSDP keeps optimizer and weights on the device; a batch of 2048 divides by all powers of two up to 256."""
+    planned = job("engine.backend=fsdp", "rollout.batch_size=2048", "rollout.gather=layers", config="base")
+    peak = plan_memory(planned).peak("device")[1] / GIB
+    said = nearest(on(planned, 0.55 * peak))
+    assert said.startswith("take ") and "devices" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "hardware", "ranks"),
+    [
+        ("local", "cpu", 2),
+        ("per_position", "cpu", 2),
+        ("five_sources", "h100", 8),
+        ("finetune", "h100", 1),
+        ("base", "h100", 8),
+        ("base", "a100", 8),
+        ("llama3_8b_multinode", "h100", 16),
+    ],
+)
+def test_shipped_configs_fit_the_machines_that_they_are_for(name, hardware, ranks):
+    check_fits(job(config=name, hardware=hardware, ranks=ranks))
