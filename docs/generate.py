@@ -20,6 +20,7 @@ from destruct.config.deepspeed import FrozenJSON, FrozenZero, TrainingJSON  # no
 from destruct.config.settings import Config  # noqa: E402
 from destruct.data.embedded import EMBEDDED, NOISE_ENTROPY, markov_entropy_rate  # noqa: E402
 from destruct.tracking.metrics import METRICS  # noqa: E402
+from docs.scaling_page import scaling_page  # noqa: E402
 
 NOTE = "<!-- Made by `python docs/generate.py`; change the code instead. -->"
 
@@ -265,7 +266,12 @@ def sources_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"config.md": config_page, "metrics.md": metrics_page, "sources.md": sources_page}
+PAGES = {
+    "config.md": config_page,
+    "metrics.md": metrics_page,
+    "scaling.md": lambda: scaling_page(NOTE, table),
+    "sources.md": sources_page,
+}
 
 
 def differences(folder: Path) -> list[str]:

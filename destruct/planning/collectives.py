@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from destruct.config.deepspeed import ZeroOptimization
-from destruct.planning.job import WINDOWS_PER_FORWARD, Job
+from destruct.planning.job import Job, round_forwards
 from destruct.planning.networks import Decoder
 from destruct.planning.sharding import PREFETCH_BUCKET, fsdp_root, fsdp_units
 
@@ -122,8 +122,4 @@ def _passes(job: Job, phase: str, network: str, net: Decoder, passes: float) -> 
 
 
 def _round(job: Job) -> Iterator[Collective]:
-    """Each source's panel is scored by all ranks, so many windows a forward, the last one perhaps on none."""
-    config = job.settings.config
-    share = -(-config.curriculum.difficulty_sample_size // job.world)
-    forwards = len(config.data.sources) * -(-share // WINDOWS_PER_FORWARD)
-    yield _passes(job, "round", "frozen", job.policy, forwards / config.frozen.refresh_every)
+    yield _passes(job, "round", "frozen", job.policy, round_forwards(job))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from destruct.planning.collectives import TRIPS, Collective, plan_collectives
-from destruct.planning.job import Job
+from destruct.planning.job import Job, round_forwards
 from destruct.planning.networks import Decoder
 
 BUS_EFFICIENCY = 0.8
@@ -13,9 +13,13 @@ MEMORY_EFFICIENCY = 0.7
 HOST_BANDWIDTH = 40e9
 """Bytes a second between a device and its host, each way, and of Adam on the host."""
 
+LAUNCH = 1e-3
+"""Seconds that the host takes to launch the kernels of one layer's forward, some hundred; a backward takes two."""
+
 ASSUMPTIONS = (
     "products reach {efficiency:.0%} of {flops:.0f} TFLOP/s; decoding reads all weights and the cache once a token at "
     "70% of the memory's {memory:.1f} TB/s",
+    "the host launches the kernels of a layer's forward in 1 ms, which bounds decoding and small micro-batches",
     "collectives are rings at 80% of {bus:.0f} GB/s a rank and {hop:.0f} us from rank to rank; they hide behind the "
     "arithmetic of their phase, or it behind them",
     "every rollout runs to its last token, no epoch is stopped early, prompts fill their columns",
@@ -29,17 +33,28 @@ class Phase:
     name: str
     arithmetic: float
     memory: float
+    launches: float
     collectives: float
 
     @property
     def seconds(self) -> float:
         """Of the whole phase."""
-        return max(self.arithmetic, self.memory, self.collectives)
+        return max(self.arithmetic, self.memory, self.launches, self.collectives)
 
     @property
     def bound(self) -> str:
         """What takes the time."""
-        return max(("arithmetic", "memory", "collectives"), key=lambda name: getattr(self, name))
+        return max(("arithmetic", "memory", "launches", "collectives"), key=lambda name: getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Of one rank in a phase of an update."""
+
+    flops: float
+    read: float = 0.0  # bytes of the device's memory
+    host: float = 0.0  # bytes between device and host, and of the host's own arithmetic
+    layers: float = 0.0  # forwards of single layers that are launched; a backward counts two
 
 
 def bus_bandwidth(job: Job) -> float:
@@ -63,9 +78,10 @@ def plan_duration(job: Job) -> list[Phase]:
     speed = job.hardware.peak_flops * job.hardware.efficiency
     memory_speed = job.hardware.memory_bandwidth * MEMORY_EFFICIENCY
     phases = []
-    for name, (flops, read, host) in work(job).items():
-        memory = read / memory_speed + host / HOST_BANDWIDTH
-        phases.append(Phase(name, flops / speed, memory, waited.get(name, 0.0)))
+    for name, done in work(job).items():
+        memory = done.read / memory_speed + done.host / HOST_BANDWIDTH
+        launches = 0.0 if job.hardware.is_cpu else done.layers * LAUNCH
+        phases.append(Phase(name, done.flops / speed, memory, launches, waited.get(name, 0.0)))
     return phases
 
 
@@ -82,20 +98,32 @@ def assumptions(job: Job) -> list[str]:
     return [text.format(**figures) for text in ASSUMPTIONS]
 
 
-def work(job: Job) -> dict[str, tuple[float, float, float]]:
-    """Of one rank and update, by phase: FLOPs, bytes of its memory, bytes between it and its host."""
+def work(job: Job) -> dict[str, Work]:
+    """What one rank does in each phase."""
     m, again = job.micro_batches, 4 if job.settings.config.model.activation_checkpointing else 3
     policy, alone = forward_flops(job, job.policy, both=True), forward_flops(job, job.policy, both=False)
     value = forward_flops(job, job.value, both=False)
     reward = 0.0 if job.reward_model is None else forward_flops(job, job.reward_model, both=False)
-    stops = job.policy_score_passes - 2 * m
+    reward_layers = 0 if job.reward_model is None else job.reward_model.layers
+    stops, copies = job.policy_score_passes - 2 * m, job.reference_passes
     offloaded = job.itemsize * job.policy.parameters / job.world if job.frozen_offload else 0.0
+    stepped, on_host = stepping(job)
+    layers, both = job.policy.layers, job.policy.layers + job.value.layers
     return {
-        "generate": (*generating(job), 0.0),
-        "score": (m * (policy + value + reward) + job.reference_passes * alone, 0.0, m * offloaded),
-        "update": (job.train_passes * again * (policy + value) + stops * alone, *stepping(job)),
-        "kl": (m * alone, 0.0, 0.0),
-        "round": (round_flops(job), 0.0, 0.0),
+        "generate": generating(job),
+        "score": Work(
+            m * (policy + value + reward) + copies * alone,
+            host=m * offloaded,
+            layers=m * (both + reward_layers) + copies * layers,
+        ),
+        "update": Work(
+            job.train_passes * again * (policy + value) + stops * alone,
+            stepped,
+            on_host,
+            job.train_passes * again * both + stops * layers,
+        ),
+        "kl": Work(m * alone, layers=m * layers),
+        "round": Work(round_flops(job), layers=round_forwards(job) * layers),
     }
 
 
@@ -112,14 +140,14 @@ def forward_flops(job: Job, net: Decoder, both: bool) -> float:
     return tokens * net.flops_per_token(job.window / 2) + head
 
 
-def generating(job: Job) -> tuple[float, float]:
-    """FLOPs of sampling, and bytes read: for each token all weights and the cache so far."""
+def generating(job: Job) -> Work:
+    """Sampling: for each token all weights and the cache so far are read, and all layers launched."""
     net, n, rollout = job.policy, job.rollouts_per_rank, job.settings.config.rollout
     tokens = n * job.window
     steps = rollout.response_tokens if rollout.mode == "generate" else 1
     flops = tokens * net.flops_per_token(job.window / 2) + n * rollout.response_tokens * net.head_flops
     cache = 2 * net.layers * net.kv_width * n * (job.window - rollout.response_tokens / 2)
-    return flops, float(steps * job.itemsize * (net.parameters + cache))
+    return Work(flops, steps * job.itemsize * (net.parameters + cache), layers=steps * net.layers)
 
 
 def stepping(job: Job) -> tuple[float, float]:

@@ -122,6 +122,16 @@ class Job:
         return offload if off and not self.hardware.is_cpu else None
 
 
+def round_forwards(job: Job) -> float:
+    """Forwards of a rank that score the panels of a round, divided by the updates between two rounds.
+
+    All ranks make equally many, the last of a source perhaps on no window; a budget may make panels smaller.
+    """
+    config = job.settings.config
+    share = -(-config.curriculum.difficulty_sample_size // job.world)
+    return len(config.data.sources) * -(-share // WINDOWS_PER_FORWARD) / config.frozen.refresh_every
+
+
 def job_of(settings: Settings, hardware: Hardware, per_node: int) -> Job:
     """Read the sizes of the networks that a run names.
 

@@ -182,9 +182,9 @@ def _collectives(plan: Plan) -> Table:
 def _phases(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("phase")
-    for name in ("arithmetic", "memory", "collectives", "seconds"):
+    for name in ("arithmetic", "memory", "launches", "collectives", "seconds"):
         table.add_column(name, justify="right")
     for phase in plan.phases:
-        figures = (phase.arithmetic, phase.memory, phase.collectives, phase.seconds)
+        figures = (phase.arithmetic, phase.memory, phase.launches, phase.collectives, phase.seconds)
         table.add_row(phase.name, *(f"{figure:.3g}" for figure in figures))
     return table
