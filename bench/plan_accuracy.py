@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from destruct.config.settings import load
-from destruct.planning.collectives import plan_collectives
+from destruct.planning.collectives import TRIPS, plan_collectives
 from destruct.planning.hardware import HARDWARE
 from destruct.planning.job import MIB, job_of
 from destruct.planning.memory import plan_memory
@@ -108,14 +108,14 @@ def measured(row: Row, folder: Path) -> tuple[float, Counter[str]]:
     """The same of a run."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={row.ranks}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    command = [*launcher, "-m", "bench.plan_rank", str(CONFIG), *row.overrides(folder)]
+    command = [*launcher, "-m", "bench.watched_rank", "memory,bytes", str(CONFIG), *row.overrides(folder)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     phases = json.loads(done.stdout.splitlines()[-1])
     kinds: Counter[str] = Counter()
     for phase in PHASES:
-        kinds.update({kind: size for kind, size in phases[phase].items() if kind != "peak_mib"})
+        kinds.update({kind: phases[phase].get(kind, 0) for kind in TRIPS})
     return max(phases[phase]["peak_mib"] for phase in PHASES), kinds
 
 

@@ -3,7 +3,8 @@
     python -m bench.weak_scaling --repeats 3
 
 The runs take turns.  Seconds are medians over the updates but each run's first, those of the update per optimizer step;
-the efficiency is the time on one rank over that on two.
+the efficiency is the time on one rank over that on two.  The share in collectives is what two ranks wait in them, for
+the bytes and for each other, of the last update's seconds.
 """
 
 import argparse
@@ -31,7 +32,7 @@ SHORT = {
 
 
 def measure(folder: Path, backend: str, ranks: int) -> Iterator[tuple[str, float]]:
-    """Phase and seconds of every update but the first of a run."""
+    """Phase and seconds of every update but the first of a run; `waits in PHASE`, and a share, of the last."""
     values = SHORT | {
         "engine.backend": backend,
         "rollout.batch_size": ROLLOUTS * ranks,
@@ -40,12 +41,14 @@ def measure(folder: Path, backend: str, ranks: int) -> Iterator[tuple[str, float
         "run.resume": "never",
     }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [*launcher, "-m", "destruct.train", "--config", str(ROOT / "configs" / "local.yaml")]
+    command = [*launcher, "-m", "bench.watched_rank", "waits", str(ROOT / "configs" / "local.yaml")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     overrides = [f"{key}={value}" for key, value in values.items()]
     done = subprocess.run([*command, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
+    for phase, figures in json.loads(done.stdout.splitlines()[-1]).items():
+        yield f"waits in {phase}", figures["waited_s"] / figures["seconds"]
     for line in (folder / "run" / "metrics.jsonl").read_text().splitlines():
         figures = json.loads(line)
         if "ppo/steps" in figures and figures["step"] > 0:
@@ -66,7 +69,13 @@ def main() -> None:
     report = {}
     for backend, phase in itertools.product(BACKENDS, PHASES):
         one, two = (statistics.median(seconds[backend, phase, ranks]) for ranks in RANKS)
-        report[f"{backend} {phase}"] = {"one_s": one, "two_s": two, "efficiency": one / two}
+        waits = statistics.median(seconds[backend, f"waits in {phase}", 2])
+        report[f"{backend} {phase}"] = {
+            "one_s": one,
+            "two_s": two,
+            "efficiency": one / two,
+            "share_in_collectives": waits,
+        }
     print(json.dumps(report))
 
 

@@ -1,9 +1,8 @@
-"""One rank of bench/plan_accuracy.py: trains as usual while its memory is watched and its collectives are counted.
+"""One rank of a benchmark: trains as usual while its memory is watched, its collectives counted, or its waits timed.
 
-    torchrun --nproc-per-node=2 -m bench.plan_rank configs/local.yaml [key.sub=value ...]
+    torchrun --nproc-per-node=2 -m bench.watched_rank memory,bytes configs/local.yaml [key.sub=value ...]
 
-The first rank prints one JSON line: for each phase of the last update the peak memory of the fullest rank, above that
-of the imports, and the bytes of each kind of collective.
+The first rank prints one JSON line: for each phase of the last update what the fullest or slowest rank has of it.
 """
 
 import ctypes
@@ -13,12 +12,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import deepspeed  # noqa: F401  an import, of which nothing is measured
 import torch
+from torch._C._distributed_c10d import Work
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.loading import anonymous_mib
@@ -65,6 +65,14 @@ def size(value: Any) -> int:
         return value.numel() * value.element_size()
     return sum(map(size, value)) if isinstance(value, (list, tuple)) else 0
 
+    def begin(self) -> None:
+        """Forget what was counted."""
+        self.bytes.clear()
+
+    def read(self) -> dict[str, float]:
+        """Bytes of each kind since `begin`."""
+        return dict(self.bytes)
+
 
 class Memory:
     """The peak of this process's anonymous memory, in a thread of its own.
@@ -82,47 +90,89 @@ class Memory:
             self.peak = max(self.peak, anonymous_mib() - self.before)
             time.sleep(0.005)
 
+    def begin(self) -> None:
+        """Forget the peak."""
+        self.peak = 0.0
+
+    def read(self) -> dict[str, float]:
+        """MiB above those of the imports, at the peak since `begin`."""
+        return {"peak_mib": self.peak}
+
+
+class Waits:
+    """Seconds that this process waits for collectives."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        wait = Work.wait
+
+        def timed(work: Any, *arguments: Any, **named: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return wait(work, *arguments, **named)
+            finally:
+                self.seconds += time.perf_counter() - begun
+
+        Work.wait = timed
+
+    def begin(self) -> None:
+        """Forget what was waited."""
+        self.seconds = 0.0
+
+    def read(self) -> dict[str, float]:
+        """Seconds since `begin`."""
+        return {"waited_s": self.seconds}
+
 
 class PhaseWatch(Watch):
-    """Keeps, of each phase's last time, the peak memory and the bytes of collectives."""
+    """Keeps what the meters say of each phase's last time, and its seconds."""
 
-    def __init__(self, memory: Memory, counting: Counting):
+    def __init__(self, meters: list[Any]):
         super().__init__()
-        self.memory, self.counting = memory, counting
+        self.meters = meters
         self.phases: dict[str, dict[str, float]] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        self.memory.peak = 0.0
-        self.counting.bytes.clear()
+        for meter in self.meters:
+            meter.begin()
+        begun = time.perf_counter()
         with super().__call__(phase):
             yield
-        self.phases[phase] = {"peak_mib": self.memory.peak, **self.counting.bytes}
+        found = {"seconds": time.perf_counter() - begun}
+        for meter in self.meters:
+            found |= meter.read()
+        self.phases[phase] = found
 
 
 def main() -> None:
+    asked, config, *overrides = sys.argv[1:]
     topology = ranks.start()
-    settings = load(Path(sys.argv[1]), sys.argv[2:], topology.world_size)
+    settings = load(Path(config), overrides, topology.world_size)
     torch.randn(64, 64) @ torch.randn(64, 64)  # its library is an import, too
-    LIBC.mallopt(MMAP_THRESHOLD, 2**17)
-    memory = Memory()
+    if "memory" in asked:
+        LIBC.mallopt(MMAP_THRESHOLD, 2**17)
+    meters = [METERS[name]() for name in asked.split(",")]
     run = build(settings, topology, Screen(False), time.perf_counter())
-    LIBC.mallopt(MMAP_THRESHOLD, 2**17)  # the build had its own
-    counting = Counting()
-    run.watch = watch = PhaseWatch(memory, counting)
-    with counting:
+    if "memory" in asked:
+        LIBC.mallopt(MMAP_THRESHOLD, 2**17)  # the build had its own
+    run.watch = watch = PhaseWatch(meters)
+    with next((meter for meter in meters if isinstance(meter, Counting)), nullcontext()):
         make_updates(run)
     found = topology.from_all(watch.phases)
-    report = {
-        phase: figures | {"peak_mib": max(each[phase]["peak_mib"] for each in found)}
+    most = {
+        phase: {name: max(each[phase].get(name, 0) for each in found) for name in figures}
         for phase, figures in watch.phases.items()
     }
     if topology.is_first:
-        print(json.dumps(report))
+        print(json.dumps(most))
     run.close()
     ranks.stop()
     leave(Exit.DONE)
 
+
+METERS = {"memory": Memory, "bytes": Counting, "waits": Waits}
+"""What can be asked for."""
 
 if __name__ == "__main__":
     main()
