@@ -24,7 +24,7 @@ from destruct.data.order import Order, Shuffled, Streamed
 from destruct.data.stream_pieces import StreamPieces
 from destruct.drift import probe_from
 from destruct.engine.schedule import Schedule
-from destruct.engine.topology import Topology
+from destruct.engine.topology import Topology, local_ranks
 from destruct.errors import DestructError
 from destruct.inputs import Inputs, read_inputs
 from destruct.networks import (
@@ -36,6 +36,7 @@ from destruct.networks import (
     plan_head,
     read_architectures,
 )
+from destruct.planning.here import memory_warning
 from destruct.ppo.update import UpdateSettings
 from destruct.prompting import encode_prompts
 from destruct.rollout.generate import sampling
@@ -75,7 +76,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     mixture, loader = topology.together(lambda: drawing(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
-    screen.say(f"starting {topology.world_size} rank(s), {config.engine.backend}, {updates} updates planned")
+    _announce(settings, topology, screen, updates)
     made = make_networks(settings, architectures, tokenizer.vocab_size, topology)
     state = TrainState(kl_coef=config.kl.coef, sources=names)
     if checkpoint is not None:
@@ -195,6 +196,17 @@ def make_curriculum(
     panels = Panels(held_out, training, size, c.probe_budget, compress, relative=c.unit == "relative")
     prober = Prober(token_bytes.astype(np.int64) if c.unit == "bits_per_byte" else None)
     return Curriculum(list(prior), ProgressEstimator(len(prior), c.kappa), strategy, panels, prober)
+
+
+def _announce(settings: Settings, topology: Topology, screen: Screen, updates: int) -> None:
+    """What starts now; and a warning where the plan says that it does not fit this machine."""
+    backend, device = settings.config.engine.backend, None
+    screen.say(f"starting {topology.world_size} rank(s), {backend}, {updates} updates planned")
+    if topology.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(topology.device)
+        device = properties.name, properties.total_memory
+    if topology.is_first and (warning := memory_warning(settings, local_ranks(), device)):
+        screen.say(warning)
 
 
 def _longest_prompt(settings: Settings, architectures: Architectures) -> int:

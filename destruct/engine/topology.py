@@ -127,10 +127,9 @@ def start(timeout_s: float = 1800.0) -> Topology:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"]))
-    if 0 < torch.cuda.device_count() < local_ranks:
+    if 0 < torch.cuda.device_count() < local_ranks():
         raise DestructError(
-            f"{local_ranks} ranks were started on a machine with {torch.cuda.device_count()} GPU(s)",
+            f"{local_ranks()} ranks were started on a machine with {torch.cuda.device_count()} GPU(s)",
             f"start {torch.cuda.device_count()}, one a GPU",
             Exit.ENVIRONMENT,
         )
@@ -154,6 +153,11 @@ def start(timeout_s: float = 1800.0) -> Topology:
                 Exit.ENVIRONMENT,
             ) from None
     return Topology(dist.get_rank(), dist.get_world_size(), device)
+
+
+def local_ranks() -> int:
+    """Ranks of this machine, as the launcher says; 1 without one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
 def stop() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from destruct.config.deepspeed import Offload
 from destruct.config.settings import Settings
 from destruct.planning.hardware import Hardware
-from destruct.planning.networks import Decoder, from_config, from_shape, read_model_config
+from destruct.planning.networks import Decoder, from_config, from_shape, read_model_config, read_vocabulary
 
 MIB = 2**20
 WINDOWS_PER_FORWARD = 16  # as destruct/evaluation.py scores held-out windows
@@ -139,7 +139,10 @@ def job_of(settings: Settings, hardware: Hardware, per_node: int) -> Job:
         DestructError: a pretrained model's config cannot be had, or its layers are not known.
     """
     model, reward = settings.config.model, settings.config.reward.model
-    vocab = settings.config.data.tokenizer.vocab_size
+    tokenizer = settings.config.data.tokenizer
+    vocab = tokenizer.vocab_size
+    if tokenizer.path is not None and model.policy.path is None:
+        vocab = read_vocabulary("data.tokenizer.path", tokenizer.path)
     pretrained: dict[str, Decoder | None] = {}
     named = {
         "model.policy": (model.policy.path, model.policy.revision),

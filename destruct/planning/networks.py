@@ -145,30 +145,51 @@ def read_model_config(key: str, path: str, revision: str | None) -> dict[str, An
     Raises:
         DestructError: there is none, or the hub does not give it.
     """
+    if path in KNOWN and revision is None and not Path(path).is_dir():
+        return KNOWN[path]
+    return _read(key, path, revision, "config.json")
+
+
+def read_vocabulary(key: str, path: str) -> int:
+    """Entries of a pretrained tokenizer, added tokens included.
+
+    Raises:
+        DestructError: there is none, or the hub does not give it.
+    """
+    file = "tokenizer.json"
+    content = _read(key, path, None, file)
+    try:
+        vocabulary, added = content["model"]["vocab"], content.get("added_tokens", [])
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        return 1 + max([*ids, *(token["id"] for token in added)])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DestructError(f"{key}={path}: its {file} has no vocabulary: {error}", "name another tokenizer") from None
+
+
+def _read(key: str, path: str, revision: str | None, name: str) -> dict[str, Any]:
+    """A JSON file of a local folder or of the hub."""
     local = Path(path)
     if local.is_dir():
-        file = local / "config.json"
+        file = local / name
         if not file.is_file():
-            raise DestructError(f"{key}={path} has no config.json", "name a model's folder")
-    elif path in KNOWN and revision is None:
-        return KNOWN[path]
+            raise DestructError(f"{key}={path} has no {name}", "name a folder that has one")
     else:
-        file = _from_hub(key, path, revision)
+        file = _from_hub(key, path, revision, name)
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DestructError(f"{key}={path}: its config.json cannot be read: {error}", "fetch it again") from None
-    if not isinstance(config, dict):
-        raise DestructError(f"{key}={path}: its config.json is no JSON object", "fetch it again")
-    return config
+        raise DestructError(f"{key}={path}: its {name} cannot be read: {error}", "fetch it again") from None
+    if not isinstance(content, dict):
+        raise DestructError(f"{key}={path}: its {name} is no JSON object", "fetch it again")
+    return content
 
 
-def _from_hub(key: str, path: str, revision: str | None) -> Path:
+def _from_hub(key: str, path: str, revision: str | None, name: str) -> Path:
     from huggingface_hub import hf_hub_download  # half a second that a local model does not need
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(path, "config.json", revision=revision))
+        return Path(hf_hub_download(path, name, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
         raise DestructError(
             f"{key}={path}: neither a folder nor to be had from the hub: {str(error).partition(chr(10))[0]}",

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from destruct.config.model import LlamaShape, PolicyShape
+from destruct.data.tokenizing import Tokenizer, train_tokenizer
 from destruct.errors import DestructError
 from destruct.models.policy import build_policy
 from destruct.models.value import build_value
@@ -107,3 +108,16 @@ def test_a_model_that_the_hub_does_not_give_is_refused(monkeypatch):
     with pytest.raises(DestructError, match="nobody/nothing.*hub") as caught:
         read_model_config("model.policy.path", "nobody/nothing", None)
     assert caught.value.exit_code == 3
+
+
+def test_a_policy_from_scratch_has_the_vocabulary_of_the_pretrained_tokenizer_it_reads(tmp_path):
+    """Trained here on a few words, with a token added behind the others."""
+    content = json.loads(train_tokenizer(["one two three"] * 3, 300))
+    content["added_tokens"].append(
+        content["added_tokens"][0] | {"id": len(content["model"]["vocab"]), "content": "<|late|>"}
+    )
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eos|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(special))
+    known = Tokenizer.pretrained("data.tokenizer.path", str(tmp_path)).vocab_size
+    assert job(f"data.tokenizer.path={tmp_path}").policy.vocab == known == len(content["model"]["vocab"]) + 1
