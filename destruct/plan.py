@@ -29,13 +29,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "write: --config FILE [--gpus N] [key.sub=value ...]; --help says more",
         prog="destruct plan",
         description=__doc__,
-        epilog="Exit codes: 0 it fits, 2 it does not, or the configuration is refused.",
+        epilog="Exit codes: 0 it fits, on some of the numbers at least; 2 it does not, or the config is refused.",
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run, e.g. configs/base.yaml")
     parser.add_argument("--gpus", default="8", metavar="N|N..M|N,M", help="devices, one rank each (default 8)")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="of one machine (default 8)")
     parser.add_argument("--hardware", choices=HARDWARE, default="h100", help="kind of device (default h100)")
-    parser.add_argument("--memory-gib", type=float, metavar="GIB", help="of a device (cpu: of the host, for each rank)")
+    parser.add_argument("--memory-gib", type=float, metavar="GIB", help="of a device, in place of the table's")
+    parser.add_argument("--host-gib", type=float, metavar="GIB", help="of a machine's host, in place of the table's")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw memory and time over the numbers of devices")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides, as for destruct train")
@@ -71,11 +72,17 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     hardware, counts = HARDWARE[options.hardware], device_counts(options.gpus)
     if options.gpus_per_node < 1:
         raise DestructError(f"--gpus-per-node {options.gpus_per_node} is no number of devices", "write 1 or more")
+    for name in ("memory_gib", "host_gib"):
+        size = getattr(options, name)
+        if size is not None and not 0 < size < 1e9:
+            raise DestructError(f"--{name.replace('_', '-')} {size} is no size", "write a positive number of GiB")
+    if options.memory_gib is not None and hardware.is_cpu:
+        raise DestructError("--memory-gib is of a device, and a CPU has its host's", "write --host-gib")
     if options.memory_gib is not None:
-        if not options.memory_gib > 0:
-            raise DestructError(f"--memory-gib {options.memory_gib} is no size", "write a positive number")
-        key = "host_memory" if hardware.is_cpu else "memory"
-        hardware = replace(hardware, **{key: options.memory_gib * GIB})
+        hardware = replace(hardware, memory=options.memory_gib * GIB)
+    if options.host_gib is not None:
+        ranks = min(counts[0], options.gpus_per_node) if hardware.is_cpu else options.gpus_per_node
+        hardware = replace(hardware, host_memory=options.host_gib * GIB / ranks)
     first = job_of(load(options.config, options.overrides, counts[0]), hardware, options.gpus_per_node)
     each = first.settings.config.rollout.batch_size // counts[0]  # whole, as the first number has been accepted
     others = [
@@ -90,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         if options.png is not None:
-            sweep.check_drawing()
+            sweep.check_drawing(options.png)
         plans = [report.plan(job) for job in jobs(options)]
         if options.json:
             content = report.as_json(plans[0]) if len(plans) == 1 else {"sweep": sweep.rows(plans)}

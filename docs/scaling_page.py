@@ -19,8 +19,9 @@ check compares it with the code. No run on more than one GPU stands behind the t
 bounds a run and which setting to turn. Memory and bytes are measured on CPU ranks (`python -m bench.plan_accuracy`,
 docs/lab.md).
 
-Rollouts grow with the GPUs (16 a GPU), so that every row gives each GPU the same work. *device* and *host* are GiB
-of one rank at its fullest moment, of 73.0 GiB that an H100 leaves; *sent* is GiB that one rank sends in an update;
+Rollouts grow with the GPUs (16 a GPU), so that every row gives each GPU the same work. *device* is GiB of
+one rank at its fullest moment, of 73.0 that an H100 leaves, *host* that of a machine with its eight ranks, of 2,048;
+*sent* is GiB that one rank sends in an update;
 *tokens/s* counts prompts and responses; *efficiency* is tokens a second and GPU over those of the first row; the last
 column names the longest phase of an update, and what bounds it. The same table for a config of yours:
 
@@ -47,7 +48,11 @@ LIMITS = """\
 - Rings over all ranks: NCCL may take trees or its own algorithms for small messages, which are faster on many nodes;
   stragglers, failures and a shared network, which are slower, are left out. Sharding within a machine and copies across
   (HSDP, MiCS) is not supported.
-- Arithmetic, decoding and collectives overlap in full or not at all, as stated; real runs lie in between.
+- In each phase the longest of arithmetic, memory, launches and collectives is taken to hide the others; real runs lie
+  between that and their sum.
+- Memory is that of the tensors: what an allocator keeps of freed memory comes on top, and where response lengths differ
+  much, micro-batches that are balanced by tokens hold more rollouts, and more padding.
+- Networks from scratch are made whole on every rank before they are sharded; pretrained ones are read in shards.
 - Validation, checkpoints and reading data are not in an update's time."""
 
 
@@ -121,7 +126,8 @@ def scaling_page(note: str, table: Any) -> str:
         [str(plan.job.settings.micro_batch), *cells(row)] for plan, row in zip(larger, sweep.rows(larger), strict=True)
     ]
     lines += table(["rollouts", *HEADS], body)
-    lines += ["", "## Assumptions", "", *(f"- {line}" for line in assumptions(larger[0].job))]
+    lines += ["", "## Assumptions", "", "Of 1,024 GPUs; within one machine the ring has its link's bandwidth.", ""]
+    lines += [f"- {line}" for line in assumptions(larger[0].job)]
     lines += [
         f"- {hardware.title}: {hardware.memory / 1e9:.0f} GB, {hardware.reserved / GIB} GiB of it for driver and NCCL; "
         f"{hardware.peak_flops / 1e12:.0f} TFLOP/s, of which {hardware.efficiency:.0%}; "

@@ -35,7 +35,7 @@ def test_it_imports_nothing_heavy():
 def test_the_table_has_every_part_and_says_what_it_assumes(capsys):
     assert main(BASE) == 0
     said = capsys.readouterr().out
-    for words in ("replica", "optimizer", "loss chunk", "all-gather", "reduce-scatter", "assumed:"):
+    for words in ("replica", "optimizer", "activations", "all-gather", "reduce-scatter", "assumed:"):
         assert words in said
     assert "128 rollouts of up to 512 tokens an update = 4 minibatches x 2 accumulated x 8 ranks x 2" in said
 
@@ -52,7 +52,7 @@ def test_json_has_the_same_figures_as_the_run_would(capsys):
     assert plan["fits"] and plan["remedy"] is None
     device = next(room for room in plan["memory"] if room["place"] == "device")
     at_peak = [p for p in plan["parts"] if p["place"] == "device" and p["moment"] in ("always", device["moment"])]
-    assert sum(part["bytes"] for part in at_peak) == device["asked"] == device["moments"][device["moment"]]
+    assert sum(part["bytes"] for part in at_peak) == device["asked"] == device["moments_of_a_rank"][device["moment"]]
     assert plan["seconds_per_update"] == pytest.approx(sum(phase["seconds"] for phase in plan["phases"]))
     assert plan["tokens_per_second"] == pytest.approx(128 * 512 / plan["seconds_per_update"])
 
@@ -80,7 +80,7 @@ def test_a_chart_that_cannot_be_written_is_refused(capsys, tmp_path):
 
 def test_a_run_that_does_not_fit_says_by_how_much_and_what_would(capsys):
     said = refused(capsys, *BASE, "--memory-gib", "12")
-    assert "GiB of device memory in 'policy backward'" in said and "more than the 10.5 of NVIDIA H100" in said
+    assert "GiB of device memory in 'policy " in said and "more than the 10.50 of NVIDIA H100" in said
     assert "remedy: offload the optimizer as ds_configs/zero3_offload.json does" in said
 
 
@@ -105,6 +105,9 @@ def test_numbers_of_devices():
     [
         (["--gpus-per-node", "0"], "--gpus-per-node 0"),
         (["--memory-gib", "-1"], "--memory-gib -1"),
+        (["--memory-gib", "inf"], "--memory-gib inf"),
+        (["--hardware", "cpu", "--memory-gib", "8"], "a CPU has its host's"),
+        (["--png", "plan"], "no name of a PNG file"),
         (["--hardware", "abacus"], "invalid choice: 'abacus'"),
         (["ppo.epoch=2"], "ppo.epoch"),
         (["engine.backend=single"], "single runs in one process"),

@@ -3,23 +3,26 @@
 Legend: b bytes of a weight, H hidden width, I width of the feed-forward layer, V vocabulary, N rows of the loss.
 """
 
-from destruct.planning.job import MIB, Job
+from destruct.planning.job import LOGITS_AT_ONCE, MIB, WINDOWS_PER_FORWARD, Job
 from destruct.planning.networks import Decoder
 
 BLOCK = 4 * MIB  # of the chunked loss's row arithmetic; three or four work at a time
 
 
-def kept_per_token(net: Decoder, b: int, window: int) -> int:
+def kept_per_token(net: Decoder, b: int, window: int, eager: bool = False) -> int:
     """What one layer keeps for its backward, per token.
 
     transformers' Llama under sdpa: each norm keeps its input in float32 and its result; the products their inputs; the
     attention queries, keys and values, these repeated to the number of query heads where there is a mask, its row of
-    the mask, output and log-sum-exp; the feed-forward layer four tensors of width I.  A test compares with the tensors
-    that autograd saves.
+    the mask, output and log-sum-exp; the feed-forward layer four tensors of width I.  Eager attention keeps the
+    probabilities of every head besides, in float32 and as they are multiplied.  A test compares with the tensors that
+    autograd saves.
     """
     h, q = net.hidden, net.q_width
     norms = 2 * ((4 + b) * h + 4) + net.qk_norm * (4 + b) * (q + net.kv_width)
     attention = b * (2 * h + 4 * q + window) + 4 * net.heads
+    if eager:
+        attention += net.heads * window * (b + (4 if b == 2 else 0))
     return norms + attention + 4 * b * net.intermediate
 
 
@@ -30,7 +33,8 @@ def working_per_token(net: Decoder, b: int) -> int:
 
 def kept(net: Decoder, job: Job, tokens: int) -> int:
     """What all layers keep for their backward; with activation checkpointing their borders, and one layer's inside."""
-    inside = kept_per_token(net, job.itemsize, job.window)
+    eager = job.settings.config.model.attention == "eager"
+    inside = kept_per_token(net, job.itemsize, job.window, eager)
     ends = (4 + 2 * job.itemsize) * net.hidden  # the embeddings' output, the last norm
     if job.settings.config.model.activation_checkpointing:
         return tokens * (net.layers * job.itemsize * net.hidden + inside + ends)
@@ -49,10 +53,16 @@ def chunk_rows(net: Decoder, job: Job) -> int:
     return max(16, min(1024, fitting // 16 * 16))
 
 
-def loss_chunk(net: Decoder, job: Job, rows: int) -> int:
-    """Logits of the fused loss, and what its row arithmetic takes, without gradients."""
+def loss_chunk(net: Decoder, job: Job, rows: int, trains: bool) -> int:
+    """Logits of the fused loss, and what its row arithmetic takes.
+
+    Args:
+        trains: gradients are asked for; Triton scores without ever holding logits.
+    """
+    if job.loss == "triton" and not trains:
+        return 0
     count = min(rows, chunk_rows(net, job))
-    models = 2 if job.settings.config.kl.in_loss.startswith("exact") else 1
+    models = 2 if trains and job.settings.config.kl.in_loss.startswith("exact") else 1
     if job.loss == "triton":
         return count * net.vocab * (4 * models + job.itemsize)
     if job.loss == "reference":
@@ -78,3 +88,15 @@ def sampling(net: Decoder, job: Job) -> int:
     prompts = n * p * working_per_token(net, b)
     repeated = 2 * n * job.window * net.q_width * b  # keys and values of one layer, once for each query head
     return max(prompts, repeated + n * net.vocab * (16 + b))
+
+
+def drawing(net: Decoder, job: Job) -> int:
+    """Of `per_position`: a forward of some windows, then the float64 distributions of a chunk of their positions."""
+    n = min(job.rollouts_per_rank, WINDOWS_PER_FORWARD)
+    return n * job.window * (working_per_token(net, job.itemsize) + job.itemsize * net.hidden) + 18 * LOGITS_AT_ONCE
+
+
+def validating(net: Decoder, job: Job) -> int:
+    """A forward of as many held-out windows as are scored at once, by the policy and in a round by the frozen copy."""
+    tokens = WINDOWS_PER_FORWARD * job.window
+    return tokens * working_per_token(net, job.itemsize) + loss_chunk(net, job, tokens, trains=False)

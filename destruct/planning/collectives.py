@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from destruct.config.deepspeed import ZeroOptimization
-from destruct.planning.job import Job, round_forwards
+from destruct.planning.job import WINDOWS_PER_FORWARD, Job, round_forwards
 from destruct.planning.networks import Decoder
-from destruct.planning.sharding import PREFETCH_BUCKET, fsdp_root, fsdp_units
+from destruct.planning.sharding import ALL_REDUCE_BUCKET, PREFETCH_BUCKET, fsdp_root, fsdp_units
 
 PERSISTENCE = 100_000
 """DeepSpeed's default: parameters of up to so many elements stay gathered between steps."""
@@ -49,11 +49,15 @@ def plan_collectives(job: Job) -> list[Collective]:
 
 def _sampling(job: Job) -> Iterator[Collective]:
     rollout, n, tensors = job.settings.config.rollout, job.policy.parameters, len(job.policy.tensors)
+    if job.way not in ("zero3", "fsdp"):
+        return
     if rollout.gather == "layers":
-        times = rollout.response_tokens if rollout.mode == "generate" else 1
-        size = job.itemsize * n * times
+        forwards = -(-job.rollouts_per_rank // WINDOWS_PER_FORWARD)
+        times = rollout.response_tokens if rollout.mode == "generate" else forwards
+        again = job.policy.embedding if job.policy.head == "tied" else 0  # once as embeddings, once as head
+        size = job.itemsize * (n + again) * times
         yield Collective("generate", "replica", "a layer at every token", "all-gather", size, tensors * times)
-    elif job.way in ("zero3", "fsdp"):
+    else:
         yield Collective("generate", "replica", "a whole copy", "all-gather", job.itemsize * n, tensors)
 
 
@@ -91,8 +95,9 @@ def _training(job: Job, role: str, net: Decoder) -> Iterator[Collective]:
     elif job.way == "zero2":
         yield Collective("update", role, "gradients", "all-reduce", 4 * n * passes, buckets * passes)
         yield Collective("update", role, updated, "all-gather", b * n * job.steps, job.steps)
-    else:
-        yield Collective("update", role, "gradients", "all-reduce", 4 * n * job.steps, buckets * job.steps)
+    else:  # stage 1 has them in one piece, stage 0 in DeepSpeed's own buckets
+        calls = job.steps * (1 if job.way == "zero1" else -(-n // ALL_REDUCE_BUCKET))
+        yield Collective("update", role, "gradients", "all-reduce", 4 * n * job.steps, calls)
         if job.way == "zero1":
             yield Collective("update", role, updated, "all-gather", b * n * job.steps, job.steps)
 

@@ -12,7 +12,7 @@ class Disk:
 
     checkpoint: int
     kept: int  # the newest ones, the best, and the one that is being written
-    per_day: float  # written, at the planned speed
+    per_day: float | None  # written at the planned speed; None where the epochs' length depends on the data
 
 
 def plan_disk(job: Job, seconds_per_update: float) -> Disk:
@@ -22,6 +22,9 @@ def plan_disk(job: Job, seconds_per_update: float) -> Disk:
     trained = per_element * (job.policy.parameters + job.value.parameters)
     others = sum(b * net.parameters for name, net in copies(job).items() if name != "reward model")
     checkpoint = trained + others
-    intervals = [every for every in (run.checkpoint_every, run.updates_per_epoch) if every]
-    a_day = 86400 / seconds_per_update / min(intervals) if intervals else 0.0
-    return Disk(checkpoint, checkpoint * (run.keep_checkpoints + 2), checkpoint * a_day)
+    every, epoch = run.checkpoint_every, run.updates_per_epoch
+    an_update = 1 / every if every else 0.0
+    if epoch and not (every and epoch % every == 0):  # an epoch's end is a checkpoint of its own
+        an_update += 1 / epoch
+    a_day = 86400 / seconds_per_update * an_update * checkpoint if every or epoch else None
+    return Disk(checkpoint, checkpoint * (run.keep_checkpoints + 2), a_day)

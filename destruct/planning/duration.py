@@ -16,15 +16,6 @@ HOST_BANDWIDTH = 40e9
 LAUNCH = 1e-3
 """Seconds that the host takes to launch the kernels of one layer's forward, some hundred; a backward takes two."""
 
-ASSUMPTIONS = (
-    "products reach {efficiency:.0%} of {flops:.0f} TFLOP/s; decoding reads all weights and the cache once a token at "
-    "70% of the memory's {memory:.1f} TB/s",
-    "the host launches the kernels of a layer's forward in 1 ms, which bounds decoding and small micro-batches",
-    "collectives are rings at 80% of {bus:.0f} GB/s a rank and {hop:.0f} us from rank to rank; they hide behind the "
-    "arithmetic of their phase, or it behind them",
-    "every rollout runs to its last token, no epoch is stopped early, prompts fill their columns",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Phase:
@@ -86,16 +77,31 @@ def plan_duration(job: Job) -> list[Phase]:
 
 
 def assumptions(job: Job) -> list[str]:
-    """What the times stand on."""
+    """What the times stand on, and what the memory."""
     hardware = job.hardware
-    figures = {
-        "efficiency": hardware.efficiency,
-        "flops": hardware.peak_flops / 1e12,
-        "memory": hardware.memory_bandwidth / 1e12,
-        "bus": bus_bandwidth(job) / 1e9,
-        "hop": job.hardware.hop * 1e6,
-    }
-    return [text.format(**figures) for text in ASSUMPTIONS]
+    lines = [
+        f"products reach {hardware.efficiency:.0%} of {hardware.peak_flops / 1e12:,.3g} TFLOP/s, and activation "
+        "checkpointing costs one more forward",
+        f"a token is decoded in the time of reading all weights and the cache once, at {MEMORY_EFFICIENCY:.0%} of "
+        f"{hardware.memory_bandwidth / 1e12:.3g} TB/s",
+    ]
+    if not hardware.is_cpu:
+        lines += [
+            f"the host launches the kernels of a layer's forward in {LAUNCH * 1e3:.0f} ms, which bounds decoding and "
+            "small micro-batches",
+            f"between a device and its host, and in Adam there, go {HOST_BANDWIDTH / 1e9:.0f} GB/s",
+        ]
+    if job.world > 1:
+        lines.append(
+            f"collectives are rings at {BUS_EFFICIENCY:.0%} of {bus_bandwidth(job) / 1e9:.3g} GB/s a rank and "
+            f"{hardware.hop * 1e6:.0f} us from rank to rank; in each phase the longest of arithmetic, memory, launches "
+            "and collectives hides the others",
+        )
+    lines.append(
+        "every rollout runs to its last token, no epoch is stopped early, prompts fill their columns; where lengths "
+        "differ much, a micro-batch may hold more rollouts, and more padding"
+    )
+    return lines
 
 
 def work(job: Job) -> dict[str, Work]:
@@ -113,7 +119,7 @@ def work(job: Job) -> dict[str, Work]:
         "generate": generating(job),
         "score": Work(
             m * (policy + value + reward) + copies * alone,
-            host=m * offloaded,
+            host=copies * offloaded,
             layers=m * (both + reward_layers) + copies * layers,
         ),
         "update": Work(
@@ -153,7 +159,8 @@ def generating(job: Job) -> Work:
 def stepping(job: Job) -> tuple[float, float]:
     """Bytes of the optimizer steps, in the device's memory and with the host: of each element of a rank's four float32
     are read and three written."""
-    elements = (job.policy.parameters + job.value.parameters) / job.world * job.steps
+    ranks = 1 if job.way in ("zero0", "single") else job.world
+    elements = (job.policy.parameters + job.value.parameters) / ranks * job.steps
     on_host = bool(job.offload("offload_optimizer"))
     return (0.0, (28 + 4 + job.itemsize) * elements) if on_host else (28 * elements, 0.0)
 

@@ -8,7 +8,8 @@ from destruct.planning.hardware import Hardware
 from destruct.planning.networks import Decoder, from_config, from_shape, read_model_config, read_vocabulary
 
 MIB = 2**20
-WINDOWS_PER_FORWARD = 16  # as destruct/evaluation.py scores held-out windows
+WINDOWS_PER_FORWARD = 16  # as destruct/evaluation.py scores held-out windows, and per_position reads them
+LOGITS_AT_ONCE = 2**23  # as destruct/rollout/per_position.py draws from them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,12 @@ class Job:
     def nodes(self) -> int:
         """Machines."""
         return -(-self.world // self.per_node)
+
+    @property
+    def host_memory(self) -> float:
+        """Bytes of a machine's host; of CPU ranks, of the machine that they share."""
+        ranks = min(self.world, self.per_node) if self.hardware.is_cpu else self.per_node
+        return self.hardware.host_memory * ranks
 
     @property
     def way(self) -> str:

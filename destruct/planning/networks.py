@@ -110,33 +110,31 @@ def from_config(key: str, path: str, config: dict[str, Any], scalar: bool) -> De
     Raises:
         DestructError: a family whose layers are not known here, or a size is missing.
     """
-    family = config.get("model_type")
+    family = str(config.get("model_type") or "model of no stated type")
     if family not in FAMILIES:
         raise DestructError(
-            f"{key}={path} is a {family or 'model of no stated type'}, and the plan knows the layers of "
-            f"{', '.join(FAMILIES)}",
-            f"plan with a shape of that size instead: {key.rpartition('.')[0]}: {{hidden_size: ..., ...}}",
+            f"{key}={path} is a {family}, and the plan knows the layers of {', '.join(FAMILIES)}",
+            "plan with a model of about that size from one of these families",
         )
-    try:
-        heads, hidden = config["num_attention_heads"], config["hidden_size"]
-        tied = config.get("tie_word_embeddings", False)
-        bias = bool(config.get("attention_bias", False))
-        return Decoder(
-            config["vocab_size"],
-            hidden,
-            config["intermediate_size"],
-            config["num_hidden_layers"],
-            heads,
-            config.get("num_key_value_heads") or heads,
-            config.get("head_dim") or hidden // heads,
-            "scalar" if scalar else "tied" if tied else "untied",
-            qkv_bias=bias or FAMILIES[family].get("qkv_bias", False),
-            output_bias=bias,
-            mlp_bias=bool(config.get("mlp_bias", False)),
-            qk_norm=FAMILIES[family].get("qk_norm", False),
-        )
-    except KeyError as error:
-        raise DestructError(f"{key}={path}: its config.json has no {error}", "name a complete model") from None
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        if not isinstance(config.get(name), int) or config[name] < 1:
+            raise DestructError(f"{key}={path}: its config.json has no usable {name}", "name a complete model")
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    tied, bias = config.get("tie_word_embeddings", False), bool(config.get("attention_bias", False))
+    return Decoder(
+        config["vocab_size"],
+        hidden,
+        config["intermediate_size"],
+        config["num_hidden_layers"],
+        heads,
+        config.get("num_key_value_heads") or heads,
+        config.get("head_dim") or hidden // heads,
+        "scalar" if scalar else "tied" if tied else "untied",
+        qkv_bias=bias or FAMILIES[family].get("qkv_bias", False),
+        output_bias=bias,
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        qk_norm=FAMILIES[family].get("qk_norm", False),
+    )
 
 
 def read_model_config(key: str, path: str, revision: str | None) -> dict[str, Any]:
@@ -173,6 +171,8 @@ def _read(key: str, path: str, revision: str | None, name: str) -> dict[str, Any
         file = local / name
         if not file.is_file():
             raise DestructError(f"{key}={path} has no {name}", "name a folder that has one")
+    elif local.is_absolute() or path.startswith(".") or path.count("/") != 1:
+        raise DestructError(f"{key}={path}: there is no such folder", "name a model's folder, or an id of the hub")
     else:
         file = _from_hub(key, path, revision, name)
     try:

@@ -15,7 +15,7 @@ from destruct.planning.job import Job
 from destruct.planning.memory import plan_memory
 from destruct.planning.parts import Memory
 
-WAYS = {
+WORDS = {
     "zero0": "ZeRO 0: nothing in shards",
     "zero1": "ZeRO 1: the optimizer's state in shards",
     "zero2": "ZeRO 2: optimizer and gradients in shards",
@@ -67,7 +67,7 @@ def plan(job: Job) -> Plan:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Bytes, seconds and counts; memory is one rank's."""
+    """Bytes, seconds and counts; memory is one rank's but for what is asked of a host, which is a machine's."""
     job, settings = plan.job, plan.job.settings
     return {
         "hardware": job.hardware.title,
@@ -85,7 +85,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "remedy": None if plan.fits else nearest(job),
         "memory": [
-            {**asdict(room), "fits": room.fits, "moments": plan.memory.moments(room.place)} for room in plan.rooms
+            {**asdict(room), "fits": room.fits, "moments_of_a_rank": plan.memory.moments(room.place)}
+            for room in plan.rooms
         ],
         "parts": [asdict(part) for part in plan.memory.parts],
         "collectives": [{**asdict(call), "sent": call.sent(job.world)} for call in plan.collectives],
@@ -104,7 +105,7 @@ def show(plan: Plan) -> None:
         console = Console(highlight=False, width=PIPED)
     job, settings = plan.job, plan.job.settings
     machines = f"{job.nodes} machine" + ("s" if job.nodes > 1 else "")
-    console.print(f"{job.world} x {job.hardware.title} on {machines}; {WAYS[job.way]}; {_dtype(job)}")
+    console.print(f"{job.world} x {job.hardware.title} on {machines}; {WORDS[job.way]}; {_dtype(job)}")
     sizes = f"policy {job.policy.parameters / 1e6:,.1f} million parameters, value {job.value.parameters / 1e6:,.1f}"
     console.print(sizes, soft_wrap=True)
     console.print(
@@ -130,7 +131,9 @@ def show(plan: Plan) -> None:
     disk = plan.disk
     console.print(
         f"a checkpoint takes {_size(disk.checkpoint)} on the disk, those kept and one being written "
-        f"{_size(disk.kept)}; {_size(disk.per_day)} are written a day",
+        f"{_size(disk.kept)}; "
+        + ("they are written" if disk.per_day is None else f"{_size(disk.per_day)} are written a day,")
+        + " at the ends of epochs, every run.checkpoint_every updates, and for the best one",
         soft_wrap=True,
     )
     for line in assumptions(job):
@@ -148,7 +151,8 @@ def _size(size: float) -> str:
 def _verdict(room: Room) -> str:
     left = room.given - room.asked
     words = f"{_size(left)} left" if left >= 0 else f"{_size(-left)} too much"
-    return f"{room.place}: {_size(room.asked)} of {_size(room.given)} a rank in '{room.moment}', {words}"
+    whose = "of a machine" if room.place == "host" else "of a rank"
+    return f"{room.place} {whose}: {_size(room.asked)} of {_size(room.given)} in '{room.moment}', {words}"
 
 
 def _memory(plan: Plan) -> Table:

@@ -6,7 +6,8 @@ Moments are those of one network; what both have at the same time is added up by
 
 from collections.abc import Callable, Iterator
 
-from destruct.planning.activations import head_gradient, kept, loss_chunk, working_per_token
+from destruct.config.deepspeed import ZeroOptimization
+from destruct.planning.activations import head_gradient, kept, loss_chunk, validating, working_per_token
 from destruct.planning.job import Job
 from destruct.planning.networks import Decoder
 from destruct.planning.parts import ALWAYS, Part, Place
@@ -15,22 +16,33 @@ from destruct.planning.parts import ALWAYS, Part, Place
 PREFETCH_BUCKET = 50_000_000
 MAX_LIVE = 1_000_000_000
 SUB_GROUP = 1_000_000_000
+ALL_REDUCE_BUCKET = 500_000_000
 
 
 class Engine:
-    """A training network: its sizes, and what its own computation takes."""
+    """A training network: its sizes, and what its own computation takes.
 
-    def __init__(self, role: str, net: Decoder, job: Job):
-        self.role, self.net, self.job = role, net, job
+    Args:
+        warming: the policy learns from whole windows, before PPO.
+    """
+
+    def __init__(self, role: str, net: Decoder, job: Job, warming: bool = False):
+        self.role, self.net, self.job, self.prefix = role, net, job, "warm-up " if warming else ""
         self.n, self.b, self.w = net.parameters, job.itemsize, job.world
         self.shard = -(-self.n // self.w)
         speaks = role == "policy"
         sequences = job.policy_sequences if speaks else job.settings.micro_batch
-        self.tokens, self.rows = sequences * job.window, job.policy_rows if speaks else 0
+        rows = job.policy_rows if speaks else 0
+        if warming:
+            sequences = -(-job.rollouts_per_rank // job.accumulation)
+            rows = sequences * (job.window - 1)
+        self.tokens = sequences * job.window
         self.kept = kept(net, job, self.tokens)
         self.working = self.tokens * working_per_token(net, self.b)
-        self.loss = loss_chunk(net, job, self.rows) if speaks else 0
-        self.head = head_gradient(net, job, self.rows) if speaks else 0
+        self.head = loss_chunk(net, job, rows, trains=True) + head_gradient(net, job, rows) if speaks else 0
+        self.scored = loss_chunk(net, job, rows, trains=False) if speaks else 0
+        self.bucket = job.settings.training.zero_optimization.reduce_bucket_size
+        self.filled = min(self.bucket, self.n)
 
     def key(self, name: str) -> int | None:
         """A number of the JSON's `zero_optimization`, where it is given."""
@@ -38,7 +50,8 @@ class Engine:
 
     def part(self, what: str, size: float, moment: str = ALWAYS, place: Place = "device") -> Part:
         """A part of this network; a moment is one of its own."""
-        return Part(self.role, what, round(size), moment if moment == ALWAYS else f"{self.role} {moment}", place)
+        when = moment if moment == ALWAYS else f"{self.prefix}{self.role} {moment}"
+        return Part(self.role, what, round(size), when, place)
 
     def computing(self, moment: str, share: float = 1.0) -> Iterator[Part]:
         """Activations, and what one layer and the loss work with.
@@ -48,54 +61,93 @@ class Engine:
         """
         yield self.part("activations", self.kept * share + self.working, moment)
         if moment == "backward":
-            yield self.part("loss chunk", self.loss + self.head, moment)
+            yield self.part("loss chunk", self.head, moment)
 
     def scoring(self) -> Iterator[Part]:
         """A forward without a backward."""
         yield self.part("activations", self.working, "score")
-        yield self.part("loss chunk", self.loss, "score")
+        yield self.part("loss chunk", self.scored, "score")
+        if self.role == "policy":
+            yield self.part("activations", validating(self.net, self.job), "validation")
 
-    def adam_step(self, size: int, place: Place, moment: str = "step") -> Part:
+    def adam_step(self, size: int, place: Place) -> Part:
         """What Adam works with on `size` elements: torch's loop makes two copies, its grouped form for GPUs one."""
         copies = 1 if place == "device" and not self.job.hardware.is_cpu else 2
-        return self.part("optimizer step", 4 * size * copies, moment, place)
+        return self.part("optimizer step", 4 * size * copies, "step", place)
 
     @property
     def gloo_copy(self) -> int:
         """Copies that a reduce-scatter makes of its input: gloo sums in one."""
         return 1 if self.job.hardware.is_cpu and self.w > 1 else 0
 
+    @property
+    def oversized(self) -> int:
+        """Elements of the largest parameter where it is larger than a bucket, and reduced by itself; else 0."""
+        largest = max(self.net.tensors)
+        return largest if largest > self.bucket else 0
+
+    @property
+    def left(self) -> float:
+        """Share of the backward that is to come when the first bucket is full."""
+        return 1 - self.filled / self.n
+
+    def reducing(self, gathered: int, together: int, alone: int) -> Iterator[Part]:
+        """The moments at which gradients are reduced.
+
+        Args:
+            gathered: bytes of weights that are gathered in a backward.
+            together: bytes that a full bucket takes while it is reduced.
+            alone: bytes that a parameter larger than a bucket takes: an untied head at the very beginning of the
+                backward, embeddings at its end.
+        """
+        yield from self.computing("reduction", self.left)
+        yield self.part("gathered weights", gathered * self.left, "reduction")
+        yield self.part("reduction", together, "reduction")
+        if alone:
+            first = self.net.head == "untied"
+            moment = "first reduction" if first else "last reduction"
+            yield from self.computing(moment, float(first))
+            yield self.part("gathered weights", gathered * first, moment)
+            yield self.part("reduction", alone, moment)
+
 
 def zero3(engine: Engine) -> Iterator[Part]:
     """Everything in shards; a bucket of gradients is put in order, reduced, and added to the rank's own part."""
-    n, b, w, shard, job = engine.n, engine.b, engine.w, engine.shard, engine.job
+    b, shard, job = engine.b, engine.shard, engine.job
     weights: Place = "host" if job.offload("offload_param") else "device"
     states: Place = "host" if job.offload("offload_optimizer") else "device"
     yield engine.part("weights", b * shard, place=weights)
-    yield engine.part("master weights", 4 * shard, place=states)
+    if b == 2 or states == "host":  # else the weights are their own masters
+        yield engine.part("master weights", 4 * shard, place=states)
     yield engine.part("optimizer", 8 * shard, place=states)
-    yield engine.part("gradients", 4 * shard, place=states)
-    bucket = job.settings.training.zero_optimization.reduce_bucket_size
-    filled = min(bucket, n)
+    # Offloaded ones are copied into one piece, which stays.
+    yield engine.part("gradients", (8 if states == "host" else 4) * shard, place=states)
     # Memory that is never written to takes none of a CPU's.
-    yield engine.part("bucket", 4 * (filled if job.hardware.is_cpu else bucket))
-    live, prefetch = engine.key("stage3_max_live_parameters"), engine.key("stage3_prefetch_bucket_size")
-    live = min(n, MAX_LIVE if live is None else live)
-    # A bucket that has been gathered is copied parameter by parameter.
-    gathered = b * (live + min(n, PREFETCH_BUCKET if prefetch is None else prefetch)) if w > 1 else 0
-    if weights == "host":
-        gathered = max(gathered, b * live)
+    yield engine.part("bucket", 4 * (engine.filled if job.hardware.is_cpu else engine.bucket))
+    gathered = zero3_gathered(engine.net, job, job.settings.training.zero_optimization, weights == "host")
     yield from engine.scoring()
-    yield engine.part("gathered weights", gathered, "score")
     yield from engine.computing("backward")
-    yield engine.part("gathered weights", gathered, "backward")
-    left = 1 - filled / n  # of the backward, when the first bucket is full
-    yield from engine.computing("reduction", left)
-    yield engine.part("gathered weights", gathered * left, "reduction")
-    yield engine.part("reduction", 4 * filled * (1 + engine.gloo_copy), "reduction")
+    for moment in ("score", "validation", "backward"):
+        if engine.role == "policy" or moment != "validation":
+            yield engine.part("gathered weights", gathered, moment)
+    copies = 1 + engine.gloo_copy
+    alone = (4 * copies + (b if b == 2 else 0)) * engine.oversized
+    yield from engine.reducing(gathered, 4 * copies * engine.filled, alone)
     group = min(shard, engine.key("sub_group_size") or SUB_GROUP)
-    yield engine.part("gradients in one piece", 4 * group, "step", states)
+    if states == "device":
+        yield engine.part("gradients in one piece", 4 * group, "step")
     yield engine.adam_step(group, states)
+
+
+def zero3_gathered(net: Decoder, job: Job, zero: ZeroOptimization, on_host: bool) -> int:
+    """Bytes that ZeRO 3 gathers at a time: up to its limit, and a bucket that is copied parameter by parameter."""
+    if job.world == 1 and not on_host:
+        return 0
+    live, prefetch = zero.stage3_max_live_parameters, zero.stage3_prefetch_bucket_size
+    elements = min(net.parameters, MAX_LIVE if live is None else live)
+    if job.world > 1:
+        elements += min(net.parameters, PREFETCH_BUCKET if prefetch is None else prefetch)
+    return job.itemsize * elements
 
 
 def zero2(engine: Engine) -> Iterator[Part]:
@@ -105,16 +157,16 @@ def zero2(engine: Engine) -> Iterator[Part]:
     yield engine.part("weights", b * n)
     yield engine.part("master weights", 4 * shard, place=states)
     yield engine.part("optimizer", 8 * shard, place=states)
-    bucket = job.settings.training.zero_optimization.reduce_bucket_size
-    filled, two = min(bucket, n), job.settings.training.zero_optimization.overlap_comm
-    size = b * filled if job.hardware.is_cpu else b * bucket * (2 if two else 1)
+    if states == "host":  # a copy of the gradients, and of the weights on their way back
+        yield engine.part("gradients", 4 * shard, place="host")
+        yield engine.part("weights", b * shard, place="host")
+    two = job.settings.training.zero_optimization.overlap_comm
+    size = b * engine.filled if job.hardware.is_cpu else b * engine.bucket * (2 if two else 1)
     yield from engine.scoring()
     yield from engine.computing("backward")
-    left = 1 - filled / n
-    yield from engine.computing("reduction", left)
-    for moment in ("backward", "reduction"):
-        yield engine.part("bucket", size, moment)
-    yield engine.part("reduction", (b + 4) * filled, "reduction")
+    yield engine.part("bucket", size, "backward")
+    together, alone = size + (b + 4) * engine.filled, (b + 4) * engine.oversized
+    yield from engine.reducing(0, together, size + alone if alone else 0)
     yield engine.adam_step(shard, states)
 
 
@@ -126,15 +178,16 @@ def zero1(engine: Engine) -> Iterator[Part]:
     yield engine.part("master weights", 4 * shard, place=states)
     yield engine.part("optimizer", 8 * shard, place=states)
     yield engine.part("gradients", 4 * n)
+    # Of the micro-batch, in the dtype of the weights: they stay until the step.
+    yield engine.part("gradients", b * n)
     yield from engine.scoring()
     yield from engine.computing("backward")
-    yield engine.part("gradients of a micro-batch", b * n, "reduction")
     yield engine.adam_step(shard, states)
 
 
 def whole(engine: Engine) -> Iterator[Part]:
     """ZeRO 0 in float32, or plain torch: every rank holds everything."""
-    n, b = engine.n, engine.b
+    n, b, job, largest = engine.n, engine.b, engine.job, max(engine.net.tensors)
     yield engine.part("weights", b * n)
     if b == 2:
         yield engine.part("master weights", 4 * n)
@@ -142,9 +195,11 @@ def whole(engine: Engine) -> Iterator[Part]:
     yield engine.part("gradients", 4 * n)
     yield from engine.scoring()
     yield from engine.computing("backward")
-    if b == 2:
-        yield engine.part("gradients of a micro-batch", (b + 4) * n, "reduction")
-    yield engine.adam_step(max(engine.net.tensors), "device")
+    if b == 2:  # those of the micro-batch, rounded tensor by tensor
+        yield engine.part("gradients of a micro-batch", b * n + 4 * largest, "reduction")
+    elif engine.w > 1:
+        yield engine.part("reduction", 4 * min(n, ALL_REDUCE_BUCKET), "reduction")
+    yield engine.adam_step(largest if job.hardware.is_cpu else n, "device")
 
 
 def fsdp(engine: Engine) -> Iterator[Part]:
@@ -155,9 +210,10 @@ def fsdp(engine: Engine) -> Iterator[Part]:
     root, unit = fsdp_root(net), fsdp_largest_unit(net)
     gathered = fsdp_gathered(net, b) if engine.w > 1 or b == 2 else 0
     yield from engine.scoring()
-    yield engine.part("gathered weights", gathered, "score")
     yield from engine.computing("backward")
-    yield engine.part("gathered weights", gathered, "backward")
+    for moment in ("score", "validation", "backward"):
+        if engine.role == "policy" or moment != "validation":
+            yield engine.part("gathered weights", gathered, moment)
     yield from engine.computing("reduction", (net.layers - 1) / net.layers)
     yield engine.part("gathered weights", gathered, "reduction")
     copies = 1 + engine.gloo_copy + (0 if job.hardware.is_cpu else 1)  # on a GPU the one before may still be sent

@@ -46,12 +46,14 @@ def show(plans: list[Plan]) -> None:
         console = Console(highlight=False, width=PIPED)
     table = Table(box=None, pad_edge=False)
     table.add_column("devices", justify="right")
+    table.add_column("fits")
     for name in ("rollouts", "device GiB", "host GiB", "sent GiB", "s/update", "tokens/s", "efficiency"):
         table.add_column(name, justify="right")
     table.add_column("most of the time")
     for row in rows(plans):
         table.add_row(
             f"{row['devices']:,}",
+            "yes" if row["fits"] else "no",
             f"{row['rollouts']:,}",
             ""
             if row["device_bytes"] is None
@@ -66,12 +68,18 @@ def show(plans: list[Plan]) -> None:
     console.print(table)
 
 
-def check_drawing() -> None:
+def _gib(size: int | None) -> str:
+    return "" if size is None else f"{size / GIB:,.1f}"
+
+
+def check_drawing(path: Path) -> None:
     """Refuse a chart before anything is planned for it.
 
     Raises:
-        DestructError: matplotlib is not installed.
+        DestructError: matplotlib is not installed, or the file is no PNG.
     """
+    if path.suffix != ".png" or path.is_dir():
+        raise DestructError(f"--png {path} is no name of a PNG file", "name one that ends in .png")
     if find_spec("matplotlib") is None:
         raise DestructError(
             "--png draws with matplotlib, which is not installed", "pip install matplotlib", Exit.ENVIRONMENT

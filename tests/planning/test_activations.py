@@ -14,10 +14,12 @@ from tests.planning.planned import job
 WINDOW, ROWS = 64, 2
 
 
-def saved_bytes(layers: int, dtype: torch.dtype, kv_heads: int, checkpointing: bool = False) -> int:
+def saved_bytes(
+    layers: int, dtype: torch.dtype, kv_heads: int, checkpointing: bool = False, attention: str = "sdpa"
+) -> int:
     """Bytes of all tensors but weights that autograd keeps of a forward over rows that begin with padding."""
     shape = shape_of(layers, kv_heads)
-    body = build_policy(shape, 128, dtype, 0, "chunked", checkpointing=checkpointing).body
+    body = build_policy(shape, 128, dtype, 0, "chunked", attention, checkpointing).body
     weights = {p.untyped_storage().data_ptr() for p in body.parameters()}
     kept_ones: dict[int, torch.Tensor] = {}  # held, or an address could be used twice
 
@@ -50,6 +52,13 @@ def test_a_layer_keeps_what_autograd_saves(dtype, b, kv_heads):
     assert planned == pytest.approx(layer, rel=0.01)
 
 
+@pytest.mark.parametrize(("dtype", "b"), [(torch.bfloat16, 2), (torch.float32, 4)])
+def test_eager_attention_keeps_the_probabilities_besides(dtype, b):
+    layer = saved_bytes(3, dtype, 8, attention="eager") - saved_bytes(2, dtype, 8, attention="eager")
+    planned = kept_per_token(from_shape(shape_of(2, 8), 128), b, WINDOW, eager=True) * ROWS * WINDOW
+    assert planned == pytest.approx(layer, rel=0.05)
+
+
 def test_with_checkpointing_the_borders_are_kept_and_one_layer_besides():
     """The latter only in the backward, so that autograd's own part is the rest."""
     planned = job("model.activation_checkpointing=true", "engine.backend=fsdp")
@@ -73,10 +82,11 @@ def test_rows_of_a_chunk_are_those_of_the_implementations(vocab, mib):
 def test_a_chunk_of_the_loss_worked_by_hand():
     """16 rows of 1024 logits in bfloat16, and three blocks of 4 MiB; in Triton float32 beside bfloat16."""
     net = from_shape(PolicyShape(), 1024)
-    assert loss_chunk(net, job("engine.loss=chunked"), 16) == 16 * 1024 * 2 + 12 * MIB
-    assert loss_chunk(net, job("engine.loss=triton"), 16) == 16 * 1024 * 6
+    assert loss_chunk(net, job("engine.loss=chunked"), 16, trains=True) == 16 * 1024 * 2 + 12 * MIB
+    assert loss_chunk(net, job("engine.loss=triton"), 16, trains=True) == 16 * 1024 * 6
+    assert loss_chunk(net, job("engine.loss=triton"), 16, trains=False) == 0
     exact = job("engine.loss=chunked", "kl.in_loss=exact", "kl.in_reward=false")
-    assert loss_chunk(net, exact, 16) == 2 * (16 * 1024 * 2 + 12 * MIB)
+    assert loss_chunk(net, exact, 16, trains=True) == 2 * (16 * 1024 * 2 + 12 * MIB)
 
 
 def test_keys_and_values_worked_by_hand():

@@ -61,8 +61,12 @@ def test_the_early_stop_measures_once_more_between_epochs():
 
 
 def test_a_token_at_a_time_layer_by_layer_gathers_the_network_for_every_token():
+    """The tied weight twice: as embeddings, and as the head.  Below ZeRO 3 every rank has all of them."""
+    whole = job("rollout.gather=layers", "engine.deepspeed=ds_configs/zero2.json", ranks=2)
+    assert by_phase(whole, "replica") == {}
     planned = job("rollout.gather=layers", ranks=2)
-    assert by_phase(planned, "replica")["generate", "all-gather"] == 2 * planned.policy.parameters * 32
+    net = planned.policy
+    assert by_phase(planned, "replica")["generate", "all-gather"] == 2 * (net.parameters + net.embedding) * 32
 
 
 def test_an_exact_kl_gathers_the_head_once_an_update():

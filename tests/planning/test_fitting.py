@@ -1,5 +1,6 @@
 """What does not fit, by how much, and what would: the setting that is named is tried here as a person would."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -32,8 +33,8 @@ def test_the_error_says_by_how_much_and_at_which_moment():
     moment, peak = plan_memory(planned).peak("device")
     with pytest.raises(DestructError) as caught:
         check_fits(on(planned, peak / GIB - 2))
-    assert f"'{moment}'" in caught.value.problem and "2.0 more" in caught.value.problem
-    assert f"takes {peak / GIB:.1f} GiB" in caught.value.problem and caught.value.exit_code == 2
+    assert f"'{moment}'" in caught.value.problem and "2.00 more" in caught.value.problem
+    assert f"takes {peak / GIB:.2f} GiB" in caught.value.problem and caught.value.exit_code == 2
     check_fits(planned)
 
 
@@ -71,7 +72,7 @@ def test_several_changes_together_then_more_devices_then_none():
     together = nearest(on(planned, 12))
     assert together.count(";") >= 2 and "rollout.gather: layers" in together
     tiny = on(planned, 0.5)
-    assert nearest(tiny).startswith("no setting of this run fits, not even on 1024 devices")
+    assert nearest(tiny).startswith("no setting fits, not even on 1024 devices")
 
 
 def test_more_devices_are_named_where_only_they_help():
@@ -96,3 +97,37 @@ def test_more_devices_are_named_where_only_they_help():
 )
 def test_shipped_configs_fit_the_machines_that_they_are_for(name, hardware, ranks):
     check_fits(job(config=name, hardware=hardware, ranks=ranks))
+
+
+def test_the_whole_copies_of_a_checkpoint_lie_on_one_rank_of_a_machine():
+    """Each of 8 ranks has its own part of the host; the first one collects 2 bytes of 1.24 billion elements besides."""
+    planned = job(config="base")
+    memory = plan_memory(planned)
+    host = next(room for room in rooms(planned) if room.place == "host")
+    assert host.moment == "checkpoint" and host.given == 8 * planned.hardware.host_memory
+    assert host.asked == 8 * memory.resident("host") + 2 * planned.policy.parameters
+
+
+def test_a_host_that_is_too_small_is_relieved_by_leaving_the_offloading_out():
+    planned = job(config="llama3_8b_multinode", ranks=16)
+    on_device = job("engine.deepspeed=ds_configs/zero3.json", config="llama3_8b_multinode", ranks=16)
+    needed = next(room.asked for room in rooms(on_device) if room.place == "host")
+    small = replace(planned, hardware=replace(planned.hardware, host_memory=1.05 * needed / 8))
+    assert nearest(small) == "leave offload_optimizer and offload_param out of ds_configs/zero3_offload.json"
+
+
+def test_the_nearest_accumulation_comes_first():
+    """Micro-batches of 16: 8 rollouts are tried before 1."""
+    planned = job("rollout.batch_size=1024", config="base")
+    training = planned.settings.training.model_copy(update={"gradient_accumulation_steps": 4})
+    half = replace(planned, settings=replace(planned.settings, training=training, micro_batch=8))
+    gib = plan_memory(half).peak("device")[1] / GIB + 0.01
+    assert nearest(on(planned, gib)) == "set gradient_accumulation_steps to 4 in ds_configs/zero3.json"
+
+
+def test_more_devices_come_with_the_batch_that_they_divide():
+    planned = job("engine.backend=fsdp", "rollout.gather=layers", config="base")
+    peak = plan_memory(planned).peak("device")[1] / GIB
+    said = nearest(on(planned, 0.55 * peak))
+    devices, batch = re.search(r"take (\d+) devices with rollout.batch_size: (\d+)", said).groups()
+    job("engine.backend=fsdp", f"rollout.batch_size={batch}", config="base", ranks=int(devices))  # is accepted

@@ -88,7 +88,7 @@ def test_a_value_network_from_scratch_has_the_vocabulary_of_a_pretrained_policy(
         ("{", "cannot be read"),
         (json.dumps({"model_type": "gpt2"}), "is a gpt2"),
         (json.dumps({}), "no stated type"),
-        (json.dumps({"model_type": "llama", "num_attention_heads": 4}), "no 'hidden_size'"),
+        (json.dumps({"model_type": "llama", "num_attention_heads": 4}), "no usable vocab_size"),
     ],
 )
 def test_a_model_whose_sizes_cannot_be_known_is_refused(tmp_path, content, problem):
