@@ -58,13 +58,6 @@ class Counting(TorchDispatchMode):
             self.bytes[KINDS[name]] += max(size(value) for value in (*args, output))
         return output
 
-
-def size(value: Any) -> int:
-    """Bytes of a tensor, or of all in a list."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    return sum(map(size, value)) if isinstance(value, (list, tuple)) else 0
-
     def begin(self) -> None:
         """Forget what was counted."""
         self.bytes.clear()
@@ -72,6 +65,13 @@ def size(value: Any) -> int:
     def read(self) -> dict[str, float]:
         """Bytes of each kind since `begin`."""
         return dict(self.bytes)
+
+
+def size(value: Any) -> int:
+    """Bytes of a tensor, or of all in a list."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(size, value)) if isinstance(value, (list, tuple)) else 0
 
 
 class Memory:
