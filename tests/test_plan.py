@@ -8,6 +8,9 @@ import pytest
 
 from destruct.errors import DestructError
 from destruct.plan import device_counts, main
+from destruct.planning.report import plan
+from destruct.planning.sweep import given_to_a_rank
+from tests.planning.planned import job
 from tests.test_doors import HEAVY, ROOT, go
 
 BASE = ["--config", str(ROOT / "configs" / "base.yaml")]
@@ -41,20 +44,20 @@ def test_the_table_has_every_part_and_says_what_it_assumes(capsys):
 
 
 def test_json_has_the_same_figures_as_the_run_would(capsys):
-    plan = told(capsys)
-    assert plan["batch"] == {
+    said = told(capsys)
+    assert said["batch"] == {
         "rollouts": 128,
         "minibatches": 4,
         "gradient_accumulation_steps": 2,
         "micro_batch": 2,
         "optimizer_steps_per_update": 8,
     }
-    assert plan["fits"] and plan["remedy"] is None
-    device = next(room for room in plan["memory"] if room["place"] == "device")
-    at_peak = [p for p in plan["parts"] if p["place"] == "device" and p["moment"] in ("always", device["moment"])]
+    assert said["fits"] and said["remedy"] is None
+    device = next(room for room in said["memory"] if room["place"] == "device")
+    at_peak = [p for p in said["parts"] if p["place"] == "device" and p["moment"] in ("always", device["moment"])]
     assert sum(part["bytes"] for part in at_peak) == device["asked"] == device["moments_of_a_rank"][device["moment"]]
-    assert plan["seconds_per_update"] == pytest.approx(sum(phase["seconds"] for phase in plan["phases"]))
-    assert plan["tokens_per_second"] == pytest.approx(128 * 512 / plan["seconds_per_update"])
+    assert said["seconds_per_update"] == pytest.approx(sum(phase["seconds"] for phase in said["phases"]))
+    assert said["tokens_per_second"] == pytest.approx(128 * 512 / said["seconds_per_update"])
 
 
 def test_a_sweep_lets_the_rollouts_grow_and_never_gets_more_efficient(capsys):
@@ -72,6 +75,13 @@ def test_a_chart_is_drawn(capsys, tmp_path):
     header = (tmp_path / "plan.png").read_bytes()[:24]
     width, height = struct.unpack(">II", header[16:])
     assert header.startswith(b"\x89PNG") and width > 1000 and height > 300
+
+
+def test_the_chart_of_a_rank_has_the_memory_of_a_rank():
+    """A GPU's own; 12 GiB of the host for each of 16 CPU ranks, 8 to a machine."""
+    gpus, cpus = (plan(job(ranks=16, hardware=kind)) for kind in ("h100", "cpu"))
+    assert given_to_a_rank(gpus) == 80e9 - 1.5 * 2**30
+    assert given_to_a_rank(cpus) == 12 * 2**30
 
 
 def test_a_chart_that_cannot_be_written_is_refused(capsys, tmp_path):

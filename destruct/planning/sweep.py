@@ -104,7 +104,7 @@ def draw(plans: list[Plan], path: Path) -> None:
     stacks = [[_at_peak(plan, network) for plan in plans] for network in networks]
     shown = [(name, stack) for name, stack in zip(networks, stacks, strict=True) if max(stack) > 0]
     memory.stackplot(devices, [stack for _, stack in shown], labels=[name for name, _ in shown])
-    memory.axhline(plans[0].rooms[0].given / GIB, color="black", linestyle="--", label="there is")
+    memory.axhline(given_to_a_rank(plans[0]) / GIB, color="black", linestyle="--", label="there is")
     memory.set(title=f"{place} memory of a rank at its fullest moment", ylabel="GiB", xlabel="devices")
     phases = [phase.name for phase in plans[0].phases]
     seconds = [[plan.phases[i].seconds for plan in plans] for i in range(len(phases))]
@@ -120,6 +120,12 @@ def draw(plans: list[Plan], path: Path) -> None:
         raise DestructError(f"{path} cannot be written: {error}", "name a .png in a folder that exists") from None
     finally:
         pyplot.close(figure)
+
+
+def given_to_a_rank(plan: Plan) -> float:
+    """Bytes that there are of what the chart shows: a device, or on CPUs the host, which its ranks share."""
+    room, job = plan.rooms[0], plan.job
+    return room.given / min(job.world, job.per_node) if room.place == "host" else room.given
 
 
 def _at_peak(plan: Plan, network: str) -> float:

@@ -7,13 +7,6 @@ from destruct.planning.hardware import HARDWARE
 from destruct.planning.job import Job, job_of
 
 ROOT = Path(__file__).resolve().parents[2]
-LLAMA_1B = {
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
 
 
 def job(*overrides: str, ranks: int = 8, hardware: str = "h100", config: str = "local", per_node: int = 8) -> Job:
