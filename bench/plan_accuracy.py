@@ -40,6 +40,7 @@ class Row:
     stage: int = 3
     value_layers: int | None = None
     bucket: int | None = None
+    offload: str | None = None  # device of weights and optimizer
     changes: dict[str, object] = field(default_factory=dict)
 
     def overrides(self, folder: Path) -> list[str]:
@@ -53,6 +54,9 @@ class Row:
         json_["zero_optimization"]["stage"] = self.stage
         if self.bucket is not None:
             json_["zero_optimization"]["reduce_bucket_size"] = self.bucket
+        if self.offload is not None:
+            place = {"device": self.offload} | ({"nvme_path": str(folder)} if self.offload == "nvme" else {})
+            json_["zero_optimization"] |= {"offload_param": place, "offload_optimizer": place}
         (folder / "training.json").write_text(json.dumps(json_), encoding="utf-8")
         shape = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_key_value_heads": 4}
         values: dict[str, object] = {
@@ -82,6 +86,8 @@ ROWS = (
     *(Row(f"zero3 x{w}", w, layers) for w, layers in ((1, 3), (2, 6), (4, 8))),
     *(Row(f"zero2 x{w}", w, layers, stage=2) for w, layers in ((1, 4), (2, 7), (4, 8))),
     *(Row(f"fsdp x{w}", w, layers, "fsdp") for w, layers in ((1, 5), (2, 8), (4, 12))),
+    Row("zero3 x2 offloaded", 2, 6, offload="cpu"),
+    Row("zero3 x2 in files", 2, 8, offload="nvme"),
     Row("zero3 x2 small bucket, small value network", 2, 10, value_layers=2, bucket=10_000_000),
     Row("zero2 x2 small bucket, small value network", 2, 10, stage=2, value_layers=2, bucket=10_000_000),
     Row("zero3 x2 long windows", 2, 6, bucket=10_000_000, changes=LONG),

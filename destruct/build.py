@@ -60,7 +60,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     _check_curriculum(config, screen)
     store = CheckpointStore(run_folder.path(settings) / "checkpoints", topology, config.run.keep_checkpoints)
     checkpoint = find_checkpoint(settings, store)
-    topology.together(lambda: choose_loss(settings, topology.device))
+    topology.together(lambda: _check_machine(settings, topology))
     architectures = topology.together(lambda: read_architectures(settings))
     screen.say("reading and tokenizing the sources")
     inputs = read_inputs(settings, topology, screen, checkpoint)
@@ -156,6 +156,16 @@ def _curriculum(config: Config, inputs: Inputs, topology: Topology) -> Curriculu
     # Machines may have other versions of LZMA, and ranks must draw alike.
     curriculum.compressed = topology.first_rank_makes(lambda: curriculum.compressed)
     return curriculum
+
+
+def _check_machine(settings: Settings, topology: Topology) -> None:
+    """Refuse what this rank's machine lacks.
+
+    Raises:
+        DestructError: the fused loss does not run here, or a folder for offloaded tensors takes none.
+    """
+    choose_loss(settings, topology.device)
+    settings.offload_folders()
 
 
 def _check_curriculum(config: Config, screen: Screen) -> None:

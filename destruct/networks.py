@@ -266,6 +266,7 @@ def _deepspeed(maker: _Maker) -> Made:
     from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen, loading_in_shards, made_in_shards
 
     model, topology, filled = maker.settings.config.model, maker.topology, maker.settings.deepspeed()
+    folders = maker.settings.offload_folders()
 
     def loading(path: str | None, role: str) -> AbstractContextManager[None]:
         # From scratch the weights are drawn on the CPU, by one generator, and equal those of the other backends.
@@ -274,7 +275,7 @@ def _deepspeed(maker: _Maker) -> Made:
     def frozen() -> DeepSpeedFrozen:
         with made_in_shards(filled["frozen"]):
             network = maker.copy(policy)
-        return DeepSpeedFrozen(network, filled["frozen"], topology)
+        return DeepSpeedFrozen(network, filled["frozen"], topology, folders.frozen)
 
     with loading(model.policy.path, "policy"):
         policy = maker.policy()
@@ -283,12 +284,13 @@ def _deepspeed(maker: _Maker) -> Made:
     with loading_in_shards(filled["frozen"]):
         classifier = maker.classifier()
     networks = Networks(
-        policy=DeepSpeedEngine(policy, filled["policy"], topology),
-        value=DeepSpeedEngine(value, filled["value"], topology),
+        policy=DeepSpeedEngine(policy, filled["policy"], topology, folders),
+        value=DeepSpeedEngine(value, filled["value"], topology, folders),
         frozen=frozen(),
         initial=frozen() if maker.settings.config.kl.reference == "initial" else None,
     )
-    term = None if classifier is None else maker.term(DeepSpeedFrozen(classifier, filled["frozen"], topology))
+    rewards = (filled["frozen"], topology, folders.frozen)
+    term = None if classifier is None else maker.term(DeepSpeedFrozen(classifier, *rewards))
     return Made(networks, maker.replica(networks.policy), term)
 
 

@@ -60,7 +60,7 @@ LAYER = {
 HOME = {
     "torch.distributed": ("engine/topology.py", "engine/fsdp.py"),
     "deepspeed.comm": ("engine/topology.py",),
-    "deepspeed": ("engine/topology.py", "engine/deepspeed.py"),
+    "deepspeed": ("engine/topology.py", "engine/deepspeed.py", "engine/deepspeed_files.py"),
 }
 """Packages that only these files import: every collective of ours stands in the topology, DeepSpeed and FSDP behind one
 adapter each."""

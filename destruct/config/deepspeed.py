@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from destruct.config.base import Section, SectionT, validate
+from destruct.config.offload import Offload, of_deepspeed
 from destruct.config.reading import read_text
 from destruct.errors import DestructError
 
@@ -24,15 +25,6 @@ class Bf16(Section):
 
     enabled: bool = False
     """False: parameters in float32."""
-
-
-class Offload(Section):
-    """Where a sharded tensor rests."""
-
-    device: Literal["cpu", "none"] = "none"
-    """`cpu`: in the host's memory, fetched when needed."""
-    pin_memory: bool = False
-    """Page-locked host memory: faster copies to a GPU, memory that cannot be swapped."""
 
 
 class ZeroOptimization(Section):
@@ -78,6 +70,8 @@ class ZeroOptimization(Section):
                 raise ValueError(
                     f"{name} does nothing at stage {self.stage}; take stage {lowest} or more, or leave it out"
                 )
+            if offload is not None and offload.device == "nvme" and self.stage < 3:
+                raise ValueError(f'{name}: stage {self.stage} has no files; take stage 3, or device "cpu"')
         return self
 
 
@@ -175,6 +169,16 @@ class TrainingJSON(Section):
     """True, DeepSpeed's default: an offloaded optimizer must be DeepSpeed's own."""
 
     @model_validator(mode="after")
+    def _the_optimizer_in_files_is_torchs(self) -> Self:
+        offload = self.zero_optimization.offload_optimizer
+        if offload is not None and offload.device == "nvme" and not self.optimizer.params.torch_adam:
+            raise ValueError(
+                "optimizer.params.torch_adam = false with offload_optimizer.device = nvme: DeepSpeed's own Adam keeps "
+                'its state in memory; write true, or device "cpu"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _float32_gradients_exist(self) -> Self:
         if self.bf16.enabled and self.zero_optimization.stage == 0:
             raise ValueError(
@@ -262,7 +266,7 @@ def training_json(
     filled["train_batch_size"] = micro_batch * json.gradient_accumulation_steps * world_size
     filled["gradient_clipping"] = max_grad_norm
     filled["optimizer"]["params"]["lr"] = lr
-    return filled
+    return filled | {"zero_optimization": of_deepspeed(filled["zero_optimization"])}
 
 
 def frozen_json(json: FrozenJSON, training: TrainingJSON) -> dict[str, Any]:
@@ -270,7 +274,7 @@ def frozen_json(json: FrozenJSON, training: TrainingJSON) -> dict[str, Any]:
     filled = json.model_dump(exclude_none=True)
     if json.bf16 == "auto":
         filled["bf16"] = training.bf16.model_dump()
-    return filled
+    return filled | {"zero_optimization": of_deepspeed(filled["zero_optimization"])}
 
 
 _WARMUP = {"warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "warmup_type"}

@@ -41,6 +41,10 @@ def check_fsdp(training: TrainingJSON, training_name: str, frozen: FrozenJSON, f
             _refuse(training_name, key, "the networks that train stay on their devices", f"leave {name} out")
     if zero.round_robin_gradients:
         _refuse(training_name, "zero_optimization.round_robin_gradients", "it has nothing of the kind", "leave it out")
+    weights = frozen.zero_optimization.offload_param
+    if weights is not None and weights.device == "nvme":
+        key = "zero_optimization.offload_param.device = nvme"
+        _refuse(frozen_name, key, "it has no files for shards", 'write "cpu"')
     resting = frozen.zero_optimization.offload_optimizer
     if resting is not None and resting.device != "none":
         key = f"zero_optimization.offload_optimizer.device = {resting.device}"

@@ -14,6 +14,7 @@ from destruct.config.deepspeed import FrozenJSON, TrainingJSON, frozen_json, rea
 from destruct.config.engine import EngineConfig
 from destruct.config.fsdp import check_fsdp
 from destruct.config.model import ModelConfig
+from destruct.config.offload import IN_MEMORY, OffloadFolders, offload_folders
 from destruct.config.ppo import KLConfig, PPOConfig, WarmupConfig
 from destruct.config.prompts import Prompt, PromptsConfig, read_prompts
 from destruct.config.reading import apply_overrides, read_yaml
@@ -172,6 +173,17 @@ class Settings:
             for role, lr in rates.items()
         }
         return filled | {"frozen": frozen_json(self.frozen, self.training)}
+
+    def offload_folders(self) -> OffloadFolders:
+        """The folders of this rank in which DeepSpeed's engines keep what is offloaded to files.
+
+        Raises:
+            DestructError: one cannot be used.
+        """
+        if self.config.engine.backend != "deepspeed":
+            return IN_MEMORY
+        zero, frozen = self.training.zero_optimization, self.frozen.zero_optimization
+        return offload_folders(zero.offload_param, zero.offload_optimizer, frozen.offload_param)
 
 
 def load(path: Path, overrides: list[str], world_size: int) -> Settings:

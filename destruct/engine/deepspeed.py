@@ -16,6 +16,8 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from destruct.config.offload import IN_MEMORY, OffloadFolders
+from destruct.engine.deepspeed_files import made_in_files, moved, read_as_mapped
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 
@@ -68,13 +70,18 @@ def _freed_memory_returned() -> Iterator[None]:
 
 
 class DeepSpeedEngine:
-    """One training network.  The reduction to float32 and the clipping are DeepSpeed's."""
+    """One training network.  The reduction to float32 and the clipping are DeepSpeed's.
 
-    def __init__(self, module: nn.Module, config: dict, topology: Topology):
-        self.topology = topology
+    Args:
+        folders: of what of ZeRO-3 rests in files.
+    """
+
+    def __init__(self, module: nn.Module, config: dict, topology: Topology, folders: OffloadFolders = IN_MEMORY):
+        self.topology, self.folders = topology, folders
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.stage: int = config["zero_optimization"]["stage"]
-        self.engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=config)
+        with made_in_files(folders):
+            self.engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=config)
         self.module = self.engine.module
         self._backwards = 0
         self._zero_shard_padding()
@@ -140,7 +147,8 @@ class DeepSpeedEngine:
             raise failures[0]
 
     def load(self, folder: Path, role: str) -> None:
-        path, _ = self.engine.load_checkpoint(str(folder), tag=role, load_lr_scheduler_states=False)
+        with read_as_mapped(self.folders):
+            path, _ = self.engine.load_checkpoint(str(folder), tag=role, load_lr_scheduler_states=False)
         if path is None:
             raise DestructError(
                 f"{folder / role} holds no DeepSpeed checkpoint for {self.topology.world_size} ranks",
@@ -165,12 +173,19 @@ class DeepSpeedEngine:
 
 
 class DeepSpeedFrozen:
-    """Inference alone: ZeRO-3 without an optimizer, its shards on the CPU."""
+    """Inference alone: ZeRO-3 without an optimizer, its shards on the CPU, or in files.
 
-    def __init__(self, module: nn.Module, config: dict, topology: Topology):
+    Args:
+        folder: of the files.
+    """
+
+    def __init__(self, module: nn.Module, config: dict, topology: Topology, folder: Path | None = None):
         self.topology = topology
         self.engine, *_ = deepspeed.initialize(model=module.requires_grad_(False).eval(), config=config)
         self.module = self.engine.module
+        if folder is not None:
+            for q in self.module.parameters():
+                q.ds_tensor.data = moved(folder, q.ds_tensor)
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Any:

@@ -18,7 +18,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import GradientCheckpointingLayer, PreTrainedModel
 
-from destruct.config.deepspeed import Offload, Optimizer
+from destruct.config.deepspeed import Optimizer
+from destruct.config.offload import Offload
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.ops.head import FusedHead

@@ -1,7 +1,8 @@
 """The time of an update: arithmetic at a share of the peak, memory and collectives at their bandwidth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from destruct.config.offload import Offload
 from destruct.planning.collectives import TRIPS, Collective, plan_collectives
 from destruct.planning.job import Job, round_forwards
 from destruct.planning.networks import Decoder
@@ -12,6 +13,9 @@ MEMORY_EFFICIENCY = 0.7
 """Share of the memory's bandwidth that decoding is taken to reach."""
 HOST_BANDWIDTH = 40e9
 """Bytes a second between a device and its host, each way, and of Adam on the host."""
+
+FILES_BANDWIDTH = 5e9
+"""Bytes a second that a machine's disk reads and writes of what is offloaded to files."""
 
 LAUNCH = 1e-3
 """Seconds that the host takes to launch the kernels of one layer's forward, some hundred; a backward takes two."""
@@ -45,7 +49,11 @@ class Work:
     flops: float
     read: float = 0.0  # bytes of the device's memory
     host: float = 0.0  # bytes between device and host, and of the host's own arithmetic
+    files: float = 0.0  # bytes read from files and written to them
     layers: float = 0.0  # forwards of single layers that are launched; a backward counts two
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 def bus_bandwidth(job: Job) -> float:
@@ -70,7 +78,8 @@ def plan_duration(job: Job) -> list[Phase]:
     memory_speed = job.hardware.memory_bandwidth * MEMORY_EFFICIENCY
     phases = []
     for name, done in work(job).items():
-        memory = done.read / memory_speed + done.host / HOST_BANDWIDTH
+        disk = FILES_BANDWIDTH / min(job.world, job.per_node)
+        memory = done.read / memory_speed + done.host / HOST_BANDWIDTH + done.files / disk
         launches = 0.0 if job.hardware.is_cpu else done.layers * LAUNCH
         phases.append(Phase(name, done.flops / speed, memory, launches, waited.get(name, 0.0)))
     return phases
@@ -91,6 +100,10 @@ def assumptions(job: Job) -> list[str]:
             "small micro-batches",
             f"between a device and its host, and in Adam there, go {HOST_BANDWIDTH / 1e9:.0f} GB/s",
         ]
+    if any(done.files for done in work(job).values()):
+        lines.append(
+            f"a machine's disk moves {FILES_BANDWIDTH / 1e9:.0f} GB/s, and nothing of the files stays in memory"
+        )
     if job.world > 1:
         lines.append(
             f"collectives are rings at {BUS_EFFICIENCY:.0%} of {bus_bandwidth(job) / 1e9:.3g} GB/s a rank and "
@@ -112,23 +125,24 @@ def work(job: Job) -> dict[str, Work]:
     reward = 0.0 if job.reward_model is None else forward_flops(job, job.reward_model, both=False)
     reward_layers = 0 if job.reward_model is None else job.reward_model.layers
     stops, copies = job.policy_score_passes - 2 * m, job.reference_passes
-    offloaded = job.itemsize * job.policy.parameters / job.world if job.frozen_offload else 0.0
-    stepped, on_host = stepping(job)
     layers, both = job.policy.layers, job.policy.layers + job.value.layers
+    shards = [job.itemsize * net.parameters / job.world for net in (job.policy, job.value)]
+    weights, frozen = job.offload("offload_param"), job.frozen_offload
+    passes = 2 * job.train_passes  # a backward fetches the weights anew
     return {
         "generate": generating(job),
         "score": Work(
-            m * (policy + value + reward) + copies * alone,
-            host=copies * offloaded,
-            layers=m * (both + reward_layers) + copies * layers,
-        ),
+            m * (policy + value + reward) + copies * alone, layers=m * (both + reward_layers) + copies * layers
+        )
+        + fetching(job, weights, m * sum(shards))
+        + fetching(job, frozen, copies * shards[0]),
         "update": Work(
             job.train_passes * again * (policy + value) + stops * alone,
-            stepped,
-            on_host,
-            job.train_passes * again * both + stops * layers,
-        ),
-        "kl": Work(m * alone, layers=m * layers),
+            layers=job.train_passes * again * both + stops * layers,
+        )
+        + stepping(job)
+        + fetching(job, weights, passes * sum(shards) + stops * shards[0]),
+        "kl": Work(m * alone, layers=m * layers) + fetching(job, weights, m * shards[0]),
         "round": Work(round_flops(job), layers=round_forwards(job) * layers),
     }
 
@@ -156,13 +170,27 @@ def generating(job: Job) -> Work:
     return Work(flops, steps * job.itemsize * (net.parameters + cache), layers=steps * net.layers)
 
 
-def stepping(job: Job) -> tuple[float, float]:
-    """Bytes of the optimizer steps, in the device's memory and with the host: of each element of a rank's four float32
-    are read and three written."""
+def fetching(job: Job, offload: Offload | None, size: float) -> Work:
+    """Of offloaded weights that come to the device.
+
+    Args:
+        size: bytes of a rank.
+    """
+    files = size if job.place(offload) == "files" else 0.0
+    return Work(0.0, host=size if job.copied_in(offload) else 0.0, files=files)
+
+
+def stepping(job: Job) -> Work:
+    """Of the optimizer steps: of each element of a rank's four float32 are read and three written; offloaded, its
+    gradient goes down besides, and its weight up."""
     ranks = 1 if job.way in ("zero0", "single") else job.world
     elements = (job.policy.parameters + job.value.parameters) / ranks * job.steps
-    on_host = bool(job.offload("offload_optimizer"))
-    return (0.0, (28 + 4 + job.itemsize) * elements) if on_host else (28 * elements, 0.0)
+    offload = job.offload("offload_optimizer")
+    if not job.copied_in(offload):
+        done = Work(0.0, 28 * elements)
+    else:
+        done = Work(0.0, host=(28 + 4 + job.itemsize) * elements)
+    return done + Work(0.0, files=(28 + 4) * elements if job.place(offload) == "files" else 0.0)
 
 
 def round_flops(job: Job) -> float:

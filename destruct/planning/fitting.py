@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from destruct.config.deepspeed import Offload, ZeroOptimization
+from destruct.config.deepspeed import ZeroOptimization
+from destruct.config.offload import Offload
 from destruct.errors import DestructError
 from destruct.planning.hardware import GIB
 from destruct.planning.job import Job
@@ -74,7 +75,7 @@ def check_fits(job: Job) -> None:
 
 def nearest(job: Job) -> str:
     """What to set so that the job fits: one change, else several together, else more devices."""
-    for make in (*CHANGES, _nothing_offloaded):
+    for make in (*CHANGES, _in_files, _nothing_offloaded):
         for words, changed in make(job):
             if fits(changed):
                 return words
@@ -85,6 +86,9 @@ def nearest(job: Job) -> str:
             said, together = [*said, words], changed
             if fits(together):
                 return "; ".join(said)
+    for words, changed in _in_files(together):
+        if fits(changed):
+            return "; ".join([*(other for other in said if not other.startswith("offload")), words])
     if job.way == "single":
         return "set engine.backend: deepspeed, or fsdp, and plan for more devices, or take a smaller model"
     for devices in _more(job):
@@ -144,6 +148,16 @@ def _offload_all(job: Job) -> list[Changed]:
     host = Offload(device="cpu", pin_memory=True)
     changed = _zero(job, stage=3, offload_optimizer=host, offload_param=host)
     return [("offload weights and optimizer as ds_configs/zero3_offload_all.json does", changed)]
+
+
+def _in_files(job: Job) -> list[Changed]:
+    if not job.way.startswith("zero") or "files" in map(
+        job.place, map(job.offload, ("offload_param", "offload_optimizer"))
+    ):
+        return []
+    files = Offload(device="nvme", nvme_path="$NVME_PATH")
+    changed = _zero(job, stage=3, offload_optimizer=files, offload_param=files)
+    return [("keep weights and optimizer in files as ds_configs/zero3_nvme.json does", changed)]
 
 
 def _layers(job: Job) -> list[Changed]:

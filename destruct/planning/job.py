@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from destruct.config.deepspeed import Offload
+from destruct.config.offload import Offload
 from destruct.config.settings import Settings
 from destruct.planning.hardware import Hardware
 from destruct.planning.networks import Decoder, from_config, from_shape, read_model_config, read_vocabulary
+from destruct.planning.parts import Place
 
 MIB = 2**20
 WINDOWS_PER_FORWARD = 16  # as destruct/evaluation.py scores held-out windows, and per_position reads them
@@ -116,17 +117,27 @@ class Job:
         return asked if asked != "auto" else "chunked" if self.hardware.is_cpu else "triton"
 
     def offload(self, which: str) -> Offload | None:
-        """`offload_param` or `offload_optimizer` of the training engines, where it moves anything off a device."""
-        return self._moved(getattr(self.settings.training.zero_optimization, which))
+        """`offload_param` or `offload_optimizer` of the training engines, where anything is offloaded."""
+        return self._offload(getattr(self.settings.training.zero_optimization, which))
 
     @property
     def frozen_offload(self) -> Offload | None:
-        """`offload_param` of the frozen engine, where it moves anything off a device."""
-        return self._moved(self.settings.frozen.zero_optimization.offload_param)
+        """`offload_param` of the frozen engine, where anything is offloaded."""
+        return self._offload(self.settings.frozen.zero_optimization.offload_param)
 
-    def _moved(self, offload: Offload | None) -> Offload | None:
+    def _offload(self, offload: Offload | None) -> Offload | None:
         off = offload is not None and offload.device != "none" and self.way != "single"
-        return offload if off and not self.hardware.is_cpu else None
+        return offload if off else None
+
+    def place(self, offload: Offload | None) -> Place:
+        """Where what is offloaded so rests."""
+        if offload is None:
+            return "device"
+        return "files" if offload.device == "nvme" else "host"
+
+    def copied_in(self, offload: Offload | None) -> bool:
+        """Whether weights that are offloaded so are copied to be used: to a CPU they are there, whole on one rank."""
+        return offload is not None and not self.hardware.is_cpu
 
 
 def round_forwards(job: Job) -> float:

@@ -37,7 +37,7 @@ def plan_memory(job: Job) -> Memory:
     program = PROCESS + job.hardware.program
     parts.append(Part("process", "data and program", round(program), place="host"))
     if job.hardware.is_cpu:  # one memory for all
-        parts = [replace(part, place="host") for part in parts]
+        parts = [replace(part, place="host") if part.place == "device" else part for part in parts]
     return Memory(tuple(parts))
 
 
@@ -71,9 +71,9 @@ def _copy(name: str, net: Decoder, job: Job) -> Iterator[Part]:
     b, w, n = job.itemsize, job.world, net.parameters
     offload = job.frozen_offload
     shard = b * -(-n // w)
-    if offload is not None and offload.pin_memory:
+    if offload is not None and offload.pin_memory and not job.hardware.is_cpu:
         shard = sum(_power_of_two(b * -(-size // w)) for size in net.tensors)
-    yield Part(name, "weights", shard, place="device" if offload is None else "host")
+    yield Part(name, "weights", shard, place=job.place(offload))
     sequences = job.settings.micro_batch
     moments = {f"{name} score": sequences * job.window * working_per_token(net, b)}
     if net.head != "scalar":
@@ -85,7 +85,7 @@ def _copy(name: str, net: Decoder, job: Job) -> Iterator[Part]:
     if job.way == "fsdp":
         gathered = fsdp_gathered(net, b)
     elif job.way != "single":
-        gathered = zero3_gathered(net, job, job.settings.frozen.zero_optimization, offload is not None)
+        gathered = zero3_gathered(net, job, job.settings.frozen.zero_optimization, job.copied_in(offload))
     for moment, size in moments.items():
         yield Part(name, "activations", size, moment)
         yield Part(name, "gathered weights", gathered, moment)

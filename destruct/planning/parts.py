@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Place = Literal["device", "host"]
+Place = Literal["device", "host", "files"]
 ALWAYS = "always"
 
 

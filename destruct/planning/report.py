@@ -13,7 +13,7 @@ from destruct.planning.fitting import Room, nearest, rooms
 from destruct.planning.hardware import GIB
 from destruct.planning.job import Job
 from destruct.planning.memory import plan_memory
-from destruct.planning.parts import Memory
+from destruct.planning.parts import ALWAYS, Memory, Place
 
 WORDS = {
     "zero0": "ZeRO 0: nothing in shards",
@@ -54,6 +54,11 @@ class Plan:
         return all(room.fits for room in self.rooms)
 
     @property
+    def files(self) -> int:
+        """Bytes that a machine's ranks keep in files."""
+        return self.memory.resident("files") * min(self.job.world, self.job.per_node)
+
+    @property
     def longest(self) -> Phase:
         """The phase that takes most of the time."""
         return max(self.phases, key=lambda phase: phase.seconds)
@@ -88,6 +93,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             {**asdict(room), "fits": room.fits, "moments_of_a_rank": plan.memory.moments(room.place)}
             for room in plan.rooms
         ],
+        "files": {"rank": plan.memory.resident("files"), "machine": plan.files},
         "parts": [asdict(part) for part in plan.memory.parts],
         "collectives": [{**asdict(call), "sent": call.sent(job.world)} for call in plan.collectives],
         "phases": [{**asdict(phase), "seconds": phase.seconds, "bound": phase.bound} for phase in plan.phases],
@@ -118,6 +124,8 @@ def show(plan: Plan) -> None:
     console.print(_memory(plan))
     for room in plan.rooms:
         console.print(_verdict(room), soft_wrap=True)
+    if plan.files:
+        console.print(f"files of a machine: {_size(plan.files)} at nvme_path", soft_wrap=True)
     if plan.collectives:
         console.print("\ncollectives of an update, GiB")
         console.print(_collectives(plan))
@@ -157,17 +165,19 @@ def _verdict(room: Room) -> str:
 
 def _memory(plan: Plan) -> Table:
     """What is there all the time and at the fullest moment, largest first."""
-    places = [room.place for room in plan.rooms]
+    shown: dict[Place, str] = {room.place: room.moment for room in plan.rooms}
+    if plan.files:
+        shown["files"] = ALWAYS
     table = Table(box=None, pad_edge=False)
-    for name, justify in (("network", "left"), ("what", "left"), *((place, "right") for place in places)):
+    for name, justify in (("network", "left"), ("what", "left"), *((place, "right") for place in shown)):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     sums: dict[tuple[str, str], dict[str, int]] = {}
-    for room in plan.rooms:
-        for part in plan.memory.at(room.place, room.moment):
+    for place, moment in shown.items():
+        for part in plan.memory.at(place, moment):
             row = sums.setdefault((part.network, part.what), {})
-            row[room.place] = row.get(room.place, 0) + part.bytes
+            row[place] = row.get(place, 0) + part.bytes
     for (network, what), row in sorted(sums.items(), key=lambda item: -sum(item[1].values())):
-        table.add_row(network, what, *(f"{row[place] / GIB:.2f}" if place in row else "" for place in places))
+        table.add_row(network, what, *(f"{row[place] / GIB:.2f}" if place in row else "" for place in shown))
     return table
 
 

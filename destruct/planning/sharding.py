@@ -72,8 +72,9 @@ class Engine:
 
     def adam_step(self, size: int, place: Place) -> Part:
         """What Adam works with on `size` elements: torch's loop makes two copies, its grouped form for GPUs one."""
-        copies = 1 if place == "device" and not self.job.hardware.is_cpu else 2
-        return self.part("optimizer step", 4 * size * copies, "step", place)
+        if place == "device" and not self.job.hardware.is_cpu:
+            return self.part("optimizer step", 4 * size, "step")
+        return self.part("optimizer step", 8 * size, "step", "host")
 
     @property
     def gloo_copy(self) -> int:
@@ -114,17 +115,18 @@ class Engine:
 def zero3(engine: Engine) -> Iterator[Part]:
     """Everything in shards; a bucket of gradients is put in order, reduced, and added to the rank's own part."""
     b, shard, job = engine.b, engine.shard, engine.job
-    weights: Place = "host" if job.offload("offload_param") else "device"
-    states: Place = "host" if job.offload("offload_optimizer") else "device"
+    offloaded = job.offload("offload_param")
+    weights, states = job.place(offloaded), job.place(job.offload("offload_optimizer"))
     yield engine.part("weights", b * shard, place=weights)
-    if b == 2 or states == "host":  # else the weights are their own masters
+    if b == 2 or states != "device":  # else the weights are their own masters
         yield engine.part("master weights", 4 * shard, place=states)
     yield engine.part("optimizer", 8 * shard, place=states)
-    # Offloaded ones are copied into one piece, which stays.
-    yield engine.part("gradients", (8 if states == "host" else 4) * shard, place=states)
+    yield engine.part("gradients", 4 * shard, place="device" if states == "device" else "host")
+    if states != "device":  # copied into one piece, which stays
+        yield engine.part("gradients", 4 * shard, place=states)
     # Memory that is never written to takes none of a CPU's.
     yield engine.part("bucket", 4 * (engine.filled if job.hardware.is_cpu else engine.bucket))
-    gathered = zero3_gathered(engine.net, job, job.settings.training.zero_optimization, weights == "host")
+    gathered = zero3_gathered(engine.net, job, job.settings.training.zero_optimization, job.copied_in(offloaded))
     yield from engine.scoring()
     yield from engine.computing("backward")
     for moment in ("score", "validation", "backward"):
@@ -139,9 +141,9 @@ def zero3(engine: Engine) -> Iterator[Part]:
     yield engine.adam_step(group, states)
 
 
-def zero3_gathered(net: Decoder, job: Job, zero: ZeroOptimization, on_host: bool) -> int:
+def zero3_gathered(net: Decoder, job: Job, zero: ZeroOptimization, copied_in: bool) -> int:
     """Bytes that ZeRO 3 gathers at a time: up to its limit, and a bucket that is copied parameter by parameter."""
-    if job.world == 1 and not on_host:
+    if job.world == 1 and not copied_in:
         return 0
     live, prefetch = zero.stage3_max_live_parameters, zero.stage3_prefetch_bucket_size
     elements = min(net.parameters, MAX_LIVE if live is None else live)
@@ -153,7 +155,7 @@ def zero3_gathered(net: Decoder, job: Job, zero: ZeroOptimization, on_host: bool
 def zero2(engine: Engine) -> Iterator[Part]:
     """Weights whole on every rank; gradients are added up in the part that a rank owns."""
     n, b, shard, job = engine.n, engine.b, engine.shard, engine.job
-    states: Place = "host" if job.offload("offload_optimizer") else "device"
+    states = job.place(job.offload("offload_optimizer"))
     yield engine.part("weights", b * n)
     yield engine.part("master weights", 4 * shard, place=states)
     yield engine.part("optimizer", 8 * shard, place=states)
@@ -173,7 +175,7 @@ def zero2(engine: Engine) -> Iterator[Part]:
 def zero1(engine: Engine) -> Iterator[Part]:
     """The optimizer's state in parts; weights and float32 gradients whole on every rank."""
     n, b, shard, job = engine.n, engine.b, engine.shard, engine.job
-    states: Place = "host" if job.offload("offload_optimizer") else "device"
+    states = job.place(job.offload("offload_optimizer"))
     yield engine.part("weights", b * n)
     yield engine.part("master weights", 4 * shard, place=states)
     yield engine.part("optimizer", 8 * shard, place=states)

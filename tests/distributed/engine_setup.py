@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.config.deepspeed import (
     FrozenJSON,
-    Offload,
     Optimizer,
     OptimizerParams,
     TrainingJSON,
@@ -20,6 +19,7 @@ from destruct.config.deepspeed import (
     training_json,
 )
 from destruct.config.model import PolicyShape
+from destruct.config.offload import Offload
 from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
 from destruct.engine.fsdp import FsdpEngine, FsdpFrozen
 from destruct.engine.schedule import Schedule

@@ -9,7 +9,7 @@ from tests.tiny import write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-TRIED = ["zero2.json", "zero3_offload.json", "zero3_offload_all.json"]
+TRIED = ["zero2.json", "zero3_offload.json", "zero3_offload_all.json", "zero3_nvme.json"]
 
 
 def test_every_file_is_tried():
@@ -19,7 +19,8 @@ def test_every_file_is_tried():
 
 
 @pytest.mark.parametrize("name", TRIED)
-def test_it_trains(tmp_path, name):
+def test_it_trains(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("NVME_PATH", str(tmp_path))
     short = ["run.num_epochs=1", "run.updates_per_epoch=2", f"engine.deepspeed={ROOT / 'ds_configs' / name}"]
     config = str(write_config(tmp_path))
     done = run(["deepspeed", "--num_gpus", "2", "-m", "destruct.train", "--config", config, *short])

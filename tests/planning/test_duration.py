@@ -46,6 +46,18 @@ def test_adam_on_the_host_reads_and_writes_there():
     assert phase(planned, "update").memory == pytest.approx(34 * elements / 40e9)
 
 
+def test_files_are_read_in_every_pass_and_read_and_written_in_every_step_at_a_machines_bandwidth():
+    """32 bytes of an element in each of 4 steps; 2 of weights in a forward and in a backward of 8 micro-batches."""
+    files = "engine.deepspeed=ds_configs/zero3_nvme.json"
+    planned, hosted = job(files, config="llama3_8b_multinode"), job(config="llama3_8b_multinode")
+    elements = planned.policy.parameters + planned.value.parameters
+    by_hand = (32 * 4 + 2 * 2 * 8) * elements / 5e9
+    more = phase(planned, "update").memory - phase(hosted, "update").memory
+    fetched = 2 * 2 * 8 * elements / 8 / 40e9  # over the link, as from the host's memory
+    assert more == pytest.approx(by_hand + fetched)
+    assert phase(planned, "score").memory > phase(hosted, "score").memory
+
+
 def test_checkpoints_of_a_day_are_those_of_the_interval_and_of_the_ends_of_epochs_apart():
     """At 864 s an update 100 are made in a day: every 50 and every 200 are 2; every 30 and every 100 are 4.33."""
     both = plan_disk(job(config="base"), 864.0)

@@ -67,6 +67,16 @@ def test_offloading_is_named_by_a_shipped_file_which_then_fits():
     assert fits(job_of(settings, planned.hardware, 8))
 
 
+def test_files_are_named_where_a_host_holds_the_gradients_alone():
+    """Offloaded to the host it would take 22 bytes of each of 9.3 billion elements besides the frozen copy."""
+    planned = job("rollout.batch_size=32", config="llama3_8b_multinode", ranks=1, per_node=1)
+    small = replace(planned, hardware=replace(planned.hardware, host_memory=120 * GIB))
+    assert nearest(small) == "keep weights and optimizer in files as ds_configs/zero3_nvme.json does"
+    filed = job("rollout.batch_size=32", "engine.deepspeed=ds_configs/zero3_nvme.json",
+                config="llama3_8b_multinode", ranks=1, per_node=1)  # fmt: skip
+    assert fits(replace(filed, hardware=small.hardware))
+
+
 def test_several_changes_together_then_more_devices_then_none():
     planned = job("engine.deepspeed=ds_configs/zero3.json", config="llama3_8b_multinode", ranks=8)
     together = nearest(on(planned, 12))

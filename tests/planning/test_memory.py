@@ -51,6 +51,7 @@ def test_llama_1b_under_zero_3_worked_by_hand():
         ("zero3", {"weights", "master weights", "optimizer", "gradients", "bucket"}, set()),
         ("zero3_offload", {"weights", "bucket"}, {"master weights", "optimizer", "gradients"}),
         ("zero3_offload_all", {"bucket"}, {"weights", "master weights", "optimizer", "gradients"}),
+        ("zero3_nvme", {"bucket"}, {"gradients"}),
         ("zero2", {"weights", "master weights", "optimizer"}, set()),
     ],
 )
@@ -148,6 +149,17 @@ def test_gradients_of_an_offloaded_optimizer_stay_on_the_device_at_stage_2_and_l
     at_3 = plan_memory(planned.job("engine.deepspeed=ds_configs/zero3_offload.json"))
     assert at(at_3, "policy backward", "gradients") == 0
     assert resident(at_3, "policy")["gradients, host"] == 8 * shard
+
+
+def test_in_files_lie_18_bytes_of_an_element_in_shards_and_4_of_gradients_stay_on_the_host():
+    """Weights 2, masters 4, moments 8, gradients of the step 4; on a CPU as beside a GPU."""
+    for hardware in ("h100", "cpu"):
+        planned_job = planned.job("engine.deepspeed=ds_configs/zero3_nvme.json", hardware=hardware)
+        memory = plan_memory(planned_job)
+        shards = [-(-net.parameters // 8) for net in (planned_job.policy, planned_job.value)]
+        assert memory.resident("files") == 18 * sum(shards)
+        assert resident(memory, "policy")["gradients, host"] == 4 * shards[0]
+        assert not any(part.place == "files" for part in memory.parts if part.network == "frozen")
 
 
 def test_float32_weights_are_their_own_masters_at_stage_3(tmp_path):
