@@ -88,7 +88,7 @@ class OptimizerParams(Section):
     weight_decay: float = Field(0.0, ge=0)
     """Share of a weight taken off per unit of learning rate, apart from the gradient."""
     torch_adam: bool = True
-    """True: PyTorch's Adam, which needs no compiler; False: DeepSpeed's fused one."""
+    """True: PyTorch's fused Adam, which needs no compiler; False: DeepSpeed's own."""
 
 
 class Optimizer(Section):
@@ -266,6 +266,8 @@ def training_json(
     filled["train_batch_size"] = micro_batch * json.gradient_accumulation_steps * world_size
     filled["gradient_clipping"] = max_grad_norm
     filled["optimizer"]["params"]["lr"] = lr
+    if json.optimizer.params.torch_adam:
+        filled["optimizer"]["params"]["fused"] = True
     return filled | {"zero_optimization": of_deepspeed(filled["zero_optimization"])}
 
 

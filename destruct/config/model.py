@@ -71,7 +71,8 @@ class ModelConfig(Section):
     value: LlamaShape = LlamaShape()
     """The value network V_phi: the body of a language model with a scalar head; it may be smaller than the policy."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """How attention is computed; `flash_attention_2` needs the package flash-attn, a GPU and bfloat16."""
+    """How attention is computed: `sdpa` by torch, on a CPU by dense products where rows have at most 512 tokens;
+    `eager` by transformers; `flash_attention_2` needs the package flash-attn, a GPU and bfloat16."""
     activation_checkpointing: bool = False
     """Keep the activations at the borders of the layers alone and compute the others again in the backward pass: about
     a third more time, a fraction of the memory."""

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from destruct.config.base import Section
 from destruct.errors import DestructError
+from destruct.exits import Exit
 
 
 class Offload(Section):
@@ -21,8 +22,8 @@ class Offload(Section):
     pin_memory: bool = False
     """Page-locked host memory: faster copies to a GPU, memory that cannot be swapped."""
     nvme_path: str | None = Field(None, min_length=1)
-    """`nvme`: a folder on a fast local disk, in which each rank makes files that vanish with it; `~` and `$VARIABLES`
-    are those of each rank."""
+    """`nvme`: a folder on a fast local disk (a tmpfs is memory), in which each rank has files without a name, which are
+    gone with it; `~` and `$VARIABLES` are those of each rank."""
 
     @model_validator(mode="after")
     def _files_have_a_folder(self) -> Self:
@@ -64,21 +65,22 @@ def offload_folders(weights: Offload | None, states: Offload | None, frozen: Off
 def _usable(offload: Offload | None) -> Path | None:
     if offload is None or offload.nvme_path is None:
         return None
-    name = os.path.expandvars(offload.nvme_path)
-    if "$" in name:
+    name = os.path.expanduser(os.path.expandvars(offload.nvme_path))
+    if not os.path.isabs(name):
         raise DestructError(
-            f"nvme_path = {offload.nvme_path}: that variable is not set",
-            "export it as a folder on a fast local disk, or write the folder into the DeepSpeed JSON",
+            f"nvme_path = {offload.nvme_path} is {name!r} on this machine, which is no absolute path",
+            "export its variables on every machine, or write the folder into the DeepSpeed JSON",
+            Exit.ENVIRONMENT,
         )
-    folder = Path(name).expanduser()
     try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
+        tempfile.TemporaryFile(dir=name).close()
+    except (OSError, ValueError) as error:
         raise DestructError(
-            f"nvme_path = {folder} takes no files: {error.strerror}",
+            f"nvme_path = {name} takes no files: {getattr(error, 'strerror', error)}",
             "name a folder on a fast local disk of every machine that this user may write to",
+            Exit.ENVIRONMENT,
         ) from None
-    return folder
+    return Path(name)
 
 
 def of_deepspeed(zero: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import MAP_SHARED
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,29 +20,34 @@ from torch.utils.serialization import config as serialization
 
 from destruct.config.offload import IN_MEMORY, OffloadFolders
 from destruct.errors import DestructError
+from destruct.exits import Exit
 
 
 def file_tensor(folder: Path, elements: int, dtype: torch.dtype) -> Tensor:
-    """Zeros in a file of the folder, which has no name any more and is gone with the tensor, however the process ends.
+    """Zeros in a file of the folder, which never has a name and is gone with the tensor, however the process ends.
+
+    Its room on the disk is taken at once, so that none is missing when a page is written later.
 
     Args:
         elements: of the tensor, which is flat.
 
     Raises:
-        DestructError: the disk has no room for it; none is ever missing later, when a page is written.
+        DestructError: there is no room for it, or the file system maps no files.
     """
     size = elements * dtype.itemsize
     if not size:
         return torch.zeros(0, dtype=dtype)
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="destruct-") as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, size)
-            return torch.from_file(file.name, shared=True, size=elements, dtype=dtype)
-    except OSError as error:
-        free = shutil.disk_usage(folder).free / 2**30
+            return torch.from_file(f"/proc/self/fd/{file.fileno()}", shared=True, size=elements, dtype=dtype)
+    except (OSError, RuntimeError) as error:  # the latter is torch's, where mapping fails
+        free = shutil.disk_usage(folder).free / 2**30 if folder.is_dir() else 0.0
+        reason = getattr(error, "strerror", error)
         raise DestructError(
-            f"nvme_path = {folder} takes no {size / 2**30:.2f} GiB more, with {free:.2f} free: {error.strerror}",
+            f"nvme_path = {folder} takes no {size / 2**30:.2f} GiB more, with {free:.2f} free: {reason}",
             "make room there, name another folder, or offload to the CPU (destruct plan says how much a run takes)",
+            Exit.ENVIRONMENT,
         ) from None
 
 
@@ -76,9 +82,13 @@ class _Stage3InFiles(stage3.DeepSpeedZeroOptimizer_Stage3):
         if folder := self.folders.states:
             for master in self.fp32_partitioned_groups_flat:
                 master.data = moved(folder, master)
-                # As torch's Adam begins, which would make them in memory at its first step.
-                moments = {name: file_tensor(folder, len(master), master.dtype) for name in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[master] = {"step": torch.tensor(0.0), **moments}
+                self._begin(master, folder)
+
+    def _begin(self, master: Tensor, folder: Path) -> dict[str, Tensor]:
+        """The state that torch's Adam begins with, which would make it in memory at its first step."""
+        moments = {name: file_tensor(folder, len(master), master.dtype) for name in ("exp_avg", "exp_avg_sq")}
+        self.optimizer.state[master] = {"step": torch.tensor(0.0), **moments}
+        return self.optimizer.state[master]
 
     def initialize_optimizer_states(self) -> None:
         super().initialize_optimizer_states()
@@ -89,12 +99,21 @@ class _Stage3InFiles(stage3.DeepSpeedZeroOptimizer_Stage3):
     def _rigid_load_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._rigid_load_state_dict(*args, **kwargs)
         if folder := self.folders.states:
-            for state in self.optimizer.state.values():
-                state |= {name: moved(folder, value) for name, value in state.items() if value.numel() > 1}
+            for master in self.fp32_partitioned_groups_flat:
+                loaded = self.optimizer.state.get(master, {})  # empty where the run had not stepped yet
+                begun = self._begin(master, folder)
+                for name in loaded.keys() & begun.keys():
+                    begun[name].copy_(loaded[name])
 
 
 @contextmanager
 def read_as_mapped(folders: OffloadFolders) -> Iterator[None]:
-    """While it lasts, `torch.load` maps a checkpoint into memory where the states rest in files, and reads it else."""
-    with patch.object(serialization.load, "mmap", folders.states is not None):
+    """While it lasts, `torch.load` maps a checkpoint where the states rest in files, as it may not fit into memory.
+
+    Shared, as a private mapping larger than memory is refused; nothing writes to it, or keeps it after the load.
+    """
+    if folders.states is None:
+        yield
+        return
+    with patch.object(serialization.load, "mmap", True), patch.object(serialization.load, "mmap_flags", MAP_SHARED):
         yield

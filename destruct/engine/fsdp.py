@@ -47,11 +47,11 @@ class FsdpEngine:
         self.parameters: dict[str, Any] = dict(module.named_parameters())  # DTensors from here on
         arguments = optimizer.params.model_dump(exclude={"lr", "torch_adam"})
         # DeepSpeed's "Adam" decouples weight decay too (adam_w_mode is its default), so both names are AdamW.
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, **arguments)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, fused=True, **arguments)
         # Made here and not at the first step, so that a checkpoint has one shape at any time.
         for p in self.parameters.values():
             moments = {"exp_avg": torch.zeros_like(p.detach()), "exp_avg_sq": torch.zeros_like(p.detach())}
-            self.optimizer.state[p] = {"step": torch.tensor(0.0), **moments}
+            self.optimizer.state[p] = {"step": torch.tensor(0.0, device=topology.device), **moments}
 
     def __call__(self, *args: Any) -> Any:
         output = self.module(*args)

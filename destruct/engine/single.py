@@ -22,7 +22,7 @@ class SingleEngine:
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
         arguments = optimizer.params.model_dump(exclude={"lr", "torch_adam"})
         # DeepSpeed's "Adam" decouples weight decay too (adam_w_mode is its default), so both names are AdamW.
-        self.optimizer = torch.optim.AdamW(self.masters, lr=0.0, **arguments)
+        self.optimizer = torch.optim.AdamW(self.masters, lr=0.0, fused=True, **arguments)
 
     def __call__(self, *args: Any) -> Any:
         return self.module(*args)

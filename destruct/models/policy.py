@@ -13,6 +13,7 @@ from transformers.utils import is_flash_attn_2_available
 from destruct.config.model import LlamaShape, PolicyShape
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.models.attention import SDPA
 from destruct.models.documents import body_states
 from destruct.models.pretrained import load_weights, logit_map_of, read_config
 from destruct.ops.head import FusedHead, HeadOutput, HeadRequest
@@ -110,7 +111,7 @@ def network_config(key: str, shape: LlamaShape, vocab_size: int, attention: str 
         config = llama_config(shape, vocab_size)
     else:
         config = read_config(f"{key}.path", shape.path, shape.revision, with_head=key == "model.policy")
-    config._attn_implementation = attention
+    config._attn_implementation = SDPA if attention == "sdpa" else attention
     return config
 
 

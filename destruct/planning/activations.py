@@ -6,24 +6,37 @@ Legend: b bytes of a weight, H hidden width, I width of the feed-forward layer, 
 from destruct.planning.job import LOGITS_AT_ONCE, MIB, WINDOWS_PER_FORWARD, Job
 from destruct.planning.networks import Decoder
 
+DENSE_COLUMNS = 512  # longest row of a CPU whose attention is dense
 BLOCK = 4 * MIB  # of the chunked loss's row arithmetic; three or four work at a time
 
 
-def kept_per_token(net: Decoder, b: int, window: int, eager: bool = False) -> int:
+def kept_per_token(net: Decoder, b: int, window: int, attention: str = "sdpa") -> int:
     """What one layer keeps for its backward, per token.
 
-    transformers' Llama under sdpa: each norm keeps its input in float32 and its result; the products their inputs; the
-    attention queries, keys and values, these repeated to the number of query heads where there is a mask, its row of
-    the mask, output and log-sum-exp; the feed-forward layer four tensors of width I.  Eager attention keeps the
-    probabilities of every head besides, in float32 and as they are multiplied.  A test compares with the tensors that
-    autograd saves.
+    transformers' Llama: each norm keeps its input in float32 and its result, the products their inputs, the
+    feed-forward layer four tensors of width I.  A test compares with the tensors that autograd saves.
+
+    Args:
+        attention: `sdpa` keeps queries, keys and values, these repeated to the number of query heads where there is a
+            mask, its row of the mask, output and log-sum-exp; `eager` the probabilities of every head besides, in
+            float32 and as they are multiplied; `dense` (short rows on a CPU) queries, keys, values, output and the
+            probabilities.
     """
-    h, q = net.hidden, net.q_width
+    h, q, probabilities = net.hidden, net.q_width, net.heads * window
     norms = 2 * ((4 + b) * h + 4) + net.qk_norm * (4 + b) * (q + net.kv_width)
-    attention = b * (2 * h + 4 * q + window) + 4 * net.heads
-    if eager:
-        attention += net.heads * window * (b + (4 if b == 2 else 0))
-    return norms + attention + 4 * b * net.intermediate
+    inside = b * (2 * h + 4 * q + window) + 4 * net.heads
+    if attention == "eager":
+        inside += probabilities * (b + (4 if b == 2 else 0))
+    if attention == "dense":
+        inside = b * (2 * h + 2 * q + 2 * net.kv_width + probabilities)
+    return norms + inside + 4 * b * net.intermediate
+
+
+def attention_of(job: Job) -> str:
+    """How destruct/models/attention.py computes what the config calls `sdpa`; else as the config says."""
+    attention = job.settings.config.model.attention
+    short = job.hardware.is_cpu and job.window <= DENSE_COLUMNS
+    return "dense" if attention == "sdpa" and short else attention
 
 
 def working_per_token(net: Decoder, b: int) -> int:
@@ -33,8 +46,7 @@ def working_per_token(net: Decoder, b: int) -> int:
 
 def kept(net: Decoder, job: Job, tokens: int) -> int:
     """What all layers keep for their backward; with activation checkpointing their borders, and one layer's inside."""
-    eager = job.settings.config.model.attention == "eager"
-    inside = kept_per_token(net, job.itemsize, job.window, eager)
+    inside = kept_per_token(net, job.itemsize, job.window, attention_of(job))
     ends = (4 + 2 * job.itemsize) * net.hidden  # the embeddings' output, the last norm
     if job.settings.config.model.activation_checkpointing:
         return tokens * (net.layers * job.itemsize * net.hidden + inside + ends)

@@ -4,7 +4,9 @@ from dataclasses import dataclass, fields
 
 from destruct.config.offload import Offload
 from destruct.planning.collectives import TRIPS, Collective, plan_collectives
+from destruct.planning.fitting import rooms
 from destruct.planning.job import Job, round_forwards
+from destruct.planning.memory import plan_memory
 from destruct.planning.networks import Decoder
 
 BUS_EFFICIENCY = 0.8
@@ -74,12 +76,12 @@ def plan_duration(job: Job) -> list[Phase]:
     waited: dict[str, float] = {}
     for call in plan_collectives(job):
         waited[call.phase] = waited.get(call.phase, 0.0) + collective_seconds(job, call)
-    speed = job.hardware.peak_flops * job.hardware.efficiency
+    speed, share = job.hardware.peak_flops * job.hardware.efficiency, share_on_disk(job)
     memory_speed = job.hardware.memory_bandwidth * MEMORY_EFFICIENCY
     phases = []
     for name, done in work(job).items():
         disk = FILES_BANDWIDTH / min(job.world, job.per_node)
-        memory = done.read / memory_speed + done.host / HOST_BANDWIDTH + done.files / disk
+        memory = done.read / memory_speed + done.host / HOST_BANDWIDTH + share * done.files / disk
         launches = 0.0 if job.hardware.is_cpu else done.layers * LAUNCH
         phases.append(Phase(name, done.flops / speed, memory, launches, waited.get(name, 0.0)))
     return phases
@@ -102,7 +104,8 @@ def assumptions(job: Job) -> list[str]:
         ]
     if any(done.files for done in work(job).values()):
         lines.append(
-            f"a machine's disk moves {FILES_BANDWIDTH / 1e9:.0f} GB/s, and nothing of the files stays in memory"
+            f"a machine's disk moves {FILES_BANDWIDTH / 1e9:.0f} GB/s, through which goes the "
+            f"{share_on_disk(job):.0%} of the files that its memory has no room for"
         )
     if job.world > 1:
         lines.append(
@@ -129,13 +132,17 @@ def work(job: Job) -> dict[str, Work]:
     shards = [job.itemsize * net.parameters / job.world for net in (job.policy, job.value)]
     weights, frozen = job.offload("offload_param"), job.frozen_offload
     passes = 2 * job.train_passes  # a backward fetches the weights anew
+    rollout = job.settings.config.rollout
+    layer_by_layer = rollout.gather == "layers" and rollout.mode == "generate"
+    fills = rollout.response_tokens if layer_by_layer else 1
+    scorer = 0.0 if job.reward_model is None else job.itemsize * job.reward_model.parameters / job.world
     return {
-        "generate": generating(job),
+        "generate": generating(job) + fetching(job, weights, fills * shards[0]),
         "score": Work(
             m * (policy + value + reward) + copies * alone, layers=m * (both + reward_layers) + copies * layers
         )
         + fetching(job, weights, m * sum(shards))
-        + fetching(job, frozen, copies * shards[0]),
+        + fetching(job, frozen, copies * shards[0] + m * scorer),
         "update": Work(
             job.train_passes * again * (policy + value) + stops * alone,
             layers=job.train_passes * again * both + stops * layers,
@@ -143,7 +150,8 @@ def work(job: Job) -> dict[str, Work]:
         + stepping(job)
         + fetching(job, weights, passes * sum(shards) + stops * shards[0]),
         "kl": Work(m * alone, layers=m * layers) + fetching(job, weights, m * shards[0]),
-        "round": Work(round_flops(job), layers=round_forwards(job) * layers),
+        "round": Work(round_flops(job), layers=round_forwards(job) * layers)
+        + fetching(job, frozen, round_forwards(job) * shards[0]),
     }
 
 
@@ -190,7 +198,17 @@ def stepping(job: Job) -> Work:
         done = Work(0.0, 28 * elements)
     else:
         done = Work(0.0, host=(28 + 4 + job.itemsize) * elements)
-    return done + Work(0.0, files=(28 + 4) * elements if job.place(offload) == "files" else 0.0)
+    filed = 28 + 4 if job.place(offload) == "files" else 0
+    if job.place(job.offload("offload_param")) == "files":
+        filed += job.itemsize
+    return done + Work(0.0, files=filed * elements)
+
+
+def share_on_disk(job: Job) -> float:
+    """Of the files of a machine, what its host's memory has no room for beside all else."""
+    files = plan_memory(job).resident("files") * min(job.world, job.per_node)
+    room = next(room for room in rooms(job) if room.place == "host")
+    return max(0.0, files - max(0.0, room.given - room.asked)) / files if files else 0.0
 
 
 def round_flops(job: Job) -> float:

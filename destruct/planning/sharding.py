@@ -70,12 +70,6 @@ class Engine:
         if self.role == "policy":
             yield self.part("activations", validating(self.net, self.job), "validation")
 
-    def adam_step(self, size: int, place: Place) -> Part:
-        """What Adam works with on `size` elements: torch's loop makes two copies, its grouped form for GPUs one."""
-        if place == "device" and not self.job.hardware.is_cpu:
-            return self.part("optimizer step", 4 * size, "step")
-        return self.part("optimizer step", 8 * size, "step", "host")
-
     @property
     def gloo_copy(self) -> int:
         """Copies that a reduce-scatter makes of its input: gloo sums in one."""
@@ -132,13 +126,12 @@ def zero3(engine: Engine) -> Iterator[Part]:
     for moment in ("score", "validation", "backward"):
         if engine.role == "policy" or moment != "validation":
             yield engine.part("gathered weights", gathered, moment)
-    copies = 1 + engine.gloo_copy
+    copies = 2 if job.hardware.is_cpu else 1  # gloo sums in a copy, of one rank too
     alone = (4 * copies + (b if b == 2 else 0)) * engine.oversized
     yield from engine.reducing(gathered, 4 * copies * engine.filled, alone)
-    group = min(shard, engine.key("sub_group_size") or SUB_GROUP)
     if states == "device":
+        group = min(shard, engine.key("sub_group_size") or SUB_GROUP)
         yield engine.part("gradients in one piece", 4 * group, "step")
-    yield engine.adam_step(group, states)
 
 
 def zero3_gathered(net: Decoder, job: Job, zero: ZeroOptimization, copied_in: bool) -> int:
@@ -169,7 +162,6 @@ def zero2(engine: Engine) -> Iterator[Part]:
     yield engine.part("bucket", size, "backward")
     together, alone = size + (b + 4) * engine.filled, (b + 4) * engine.oversized
     yield from engine.reducing(0, together, size + alone if alone else 0)
-    yield engine.adam_step(shard, states)
 
 
 def zero1(engine: Engine) -> Iterator[Part]:
@@ -184,12 +176,11 @@ def zero1(engine: Engine) -> Iterator[Part]:
     yield engine.part("gradients", b * n)
     yield from engine.scoring()
     yield from engine.computing("backward")
-    yield engine.adam_step(shard, states)
 
 
 def whole(engine: Engine) -> Iterator[Part]:
     """ZeRO 0 in float32, or plain torch: every rank holds everything."""
-    n, b, job, largest = engine.n, engine.b, engine.job, max(engine.net.tensors)
+    n, b, largest = engine.n, engine.b, max(engine.net.tensors)
     yield engine.part("weights", b * n)
     if b == 2:
         yield engine.part("master weights", 4 * n)
@@ -201,7 +192,6 @@ def whole(engine: Engine) -> Iterator[Part]:
         yield engine.part("gradients of a micro-batch", b * n + 4 * largest, "reduction")
     elif engine.w > 1:
         yield engine.part("reduction", 4 * min(n, ALL_REDUCE_BUCKET), "reduction")
-    yield engine.adam_step(largest if job.hardware.is_cpu else n, "device")
 
 
 def fsdp(engine: Engine) -> Iterator[Part]:
@@ -222,8 +212,6 @@ def fsdp(engine: Engine) -> Iterator[Part]:
     yield engine.part("reduction", unit * (b + 4 * copies), "reduction")
     yield engine.part("gathered weights", b * root, "last reduction")
     yield engine.part("reduction", root * (b + 4 * (1 + engine.gloo_copy)), "last reduction")
-    # On a GPU Adam takes all parameters at once, on a CPU one after another.
-    yield engine.adam_step(max(net.tensors) // engine.w if job.hardware.is_cpu else shard, "device")
 
 
 def fsdp_root(net: Decoder) -> int:

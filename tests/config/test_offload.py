@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from destruct.config.deepspeed import FrozenJSON, TrainingJSON, read_json, training_json
+from destruct.config.deepspeed import FrozenJSON, TrainingJSON, frozen_json, read_json, training_json
 from destruct.config.offload import Offload, OffloadFolders, offload_folders
 from destruct.config.settings import load
 from destruct.errors import DestructError
+from destruct.exits import Exit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +53,10 @@ def test_to_deepspeed_files_are_the_hosts_memory():
     zero = training_json(json, 1, 2, 1e-3, 1.0)["zero_optimization"]
     assert zero["offload_param"] == zero["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
     assert json.zero_optimization.offload_param is not None
+    cpu = read_json(ROOT / "ds_configs" / "frozen_cpu_offload.json", FrozenJSON)
+    filed = cpu.zero_optimization.model_copy(update={"offload_param": json.zero_optimization.offload_param})
+    frozen = frozen_json(cpu.model_copy(update={"zero_optimization": filed}), json)["zero_optimization"]
+    assert frozen["offload_param"] == {"device": "cpu", "pin_memory": False}
     assert json.zero_optimization.offload_param.nvme_path == "$NVME_PATH"
 
 
@@ -65,15 +70,21 @@ def test_variables_are_those_of_the_rank(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("$NOT_SET_ANYWHERE", "nvme_path = $NOT_SET_ANYWHERE: that variable is not set"),
+        ("$NOT_SET_ANYWHERE", "nvme_path = $NOT_SET_ANYWHERE is '$NOT_SET_ANYWHERE' on this machine, which is no"),
+        ("$EMPTY", "nvme_path = $EMPTY is '' on this machine, which is no absolute path"),
+        ("~nobody-here/x", "nvme_path = ~nobody-here/x is '~nobody-here/x' on this machine, which is no absolute path"),
+        ("relative", "nvme_path = relative is 'relative' on this machine, which is no absolute path"),
+        ("/a\0b", "nvme_path = /a\0b takes no files: embedded null byte"),
         ("/no/such/folder", "nvme_path = /no/such/folder takes no files: No such file or directory"),
         (__file__, f"nvme_path = {__file__} takes no files: Not a directory"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused(path, problem):
+def test_a_folder_that_cannot_be_used_is_refused(path, problem, monkeypatch):
+    monkeypatch.setenv("EMPTY", "")
     with pytest.raises(DestructError) as caught:
         offload_folders(None, Offload(device="nvme", nvme_path=path), None)
-    assert caught.value.problem == problem and caught.value.remedy
+    assert caught.value.problem.startswith(problem) and caught.value.remedy
+    assert caught.value.exit_code == Exit.ENVIRONMENT
 
 
 def test_fsdp_refuses_files_of_the_frozen_model(files, refusal):

@@ -2,16 +2,19 @@
 
 import itertools
 import json
-import re
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from destruct.build import build
 from destruct.config.deepspeed import FrozenJSON, frozen_json, training_json
 from destruct.config.offload import OffloadFolders
+from destruct.config.settings import load
 from destruct.engine import topology as ranks
 from destruct.engine.deepspeed import DeepSpeedEngine, DeepSpeedFrozen
 from destruct.engine.topology import Topology
@@ -19,6 +22,7 @@ from destruct.exits import Exit, leave
 from destruct.models.policy import build_copy
 from destruct.ppo.update import ppo_update
 from destruct.rollout.score import response_logprobs
+from destruct.tracking.console import Screen
 from tests.distributed.engine_setup import (
     CLIP,
     COEFFICIENTS,
@@ -32,6 +36,7 @@ from tests.distributed.engine_setup import (
     shape,
     training,
 )
+from tests.tiny import ROOT, write_config
 
 CPU, UPDATES = {"device": "cpu"}, 3
 
@@ -69,10 +74,13 @@ def copies(pair: list[DeepSpeedEngine]) -> list[Tensor]:
 
 def in_memory(tensors: list[Tensor], folder: Path) -> int:
     """How many of the tensors do not lie in a mapped file of the folder, by the kernel's own list."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    mapped = [re.match(r"(\w+)-(\w+) ....", line) for line in lines if f"{folder}/destruct-" in line]
-    spans = [(int(found[1], 16), int(found[2], 16)) for found in mapped if found]
+    spans = [[int(border, 16) for border in line.split()[0].split("-")] for line in mappings(folder)]
     return sum(not any(start <= t.data_ptr() < end for start, end in spans) for t in tensors if t.numel())
+
+
+def mappings(folder: Path) -> list[str]:
+    """The kernel's lines of this process's mapped files below a folder."""
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if f" {folder}/" in line]
 
 
 def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -85,6 +93,7 @@ def case(dtype: str, folders: OffloadFolders, folder: Path, topology: Topology) 
     for number in range(UPDATES - 1):
         update(plain, number, topology)
         update(filed, number, topology)
+    left = left_in_memory(filed, folders)
     for engine, role in zip(filed, ("policy", "value"), strict=True):
         engine.save(folder, role)
     update(plain, UPDATES - 1, topology)
@@ -94,20 +103,74 @@ def case(dtype: str, folders: OffloadFolders, folder: Path, topology: Topology) 
     again = engines(dtype, folders, topology)
     for engine, role in zip(again, ("policy", "value"), strict=True):
         engine.load(folder, role)
+    held_back = len(mappings(folder))
     update(again, UPDATES - 1, topology)
-    left: dict[str, int] = {}
-    for name, tensors in itertools.chain.from_iterable(held(engine).items() for engine in again):
-        path = folders.weights if name == "weights" else folders.states
-        left[name] = left.get(name, 0) + (in_memory(tensors, path) if path else 0)
+    left.update(left_in_memory(again, folders))
+    groups = len(held(again[0])["masters"])
     result = {
-        "groups": len(held(again[0])["masters"]),
-        "equal": equal(got, wanted),
-        "resumed": equal(copies(again), wanted),
-        "in_memory": left,
-        "names": [path.name for path in {folders.weights, folders.states} - {None} for path in path.iterdir()],
+        "unlike": int(not equal(got, wanted)),
+        "resumed_unlike": int(not equal(copies(again), wanted)),
+        "in_memory": left.total(),
+        "mapped_checkpoints": held_back,
+        "names": sum(len(list(path.iterdir())) for path in (folders.weights, folders.states) if path),
     }
     close(*plain, *again)
+    over_ranks = topology.sum(torch.tensor(list(result.values()))).tolist()
+    return {"groups": groups, **dict(zip(result, over_ranks, strict=True))}
+
+
+def left_in_memory(pair: list[DeepSpeedEngine], folders: OffloadFolders) -> Counter[str]:
+    """By kind, tensors that should rest in files and do not."""
+    left: Counter[str] = Counter()
+    for name, tensors in itertools.chain.from_iterable(held(engine).items() for engine in pair):
+        path = folders.weights if name == "weights" else folders.states
+        left[name] += in_memory(tensors, path) if path else 0
+    return left
+
+
+def unstepped_case(folders: OffloadFolders, folder: Path, topology: Topology) -> dict[str, Any]:
+    """A checkpoint from memory without any moments is resumed in files."""
+    plain = engines("bfloat16", OffloadFolders(), topology)
+    for engine, role in zip(plain, ("policy", "value"), strict=True):
+        engine.save(folder, role)
+    filed = engines("bfloat16", folders, topology)
+    for engine, role in zip(filed, ("policy", "value"), strict=True):
+        engine.load(folder, role)
+    for pair in (plain, filed):
+        update(pair, 0, topology)
+    result = {
+        "unlike": int(not equal(copies(filed), copies(plain))),
+        "in_memory": left_in_memory(filed, folders).total(),
+    }
+    close(*plain, *filed)
     return result
+
+
+def built_case(files: Path, topology: Topology) -> dict[str, int]:
+    """Of a run that is built from its YAML: tensors of each engine that should rest in files and do not."""
+    place = {"device": "nvme", "nvme_path": str(files)}
+    names = {"zero3_nvme.json": ("offload_param", "offload_optimizer"), "frozen_cpu_offload.json": ("offload_param",)}
+    config = files.parent / "tiny.yaml"
+
+    def written() -> list[str]:
+        for name, keys in names.items():
+            json_ = json.loads((ROOT / "ds_configs" / name).read_text())
+            json_["zero_optimization"] |= dict.fromkeys(keys, place)
+            (files.parent / name).write_text(json.dumps(json_))
+        write_config(files.parent)
+        return [f"engine.{key}={files.parent / name}" for key, name in zip(("deepspeed", "frozen"), names, strict=True)]
+
+    overrides = topology.first_rank_makes(written)
+    run = build(load(config, overrides, topology.world_size), topology, Screen(False), time.perf_counter())
+    folders = OffloadFolders(files, files)
+    found = {
+        role: left_in_memory([engine], folders).total()
+        for role, engine in (("policy", run.policy), ("value", run.value))
+    }
+    found["frozen"] = in_memory([q.ds_tensor for q in run.frozen.module.parameters()], files)
+    run.close()
+    close(run.policy, run.value, run.frozen)
+    return found
 
 
 def frozen_case(folder: Path, topology: Topology) -> dict[str, Any]:
@@ -141,9 +204,10 @@ def main() -> None:
         name: case(name.split()[0], folders, scratch / name, topology) for name, folders in kinds.items()
     }
     results["frozen"] = frozen_case(files, topology)
-    unlike = topology.sum(torch.tensor([sum(not results[name]["equal"] for name in kinds)])).item()
+    results["unstepped"] = unstepped_case(kinds["bfloat16 both"], scratch / "unstepped", topology)
+    results["built"] = built_case(files, topology)
     if topology.is_first:
-        (scratch / "results.json").write_text(json.dumps(results | {"unlike": unlike}), encoding="utf-8")
+        (scratch / "results.json").write_text(json.dumps(results), encoding="utf-8")
     ranks.stop()
 
 

@@ -63,7 +63,7 @@ def test_all_rows_laid_end_to_end_are_read_like_rows_of_a_batch(attention, monke
     """
     body = build_policy(SHAPE, V, torch.float64, 1, "chunked", attention).body
     batched, shapes = body_states(body, TOKENS, POSITIONS), []
-    monkeypatch.setattr(documents, "SEES_ONE_ROW", {attention})
+    monkeypatch.setattr(documents, "SEES_ONE_ROW", {body.config._attn_implementation})
     body.register_forward_pre_hook(
         lambda _, args, named: shapes.append({k: tuple(named[k].shape) for k in ("input_ids", "position_ids")}),
         with_kwargs=True,

@@ -4,9 +4,19 @@ import pytest
 import torch
 
 from destruct.config.model import PolicyShape
+from destruct.models import attention
 from destruct.models.policy import build_policy
 from destruct.ops import chunked
-from destruct.planning.activations import chunk_rows, kept, kept_per_token, kv_cache, loss_chunk, sampling
+from destruct.planning.activations import (
+    DENSE_COLUMNS,
+    attention_of,
+    chunk_rows,
+    kept,
+    kept_per_token,
+    kv_cache,
+    loss_chunk,
+    sampling,
+)
 from destruct.planning.job import MIB
 from destruct.planning.networks import from_shape
 from tests.planning.planned import job
@@ -14,12 +24,10 @@ from tests.planning.planned import job
 WINDOW, ROWS = 64, 2
 
 
-def saved_bytes(
-    layers: int, dtype: torch.dtype, kv_heads: int, checkpointing: bool = False, attention: str = "sdpa"
-) -> int:
+def saved_bytes(layers: int, dtype: torch.dtype, kv_heads: int, checkpointing: bool = False, kind: str = "sdpa") -> int:
     """Bytes of all tensors but weights that autograd keeps of a forward over rows that begin with padding."""
     shape = shape_of(layers, kv_heads)
-    body = build_policy(shape, 128, dtype, 0, "chunked", attention, checkpointing).body
+    body = build_policy(shape, 128, dtype, 0, "chunked", kind, checkpointing).body
     weights = {p.untyped_storage().data_ptr() for p in body.parameters()}
     kept_ones: dict[int, torch.Tensor] = {}  # held, or an address could be used twice
 
@@ -48,14 +56,33 @@ def shape_of(layers: int, kv_heads: int) -> PolicyShape:
 @pytest.mark.parametrize(("dtype", "b"), [(torch.bfloat16, 2), (torch.float32, 4)])
 def test_a_layer_keeps_what_autograd_saves(dtype, b, kv_heads):
     layer = saved_bytes(3, dtype, kv_heads) - saved_bytes(2, dtype, kv_heads)
+    planned = kept_per_token(from_shape(shape_of(2, kv_heads), 128), b, WINDOW, "dense") * ROWS * WINDOW
+    assert planned == pytest.approx(layer, rel=0.01)
+
+
+@pytest.mark.parametrize("kv_heads", [8, 2])
+@pytest.mark.parametrize(("dtype", "b"), [(torch.bfloat16, 2), (torch.float32, 4)])
+def test_so_it_does_with_torchs_own_attention(dtype, b, kv_heads, monkeypatch):
+    """On a GPU, and in rows too long to keep their probabilities."""
+    monkeypatch.setattr(attention, "LONGEST", WINDOW - 1)
+    layer = saved_bytes(3, dtype, kv_heads) - saved_bytes(2, dtype, kv_heads)
     planned = kept_per_token(from_shape(shape_of(2, kv_heads), 128), b, WINDOW) * ROWS * WINDOW
     assert planned == pytest.approx(layer, rel=0.01)
 
 
+def test_rows_are_planned_dense_where_the_models_compute_them_so():
+    assert DENSE_COLUMNS == attention.LONGEST
+    assert attention_of(job(hardware="cpu")) == "dense" and attention_of(job()) == "sdpa"
+    long = ["rollout.prompt_tokens=512", "model.policy.max_position_embeddings=1024",
+            "model.value.max_position_embeddings=1024"]  # fmt: skip
+    assert attention_of(job(*long, hardware="cpu")) == "sdpa"
+    assert attention_of(job("model.attention=eager", hardware="cpu")) == "eager"
+
+
 @pytest.mark.parametrize(("dtype", "b"), [(torch.bfloat16, 2), (torch.float32, 4)])
 def test_eager_attention_keeps_the_probabilities_besides(dtype, b):
-    layer = saved_bytes(3, dtype, 8, attention="eager") - saved_bytes(2, dtype, 8, attention="eager")
-    planned = kept_per_token(from_shape(shape_of(2, 8), 128), b, WINDOW, eager=True) * ROWS * WINDOW
+    layer = saved_bytes(3, dtype, 8, kind="eager") - saved_bytes(2, dtype, 8, kind="eager")
+    planned = kept_per_token(from_shape(shape_of(2, 8), 128), b, WINDOW, "eager") * ROWS * WINDOW
     assert planned == pytest.approx(layer, rel=0.05)
 
 
@@ -63,7 +90,7 @@ def test_with_checkpointing_the_borders_are_kept_and_one_layer_besides():
     """The latter only in the backward, so that autograd's own part is the rest."""
     planned = job("model.activation_checkpointing=true", "engine.backend=fsdp")
     net, tokens = from_shape(shape_of(12, 8), 128), ROWS * WINDOW
-    inside = kept_per_token(net, 2, planned.window) * tokens
+    inside = kept_per_token(net, 2, planned.window, attention_of(planned)) * tokens
     saved = saved_bytes(12, torch.bfloat16, 8, checkpointing=True)
     assert kept(net, planned, tokens) - inside == pytest.approx(saved, rel=0.1)
 

@@ -1,11 +1,15 @@
 """Seconds of an update worked by hand, each bound by turn."""
 
+from dataclasses import replace
+
 import pytest
 
 from destruct.planning.collectives import plan_collectives
 from destruct.planning.disk import plan_disk
-from destruct.planning.duration import LAUNCH, collective_seconds, plan_duration
+from destruct.planning.duration import LAUNCH, assumptions, collective_seconds, plan_duration, share_on_disk
+from destruct.planning.fitting import rooms
 from destruct.planning.job import Job
+from destruct.planning.memory import plan_memory
 from tests.planning.planned import job
 
 
@@ -46,16 +50,44 @@ def test_adam_on_the_host_reads_and_writes_there():
     assert phase(planned, "update").memory == pytest.approx(34 * elements / 40e9)
 
 
+FILES = "engine.deepspeed=ds_configs/zero3_nvme.json"
+
+
+def with_host(planned: Job, size: float) -> Job:
+    """The same on machines of eight devices whose hosts have so many bytes."""
+    return replace(planned, hardware=replace(planned.hardware, host_memory=size / 8))
+
+
 def test_files_are_read_in_every_pass_and_read_and_written_in_every_step_at_a_machines_bandwidth():
-    """32 bytes of an element in each of 4 steps; 2 of weights in a forward and in a backward of 8 micro-batches."""
-    files = "engine.deepspeed=ds_configs/zero3_nvme.json"
-    planned, hosted = job(files, config="llama3_8b_multinode"), job(config="llama3_8b_multinode")
-    elements = planned.policy.parameters + planned.value.parameters
-    by_hand = (32 * 4 + 2 * 2 * 8) * elements / 5e9
-    more = phase(planned, "update").memory - phase(hosted, "update").memory
-    fetched = 2 * 2 * 8 * elements / 8 / 40e9  # over the link, as from the host's memory
-    assert more == pytest.approx(by_hand + fetched)
-    assert phase(planned, "score").memory > phase(hosted, "score").memory
+    """34 bytes of an element in each of 4 steps; 2 of weights in a forward and in a backward of 8 micro-batches, in
+    each of 8 micro-batches that score, in each that measures the KL, and once to fill the replica."""
+    overrides = ["rollout.gather=layers"], []
+    layers, planned = (with_host(job(FILES, *each, config="llama3_8b_multinode"), 1) for each in overrides)
+    hosted = job(config="llama3_8b_multinode")
+    both, policy = planned.policy.parameters + planned.value.parameters, planned.policy.parameters
+
+    def more(name: str) -> float:
+        return phase(planned, name).memory - phase(hosted, name).memory
+
+    def seconds(size: float) -> float:  # through the disk, and over the link of each of 8 devices, as from memory
+        return size / 5e9 + size / 8 / 40e9
+
+    assert more("update") == pytest.approx(34 * 4 * both / 5e9 + seconds(2 * 2 * 8 * both))
+    assert more("score") == pytest.approx(seconds(2 * 8 * both))
+    assert more("kl") == pytest.approx(seconds(2 * 8 * policy))
+    assert more("generate") == pytest.approx(seconds(2 * policy))
+    anew = phase(layers, "generate").memory - phase(planned, "generate").memory
+    assert anew == pytest.approx(seconds(2 * policy * (planned.settings.config.rollout.response_tokens - 1)))
+    assert any("5 GB/s, through which goes the 100% of the files" in line for line in assumptions(planned))
+
+
+def test_what_a_hosts_memory_has_room_for_does_not_go_through_the_disk():
+    """Beside what the host holds anyway there is room for none of the files, for half of them, for all."""
+    planned = job(FILES, config="llama3_8b_multinode")
+    asked, files = rooms(planned)[1].asked, 8 * plan_memory(planned).resident("files")
+    shares = [share_on_disk(with_host(planned, asked + share * files)) for share in (0, 0.5, 2)]
+    assert shares == pytest.approx([1, 0.5, 0])
+    assert share_on_disk(job(config="llama3_8b_multinode")) == 0
 
 
 def test_checkpoints_of_a_day_are_those_of_the_interval_and_of_the_ends_of_epochs_apart():

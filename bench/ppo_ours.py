@@ -1,0 +1,66 @@
+"""Our side of bench/ppo_iteration.py: `python -m bench.ppo_ours CONFIG ITERATIONS ENDS`; one rank of any backend.
+
+ENDS is `eos` where responses may end; with `never` no token ends one, so that all have R tokens.
+"""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import deepspeed  # noqa: F401  an import, of which nothing is measured
+import torch
+
+from bench.ppo_process import Told
+from destruct.build import build
+from destruct.config.settings import load
+from destruct.engine import topology as ranks
+from destruct.exits import Exit, leave
+from destruct.loop import one_update
+from destruct.run import Run
+from destruct.tracking.console import Screen
+
+NO_TOKEN = -1
+
+
+def made(config: Path, ends: str) -> Run:
+    """The run of a config, before its first update."""
+    topology = ranks.start()
+    run = build(load(config, [], topology.world_size), topology, Screen(False), time.perf_counter())
+    if ends == "never":
+        run.sampling = replace(run.sampling, eos_id=NO_TOKEN)
+    return run
+
+
+def state_bytes(run: Run) -> int:
+    """Weights of every network; of the two that train masters, moments and gradients besides."""
+    weight = 2 if run.settings.training.bf16.enabled else 4
+    trained = sum(p.numel() for engine in (run.policy, run.value) for _, p in engine.tensors_in_full())
+    frozen = sum(p.numel() for _, p in run.frozen.tensors_in_full())
+    scorer = sum(p.numel() for _, p in run.policy.tensors_in_full())
+    masters = 4 if weight == 2 else 0
+    return trained * (weight + masters + 8 + 4) + (frozen + scorer) * weight
+
+
+def main() -> None:
+    config, iterations, ends = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    torch.randn(64, 64) @ torch.randn(64, 64)  # its library is an import, too
+    told = Told()
+    run = made(config, ends)
+    told.begin()
+    for _ in range(iterations):
+        tokens = run.state.tokens
+        one_update(run)
+        told.lap()
+        said = run.state.tokens - tokens - run.config.rollout.batch_size * run.config.window_tokens
+        told.lengths.append(said / run.config.rollout.batch_size)
+    size = state_bytes(run)
+    if run.topology.is_first:
+        told.tell(size)
+    run.close()
+    ranks.stop()
+    leave(Exit.DONE)
+
+
+if __name__ == "__main__":
+    main()
