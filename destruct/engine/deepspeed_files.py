@@ -26,7 +26,8 @@ from destruct.exits import Exit
 def file_tensor(folder: Path, elements: int, dtype: torch.dtype) -> Tensor:
     """Zeros in a file of the folder, which never has a name and is gone with the tensor, however the process ends.
 
-    Its room on the disk is taken at once, so that none is missing when a page is written later.
+    Its room on the disk is taken at once, so that none is missing when a page is written later; what a file system that
+    copies on writing (btrfs, ZFS) promises there is less.
 
     Args:
         elements: of the tensor, which is flat.

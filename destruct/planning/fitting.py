@@ -151,9 +151,8 @@ def _offload_all(job: Job) -> list[Changed]:
 
 
 def _in_files(job: Job) -> list[Changed]:
-    if not job.way.startswith("zero") or "files" in map(
-        job.place, map(job.offload, ("offload_param", "offload_optimizer"))
-    ):
+    places = {job.place(job.offload(name)) for name in ("offload_param", "offload_optimizer")}
+    if not job.way.startswith("zero") or places == {"files"}:
         return []
     files = Offload(device="nvme", nvme_path="$NVME_PATH")
     changed = _zero(job, stage=3, offload_optimizer=files, offload_param=files)

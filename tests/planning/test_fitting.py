@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from destruct.config.offload import Offload
 from destruct.config.settings import load
 from destruct.errors import DestructError
 from destruct.planning.fitting import check_fits, fits, nearest, rooms
@@ -72,6 +73,12 @@ def test_files_are_named_where_a_host_holds_the_gradients_alone():
     planned = job("rollout.batch_size=32", config="llama3_8b_multinode", ranks=1, per_node=1)
     small = replace(planned, hardware=replace(planned.hardware, host_memory=120 * GIB))
     assert nearest(small) == "keep weights and optimizer in files as ds_configs/zero3_nvme.json does"
+    half = {"offload_optimizer": Offload(device="nvme", nvme_path="/x"), "offload_param": Offload(device="cpu")}
+    zero = small.settings.training.zero_optimization.model_copy(update=half)
+    training = small.settings.training.model_copy(update={"zero_optimization": zero})
+    tight = replace(small.hardware, host_memory=80 * GIB)  # 17 of weights are too much
+    halved = replace(small, settings=replace(small.settings, training=training), hardware=tight)
+    assert not fits(halved) and nearest(halved) == nearest(small)
     filed = job("rollout.batch_size=32", "engine.deepspeed=ds_configs/zero3_nvme.json",
                 config="llama3_8b_multinode", ranks=1, per_node=1)  # fmt: skip
     assert fits(replace(filed, hardware=small.hardware))
