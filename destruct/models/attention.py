@@ -1,4 +1,5 @@
-"""transformers' `sdpa`, but dense for the short rows of a CPU, whose kernel takes four times as long to go backward.
+"""transformers' `sdpa`, but dense for a CPU's short rows and single tokens: its kernel goes backward in four times the
+time, and takes six times as long for the one token that follows a cache.
 
     A = softmax(scaling Q K^T + bias) V,   as two batched products and a softmax
 
@@ -27,24 +28,26 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     """Causal attention, or by a mask, of every head at once.
 
     Args:
-        query: (n, H, T, D).
-        key, value: (n, G, T, D); each serves H / G heads.
-        mask: (n or 1, 1, T, T) bool, True where a row's token sees a column's; None: the columns up to its own.
+        query: (n, H, T, D), of the last T columns; T is C, or 1 where one token follows what a cache holds.
+        key, value: (n, G, C, D); each serves H / G heads.
+        mask: (n or 1, 1, T, C) bool, True where a row's token sees a column's; None: the columns up to its own.
         scaling: of the scores, which are rounded to the dtype of the queries.
 
     Returns:
         (n, T, H, D).
     """
-    (n, heads, t, d), groups = query.shape, key.shape[1]
+    (n, heads, t, d), (groups, columns) = query.shape, key.shape[1:3]
     shared = heads // groups  # the queries that share keys are further rows of one product
-    queries, keys, values = (x.reshape(n * groups, -1, d) for x in (query, key, value))
+    queries, values = query.reshape(n * groups, shared * t, d), value.reshape(n * groups, columns, d)
+    # Of a cache the keys are a view with gaps, whose transposed is multiplied three times as slowly (docs/lab.md).
+    keys = key.reshape(n * groups, columns, d).contiguous()
     if mask is None:
-        mask = torch.ones(1, 1, t, t, dtype=torch.bool, device=query.device).tril()
+        mask = torch.ones(1, 1, t, columns, dtype=torch.bool, device=query.device).tril(columns - t)
     bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, NOT_SEEN)
     if len(mask) == 1:
-        bias = bias.view(1, t, t).repeat(1, shared, 1)
+        bias = bias.view(1, t, columns).repeat(1, shared, 1)
     else:
-        bias = bias.expand(n, groups * shared, t, t).reshape(n * groups, shared * t, t)
+        bias = bias.expand(n, groups * shared, t, columns).reshape(n * groups, shared * t, columns)
     scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=scaling)
     said = torch.bmm(scores.softmax(-1), values)
     return said.view(n, heads, t, d).transpose(1, 2)
@@ -62,14 +65,15 @@ def sdpa(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: dense where that is faster, else its own `sdpa`."""
-    t = query.shape[2]
+    t, columns = query.shape[2], key.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     understood = (
         causal if attention_mask is None else attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1
     )
     special = any(others.get(name) is not None for name in ("position_bias", "cache", "softcap"))
-    short = query.device.type == "cpu" and 1 < t == key.shape[2] <= LONGEST and value.shape[-1] == query.shape[-1]
-    if short and understood and not special and not dropout:
+    short = t == 1 or t == columns <= LONGEST
+    plain = query.device.type == "cpu" and value.shape[-1] == query.shape[-1]
+    if short and plain and understood and not special and not dropout:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return dense_attention(query, key, value, attention_mask, scale), None
     given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StopStringCriteria
+from transformers import StopStringCriteria
 
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
 from destruct.models.policy import PolicyNetwork, speaking
+from destruct.rollout.key_value_cache import reserve, without
 from destruct.rollout.sampling import inverse_cdf
 from destruct.seeding import uniform
 
@@ -64,9 +65,10 @@ def sample_responses(
     n, limit = uniforms.shape
     responses = prompts.new_full((n, limit), how.pad_id)
     lengths = torch.full((n,), limit, device=prompts.device)
-    alive = torch.ones(n, dtype=torch.bool, device=prompts.device)
-    cache = DynamicCache(config=replica.lm.config)
+    stopped = torch.zeros(n, dtype=torch.bool, device=prompts.device)
     tokens, positions, mask = _laid_out(prompts, prompt_lengths)
+    cache = reserve(replica.lm.config, tokens.shape[1] + limit - 1)
+    rows = torch.arange(n, device=prompts.device)  # that are still being sampled
     with speaking(replica):
         for t in range(limit):
             body = replica.body(
@@ -77,19 +79,22 @@ def sample_responses(
                 use_cache=True,
             )
             logits = replica.head.logits(body.last_hidden_state[:, -1])
-            chosen = inverse_cdf(logits, how.temperature, uniforms[:, t])
-            responses[alive, t] = chosen[alive]
+            chosen = inverse_cdf(logits, how.temperature, uniforms[rows, t])
+            responses[rows, t] = chosen
             ended = chosen == how.eos_id
             if how.ends is not None:
-                ended = ended | how.ends(responses[:, : t + 1])
-            ended = alive & ended
-            lengths[ended] = t + 1
-            alive &= ~ended
-            if not go_on(bool(alive.any())):
+                ended = ended | how.ends(responses[rows, : t + 1])
+            lengths[rows[ended]], stopped[rows[ended]] = t + 1, True
+            alive = without(ended)
+            if t + 1 == limit or not go_on(len(alive) > 0):
                 break
+            if len(alive) < len(rows):
+                cache.reorder_cache(alive)
+                rows, chosen, positions = rows[alive], chosen[alive], positions[alive]
+                mask = None if mask is None else mask[alive]
             tokens, positions = chosen[:, None], positions[:, -1:] + 1
             mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    return responses, lengths, ~alive
+    return responses, lengths, stopped
 
 
 def _laid_out(prompts: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

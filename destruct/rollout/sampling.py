@@ -19,6 +19,7 @@ def inverse_cdf(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
     Returns:
         (N,) int64.
     """
-    cdf = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+    scaled = logits.double() if temperature == 1 else logits.double() / temperature
+    cdf = torch.softmax(scaled, -1).cumsum(-1)
     chosen = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True).squeeze(-1)
     return chosen.clamp(max=logits.shape[-1] - 1)

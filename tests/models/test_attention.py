@@ -47,6 +47,21 @@ def test_it_is_torchs_attention_in_float64_forward_and_backward(masked, heads, g
         assert torch.allclose(a.grad, b.grad, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (4, 1)])
+def test_one_token_behind_a_cache_is_the_last_of_the_whole_row(masked, heads, groups):
+    """The keys and values are views of longer memory, as a cache has them."""
+    query, key, value = (x.detach() for x in drawn(21, heads, groups))
+    mask = documents(21) if masked else None
+    whole = torchs(query, key, value, mask)
+    room = [torch.full((3, groups, 30, 16), torch.nan, dtype=torch.float64) for _ in range(2)]
+    for taken, filled in zip(room, (key, value), strict=True):
+        taken[:, :, :21] = filled
+    seen = None if mask is None else mask[:, :, -1:]
+    last = dense_attention(query[:, :, -1:], *(taken[:, :, :21] for taken in room), seen, 16**-0.5)
+    assert torch.allclose(last, whole[:, -1:], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 8e-3)])
 def test_its_rounding_is_that_of_the_dtype(dtype, bound):
     rounded = drawn(100, dtype=dtype)
@@ -79,6 +94,7 @@ class Layer(torch.nn.Module):
         SimpleNamespace(name="with a mask", t=12, mask=True),
         SimpleNamespace(name="too long", t=LONGEST + 1),
         SimpleNamespace(name="one new token", t=1, columns=9),
+        SimpleNamespace(name="two new tokens", t=2, columns=9),
         SimpleNamespace(name="not causal", t=12, causal=False),
     ],
     ids=lambda case: case.name,
