@@ -97,8 +97,9 @@ def record_peer(work: Work, folder: Path) -> None:
 def compare_ours(work: Work, folder: Path) -> dict[str, float]:
     """The same rollout through our loop, as far as the first step."""
     from bench.ppo_ours import made
-    from destruct.batch import PromptBatch, RolloutBatch, micro_batches
+    from destruct.batch import PromptBatch, RolloutBatch
     from destruct.loop import pack_and_score
+    from destruct.minibatch import micro_batches
     from destruct.ppo.update import accumulate
     from destruct.rollout.score import with_advantages
 

@@ -5,8 +5,8 @@ Letters: B rollouts, P columns for the prompt, R for the response, T = P + R.  A
     | left padding | prompt | response, or the true continuation | right padding |
                    P - length                P                                   T
 
-The response begins in column P, whatever the prompt's length.  There is no attention mask: positions keep the left
-padding apart, a document of its own, and nothing real comes after the right one.
+The response begins in column P, whatever the prompt's length.  The networks read rollouts from their first token on
+(`destruct/rollout/score.py`), so that neither an attention mask nor positions are needed.
 
 Each stage takes one frozen object and returns another:
 
@@ -16,15 +16,10 @@ Each stage takes one frozen object and returns another:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
-
-BatchT = TypeVar("BatchT")
-OtherT = TypeVar("OtherT")
 
 
 def _require(owner: object, name: str, want: tuple[int, ...]) -> None:
@@ -209,11 +204,6 @@ class RolloutBatch:
         return self.prompts.windows[:, self.prompts.prompt_tokens :]
 
     @property
-    def positions(self) -> Tensor:
-        """(B, T) int64: those of `tokens`, and of the windows, in which responses and continuations stand alike."""
-        return self.prompts.positions
-
-    @property
     def lengths(self) -> Tensor:
         """(B,) int64: sampled tokens of each rollout."""
         return self.mask.sum(1)
@@ -221,25 +211,6 @@ class RolloutBatch:
     def response_ids(self) -> list[list[int]]:
         """The sampled tokens of each rollout."""
         return _cut(self.responses, torch.zeros_like(self.lengths), self.lengths)
-
-
-@dataclass(frozen=True, slots=True)
-class Minibatch(Generic[BatchT]):
-    """One optimizer step's rollouts: this rank's micro-batches (as many as the accumulation; some may be empty)
-    and the token counts of the whole minibatch on all ranks, by which every loss is normalised."""
-
-    micro_batches: tuple[BatchT, ...]
-    response_tokens: int
-    continuation_tokens: int  # of the data; 0 where no rollout has a continuation
-
-    def map(self, stage: Callable[[BatchT], OtherT]) -> Minibatch[OtherT]:
-        """The minibatch after `stage` has been applied to each micro-batch."""
-        return Minibatch(tuple(map(stage, self.micro_batches)), self.response_tokens, self.continuation_tokens)
-
-
-def micro_batches(minibatches: Iterable[Minibatch[BatchT]]) -> list[BatchT]:
-    """All micro-batches of this rank, in order."""
-    return [micro for minibatch in minibatches for micro in minibatch.micro_batches]
 
 
 @dataclass(frozen=True, slots=True)

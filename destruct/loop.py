@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from destruct.batch import Minibatch, PromptBatch, RolloutBatch, ScoredBatch, TrainBatch, micro_batches
+from destruct.batch import PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
 from destruct.data.loader import LanguageLoader, language_orders
@@ -16,6 +16,7 @@ from destruct.drift import Probe, kl_from_initial, measure, probe_prompts
 from destruct.engine.schedule import cosine_to_tenth
 from destruct.errors import DestructError
 from destruct.evaluation import Validation, validate
+from destruct.minibatch import Minibatch, micro_batches
 from destruct.ppo.kl import controlled_coef, next_coef
 from destruct.ppo.update import UpdateStats, kl_to_reference, ppo_update
 from destruct.prompting import continue_prompts
@@ -168,10 +169,11 @@ def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBat
     """Pack once, then score on exactly the micro-batches that the update will use."""
     order = torch.Generator().manual_seed(run.key("packing", rollouts.prompts.draw))
     shuffled = torch.randperm(len(rollouts.responses), generator=order)
-    packed = pack(rollouts, shuffled, run.config.ppo.minibatches, run.policy.accumulation, run.topology)
     networks, settings = run.networks, run.score_settings()
+    minibatches = run.config.ppo.minibatches
+    packed = pack(rollouts, shuffled, minibatches, run.policy.accumulation, run.topology, settings.ptx)
     return [
-        minibatch.map(lambda micro: score(micro, networks.policy, networks.reference, networks.value, settings))
+        score(minibatch, networks.policy, networks.reference, networks.value, settings)
         for minibatch in run.reward(packed, run.topology)
     ]
 

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from destruct.batch import Minibatch, ScoredBatch, TrainBatch, micro_batches
+from destruct.batch import ScoredBatch, TrainBatch
 from destruct.checkpoint import contents
 from destruct.curriculum.estimates import Estimates, as_columns
 from destruct.curriculum.feedback import COLUMNS
 from destruct.curriculum.strategies import Strategy
 from destruct.engine.topology import Topology
 from destruct.evaluation import Validation
+from destruct.minibatch import Minibatch, micro_batches
 from destruct.ppo.kl import k1
 from destruct.ppo.update import UpdateStats
 from destruct.run import Run

@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from destruct.batch import Minibatch, TokenWindows, TrainBatch
+from destruct.batch import TokenWindows, TrainBatch
 from destruct.engine.base import TrainEngine
 from destruct.engine.topology import Topology
+from destruct.minibatch import Minibatch
 from destruct.ops.rows import LossCoefficients, LossRows, PolicyLoss
 from destruct.ppo.update import value_loss
 

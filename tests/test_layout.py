@@ -20,6 +20,7 @@ LAYER = {
     "errors.py": 0,
     "exits.py": 0,
     "batch.py": 0,
+    "minibatch.py": 0,
     "seeding.py": 0,
     "user_function.py": 0,
     "durable.py": 0,

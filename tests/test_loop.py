@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from destruct import loop
-from destruct.batch import PromptBatch, micro_batches
+from destruct.batch import PromptBatch
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
 from destruct.curriculum.strategies import FixedWeights
 from destruct.loop import constrain, draw, one_update, pack_and_score, roll_out, warm_up
+from destruct.minibatch import micro_batches
 from destruct.models.policy import build_copy
 from destruct.rollout.score import with_advantages
 from destruct.run import Run

@@ -9,10 +9,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch, micro_batches
+from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.curriculum.estimates import Estimates, Floats
 from destruct.engine.topology import Topology
 from destruct.loop import draw, one_update, pack_and_score, roll_out
+from destruct.minibatch import micro_batches
 from destruct.recording import (
     _rollout_figures,
     explained_variance,

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TokenWindows, TrainBatch
+from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TokenWindows, TrainBatch
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import LlamaShape, PolicyShape
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
+from destruct.minibatch import Minibatch
 from destruct.models.policy import build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.warmup import cross_entropy_step, value_pass
@@ -145,7 +146,7 @@ def fixed_returns() -> list[Minibatch[TrainBatch]]:
         part, zeros = batch.select(rows), torch.zeros(len(rows), R)
         scored = ScoredBatch(RewardedBatch(part, zeros, zeros[:, 0], zeros[:, :1]), zeros, zeros, zeros, zeros)
         parts.append(TrainBatch(scored, zeros, returns[rows]))
-    return [Minibatch(tuple(parts), 11, 15)]
+    return [Minibatch(tuple(parts), 11, 15, 0)]
 
 
 def value() -> SingleEngine:

@@ -89,9 +89,8 @@ def head_gradient(net: Decoder, job: Job, rows: int) -> int:
 
 
 def kv_cache(net: Decoder, job: Job) -> int:
-    """Keys and values of all rollouts that a rank samples at once, and one layer's again while it grows."""
-    token = 2 * job.itemsize * net.kv_width * job.rollouts_per_rank * job.window
-    return token * (net.layers + 1)
+    """Keys and values of all rollouts that a rank samples at once."""
+    return 2 * job.itemsize * net.kv_width * job.rollouts_per_rank * job.window * net.layers
 
 
 def sampling(net: Decoder, job: Job) -> int:

@@ -103,17 +103,16 @@ def _training(job: Job, role: str, net: Decoder) -> Iterator[Collective]:
 
 
 def _scoring(job: Job) -> Iterator[Collective]:
-    m, copies = job.micro_batches, job.reference_passes
+    shared, copies = job.shared_passes, job.reference_passes
     if job.way in ("zero3", "fsdp"):
-        yield _passes(job, "score", "policy", job.policy, m)
-        yield _passes(job, "score", "value", job.value, m)
-        stops = job.policy_score_passes - 2 * m
-        if stops:
-            yield _passes(job, "update", "policy", job.policy, stops)
-        yield _passes(job, "kl", "policy", job.policy, m)
+        yield _passes(job, "score", "policy", job.policy, job.micro_batches)
+        yield _passes(job, "score", "value", job.value, shared)
+        if job.early_stop_passes:
+            yield _passes(job, "update", "policy", job.policy, job.early_stop_passes)
+        yield _passes(job, "kl", "policy", job.policy, shared)
     yield _passes(job, "score", "frozen", job.policy, copies)
     if job.reward_model is not None:
-        yield _passes(job, "score", "reward model", job.reward_model, m)
+        yield _passes(job, "score", "reward model", job.reward_model, shared)
     if job.settings.config.kl.in_loss.startswith("exact"):
         yield Collective("update", "frozen", "head", "all-gather", job.itemsize * job.policy.embedding, 1)
 

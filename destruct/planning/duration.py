@@ -127,7 +127,8 @@ def work(job: Job) -> dict[str, Work]:
     value = forward_flops(job, job.value, both=False)
     reward = 0.0 if job.reward_model is None else forward_flops(job, job.reward_model, both=False)
     reward_layers = 0 if job.reward_model is None else job.reward_model.layers
-    stops, copies = job.policy_score_passes - 2 * m, job.reference_passes
+    shared, stops, copies = job.shared_passes, job.early_stop_passes, job.reference_passes
+    size = job.together  # micro-batches of a shared pass
     layers, both = job.policy.layers, job.policy.layers + job.value.layers
     shards = [job.itemsize * net.parameters / job.world for net in (job.policy, job.value)]
     weights, frozen = job.offload("offload_param"), job.frozen_offload
@@ -139,17 +140,18 @@ def work(job: Job) -> dict[str, Work]:
     return {
         "generate": generating(job) + fetching(job, weights, fills * shards[0]),
         "score": Work(
-            m * (policy + value + reward) + copies * alone, layers=m * (both + reward_layers) + copies * layers
+            m * (policy + value + reward) + copies * size * alone,
+            layers=m * layers + shared * (job.value.layers + reward_layers) + copies * layers,
         )
-        + fetching(job, weights, m * sum(shards))
-        + fetching(job, frozen, copies * shards[0] + m * scorer),
+        + fetching(job, weights, m * shards[0] + shared * shards[1])
+        + fetching(job, frozen, copies * shards[0] + shared * scorer),
         "update": Work(
-            job.train_passes * again * (policy + value) + stops * alone,
+            job.train_passes * again * (policy + value) + stops * size * alone,
             layers=job.train_passes * again * both + stops * layers,
         )
         + stepping(job)
         + fetching(job, weights, passes * sum(shards) + stops * shards[0]),
-        "kl": Work(m * alone, layers=m * layers) + fetching(job, weights, m * shards[0]),
+        "kl": Work(m * alone, layers=shared * layers) + fetching(job, weights, shared * shards[0]),
         "round": Work(round_flops(job), layers=round_forwards(job) * layers)
         + fetching(job, frozen, round_forwards(job) * shards[0]),
     }

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from destruct.config.offload import Offload
 from destruct.config.settings import Settings
+from destruct.minibatch import together
 from destruct.planning.hardware import Hardware
 from destruct.planning.networks import Decoder, from_config, from_shape, read_model_config, read_vocabulary
 from destruct.planning.parts import Place
@@ -88,17 +89,31 @@ class Job:
         return self.settings.config.ppo.epochs * self.micro_batches
 
     @property
-    def policy_score_passes(self) -> int:
-        """Forwards of the policy without a backward: old logprobs, the early stop's, the KL constraint's."""
+    def together(self) -> int:
+        """Micro-batches of a forward that several share: all without a backward but those of the old logprobs."""
+        return min(self.accumulation, together(self.settings.micro_batch * self.window))
+
+    @property
+    def shared_sequences(self) -> int:
+        """Rollouts of such a forward."""
+        return self.settings.micro_batch * self.together
+
+    @property
+    def shared_passes(self) -> int:
+        """Such forwards of a rank in one pass over the rollouts."""
+        return self.settings.config.ppo.minibatches * -(-self.accumulation // self.together)
+
+    @property
+    def early_stop_passes(self) -> int:
+        """Forwards of the policy between epochs."""
         ppo = self.settings.config.ppo
-        stops = ppo.epochs - 1 if ppo.early_stop_kl is not None else 0
-        return (2 + stops) * self.micro_batches
+        return (ppo.epochs - 1) * self.shared_passes if ppo.early_stop_kl is not None else 0
 
     @property
     def reference_passes(self) -> int:
         """Forwards of the model that the KL is measured to, and of the frozen one as a reward."""
         also = "frozen_likelihood" in self.settings.config.reward.terms
-        return (2 if also else 1) * self.micro_batches
+        return (2 if also else 1) * self.shared_passes
 
     @property
     def steps(self) -> int:

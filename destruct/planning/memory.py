@@ -74,7 +74,7 @@ def _copy(name: str, net: Decoder, job: Job) -> Iterator[Part]:
     if offload is not None and offload.pin_memory and not job.hardware.is_cpu:
         shard = sum(_power_of_two(b * -(-size // w)) for size in net.tensors)
     yield Part(name, "weights", shard, place=job.place(offload))
-    sequences = job.settings.micro_batch
+    sequences = job.shared_sequences
     moments = {f"{name} score": sequences * job.window * working_per_token(net, b)}
     if net.head != "scalar":
         rows = sequences * job.settings.config.rollout.response_tokens

@@ -40,7 +40,6 @@ class Engine:
         self.kept = kept(net, job, self.tokens)
         self.working = self.tokens * working_per_token(net, self.b)
         self.head = loss_chunk(net, job, rows, trains=True) + head_gradient(net, job, rows) if speaks else 0
-        self.scored = loss_chunk(net, job, rows, trains=False) if speaks else 0
         self.bucket = job.settings.training.zero_optimization.reduce_bucket_size
         self.filled = min(self.bucket, self.n)
 
@@ -64,11 +63,14 @@ class Engine:
             yield self.part("loss chunk", self.head, moment)
 
     def scoring(self) -> Iterator[Part]:
-        """A forward without a backward."""
-        yield self.part("activations", self.working, "score")
-        yield self.part("loss chunk", self.scored, "score")
+        """A forward without a backward: of several micro-batches, or of one as it is trained."""
+        job, shared = self.job, self.job.shared_sequences
+        tokens = max(self.tokens, shared * job.window)
+        yield self.part("activations", tokens * working_per_token(self.net, self.b), "score")
         if self.role == "policy":
-            yield self.part("activations", validating(self.net, self.job), "validation")
+            rows = max(job.policy_rows, shared * job.settings.config.rollout.response_tokens)
+            yield self.part("loss chunk", loss_chunk(self.net, job, rows, trains=False), "score")
+            yield self.part("activations", validating(self.net, job), "validation")
 
     @property
     def gloo_copy(self) -> int:

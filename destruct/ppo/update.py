@@ -1,19 +1,21 @@
 """The update: E epochs of clipped policy and value optimisation over packed minibatches (arXiv:1707.06347)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from destruct.batch import Minibatch, ScoredBatch, TrainBatch, micro_batches
+from destruct.batch import ScoredBatch, TrainBatch
 from destruct.engine.base import TrainEngine
 from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
+from destruct.minibatch import Minibatch, micro_batches
 from destruct.ops.rows import SUM_NAMES, LossCoefficients, LossRows, PolicyLoss, ReferenceStates
 from destruct.ppo.kl import LOG_RATIO_CLAMP, k3
 from destruct.ppo.loss import clipped_value_loss
+from destruct.rollout.packing import joined
 from destruct.rollout.score import PolicyInputs, policy_inputs, response_logprobs
 
 
@@ -160,7 +162,7 @@ def accumulate(
         if coefficients.exact_kl:
             assert states is not None and reference_head is not None, "scored without its states"
             reference = ReferenceStates(states, reference_head)
-        output = policy(inputs.tokens, inputs.rows, PolicyLoss(rows, coefficients, reference), inputs.positions)
+        output = policy(inputs.tokens, inputs.rows, PolicyLoss(rows, coefficients, reference))
         policy.backward(output.loss)
         tally.add_policy(output.sums, output.extremes, output.loss.detach())
         loss = value_loss(value, train, minibatch.response_tokens, settings.value_clip_range)
@@ -202,7 +204,7 @@ def value_loss(value: TrainEngine, train: TrainBatch, response_tokens: int, clip
     response tokens."""
     mask = train.scored.rollouts.mask
     inputs = policy_inputs(train.scored.rollouts, temperature=1.0, ptx=False)
-    values = value(inputs.tokens, inputs.rows, inputs.positions)
+    values = value(inputs.tokens, inputs.rows)
     per_token = clipped_value_loss(values, train.scored.old_values[mask], train.returns[mask], clip_range)
     return per_token.sum() / max(1, response_tokens)
 
@@ -235,14 +237,16 @@ def _mean_k3(
     topology: Topology,
     log_ratio: Callable[[ScoredBatch, Tensor], Tensor],
 ) -> float:
-    total = torch.zeros(2, dtype=torch.float64, device=topology.device)
-    for scored in micro_batches(minibatches):
-        now = response_logprobs(policy, scored.rollouts, temperature, ptx=False)
-        mask = scored.rollouts.mask
-        total[0] += k3(log_ratio(scored, now))[mask].double().sum()
-        total[1] += mask.sum()
-    nats, tokens = topology.sum(total).tolist()
-    return nats / max(1, tokens)
+    def several(parts: tuple[ScoredBatch, ...]) -> Iterator[Tensor]:
+        now = response_logprobs(policy, joined([scored.rollouts for scored in parts]), temperature, ptx=False)
+        for scored, said in zip(parts, now.split([len(scored.rollouts.responses) for scored in parts]), strict=True):
+            yield k3(log_ratio(scored, said))[scored.rollouts.mask].double().sum()
+
+    total = torch.zeros((), dtype=torch.float64, device=topology.device)
+    for nats in micro_batches(minibatch.map_together(several) for minibatch in minibatches):
+        total += nats
+    tokens = sum(minibatch.response_tokens for minibatch in minibatches)
+    return topology.sum(total).item() / max(1, tokens)
 
 
 def _means(sums: dict[str, float], minibatch: Minibatch[TrainBatch]) -> dict[str, float]:

@@ -3,16 +3,18 @@
 A term of the text reads the rollouts alone; a term of a model runs a forward, which all ranks make together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from destruct.batch import Minibatch, RewardedBatch, RolloutBatch
+from destruct.batch import RewardedBatch, RolloutBatch
 from destruct.engine.base import FrozenEngine
 from destruct.engine.topology import Topology
+from destruct.minibatch import Minibatch
+from destruct.rollout.packing import joined
 from destruct.rollout.score import response_logprobs
 
 
@@ -134,15 +136,20 @@ class Reward:
         """
         # The texts of all first: a user's function may raise on one rank alone, while the others wait in a gather.
         read = topology.together(lambda: [minibatch.map(self.of_texts) for minibatch in minibatches])
-        return [minibatch.map(self._with_models) for minibatch in read]
+        return [minibatch.map_together(self._with_models) for minibatch in read]
 
     def of_texts(self, rollouts: RolloutBatch) -> tuple[RolloutBatch, dict[str, Tensor]]:
         """The rollouts with each term of the text as (B, R)."""
         return rollouts, {name: self._placed(term, rollouts) for name, term in self.texts.items()}
 
-    def _with_models(self, read: tuple[RolloutBatch, dict[str, Tensor]]) -> RewardedBatch:
-        rollouts, grids = read
-        grids = grids | {name: self._placed(term, rollouts) for name, term in self.models.items()}
+    def _with_models(self, read: tuple[tuple[RolloutBatch, dict[str, Tensor]], ...]) -> Iterator[RewardedBatch]:
+        together = joined([rollouts for rollouts, _ in read])
+        sizes = [len(rollouts.responses) for rollouts, _ in read]
+        said = {name: self._placed(term, together).split(sizes) for name, term in self.models.items()}
+        for place, (rollouts, grids) in enumerate(read):
+            yield self._weighted(rollouts, grids | {name: parts[place] for name, parts in said.items()})
+
+    def _weighted(self, rollouts: RolloutBatch, grids: dict[str, Tensor]) -> RewardedBatch:
         every = torch.stack([grids[name] for name in self.names], -1)  # (B, R, K)
         rewards = every @ self.weights.to(every.device)
         tokens = rollouts.lengths.clamp(min=1)

@@ -9,7 +9,7 @@ from deepspeed.utils import safe_get_full_grad
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.config.deepspeed import (
     FrozenJSON,
     Optimizer,
@@ -25,6 +25,7 @@ from destruct.engine.fsdp import FsdpEngine, FsdpFrozen
 from destruct.engine.schedule import Schedule
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
+from destruct.minibatch import Minibatch
 from destruct.models.policy import build_copy, build_policy, take_buffers
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients

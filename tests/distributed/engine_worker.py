@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, LlamaForCausalLM
 
-from destruct.batch import Minibatch, TrainBatch
+from destruct.batch import TrainBatch
 from destruct.engine import topology as ranks
 from destruct.engine.fsdp import FsdpFrozen
 from destruct.engine.topology import Topology
 from destruct.exits import Exit, leave
+from destruct.minibatch import Minibatch
 from destruct.models.policy import build_copy, llama_config
 from destruct.models.reward_model import RewardModel
 from destruct.ops.rows import ScoreRows

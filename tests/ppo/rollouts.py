@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import torch
 
-from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.config.deepspeed import Optimizer, OptimizerParams
 from destruct.config.model import PolicyShape
 from destruct.engine.schedule import Schedule
 from destruct.engine.single import SingleEngine
 from destruct.engine.topology import Topology
+from destruct.minibatch import Minibatch
 from destruct.models.policy import PolicyNetwork
 from destruct.models.value import build_value
 from destruct.ops.rows import LossCoefficients

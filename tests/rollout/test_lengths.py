@@ -13,6 +13,7 @@ from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
+from destruct.minibatch import FORWARD_TOKENS, Minibatch
 from destruct.models.policy import PolicyNetwork, build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.rollout.generate import Sampling, generate, sample_responses
@@ -126,26 +127,30 @@ def test_a_token_at_a_position_is_that_drawn_in_its_own_text_alone():
 
 
 def test_rows_of_prompts_and_continuations_of_several_lengths_by_hand():
-    """P = 6, T = 11.  Row 2: 2 tokens of a response, a continuation of 3; row 1: 1 and none.
+    """Row 2: a prompt of 2 tokens, 2 of a response, a continuation of 3; row 1: 1, 1 and none.
 
-    States 5 and 6 of the first sequence and 5 of the second predict responses; the window of row 2 is the third.
+    States 1 and 2 of the first sequence and 0 of the second predict responses; the window of row 2 is the third, and
+    the widest: 5 columns.
     """
     batch = prompts().select(torch.tensor([2, 1]))
     mask = torch.arange(R) < torch.tensor([[2], [1]])
     rollouts = RolloutBatch(batch, torch.full((2, R), 9), mask, torch.zeros(2) > 0, teacher_forced=False)
     inputs = policy_inputs(rollouts, temperature=0.5, ptx=True)
-    assert inputs.tokens.shape == (3, P + R) and torch.equal(inputs.tokens[2], batch.windows[0])
-    assert inputs.rows.tolist() == [5, 6, 16, 27, 28, 29]
+    prompt, other = batch.prompt_ids()
+    assert inputs.tokens.shape == (3, 5) and inputs.tokens[2].tolist() == prompt + batch.continuation_ids()[0]
+    assert inputs.tokens[0, :4].tolist() == [*prompt, 9, 9] and inputs.tokens[1, :2].tolist() == [*other, 9]
+    assert inputs.rows.tolist() == [1, 2, 5, 11, 12, 13]
     assert inputs.targets.tolist() == [9, 9, 9, *batch.continuation_ids()[0]]
     assert inputs.is_response.tolist() == [True] * 3 + [False] * 3
-    assert torch.equal(inputs.positions, batch.positions[[0, 1, 0]])
     without = policy_inputs(rollouts.select(torch.tensor([1])), 0.5, ptx=True)
-    assert without.rows.tolist() == [5] and without.tokens.shape == (1, P + R)
+    assert without.rows.tolist() == [0] and without.tokens.tolist() == [[*other, 9]]
 
 
-def rewarded(rollouts: RolloutBatch) -> RewardedBatch:
-    zeros = torch.zeros(rollouts.mask.shape)
-    return RewardedBatch(rollouts, zeros, zeros[:, 0], zeros[:, :1])
+def rewarded(*parts: RolloutBatch, padded_tokens: int = 0) -> Minibatch[RewardedBatch]:
+    """With padded_tokens = 0 all micro-batches are read together."""
+    zeros = [torch.zeros(part.mask.shape) for part in parts]
+    micro = (RewardedBatch(part, zero, zero[:, 0], zero[:, :1]) for part, zero in zip(parts, zeros, strict=True))
+    return Minibatch(tuple(micro), 0, 0, padded_tokens)
 
 
 @pytest.mark.parametrize("teacher_forced", [False, True])
@@ -158,7 +163,7 @@ def test_logprobs_and_values_are_the_models_own_on_the_bare_sequence(teacher_for
     settings = ScoreSettings(0.7, ptx=True, kl_coef=0.0, exact_kl=True)
     sample = draw_everywhere if teacher_forced else generate
     rollouts = sample(policy, prompts(), ALONE, 5, 0.7 if teacher_forced else HOW)
-    scored = score(rewarded(rollouts), *engines, settings)
+    (scored,) = score(rewarded(rollouts), *engines, settings).micro_batches
     first = torch.cat([torch.zeros(1, dtype=torch.int64), rollouts.lengths.cumsum(0)])
     models = plain(policy), plain(frozen.module)
     bodies = value.body
@@ -178,6 +183,30 @@ def test_logprobs_and_values_are_the_models_own_on_the_bare_sequence(teacher_for
         torch.testing.assert_close(
             kept.double(), models[1].model(tokens).last_hidden_state[0, states], atol=1e-5, rtol=0
         )
+
+
+@pytest.mark.parametrize("teacher_forced", [False, True])
+@torch.no_grad()
+def test_micro_batches_that_are_read_together_are_scored_as_each_by_itself(teacher_forced):
+    """One of them is empty; the old logprobs are those of a forward over one micro-batch, to the last bit."""
+    policy, frozen = network(), SingleFrozen(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    value = build_value(SHAPE, V, torch.float32, 2)
+    torch.nn.init.normal_(value.head.weight, std=0.5, generator=torch.Generator().manual_seed(3))
+    engines = SingleEngine(policy, Optimizer(), 1, 1.0), frozen, SingleEngine(value, Optimizer(), 1, 1.0)
+    settings = ScoreSettings(0.7, ptx=True, kl_coef=0.3, exact_kl=True)
+    sample = draw_everywhere if teacher_forced else generate
+    rollouts = sample(policy, prompts(), ALONE, 5, 0.7 if teacher_forced else HOW)
+    parts = [rollouts.select(torch.arange(B)[rows]) for rows in (slice(0, 5), slice(0, 0), slice(5, 12))]
+    forwards = []
+    value.register_forward_hook(lambda *_: forwards.append(1))
+    alone = score(rewarded(*parts, padded_tokens=FORWARD_TOKENS), *engines, settings).micro_batches
+    assert len(forwards) == 3
+    at_once = score(rewarded(*parts, padded_tokens=FORWARD_TOKENS // 3), *engines, settings).micro_batches
+    assert len(forwards) == 4
+    for one, other in zip(alone, at_once, strict=True):
+        assert torch.equal(one.old_logprobs, other.old_logprobs)
+        for name in ("reference_logprobs", "old_values", "rewards", "reference_states"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=2e-6, rtol=1e-6)
 
 
 def test_a_minibatch_divides_by_the_continuation_tokens_that_are_there():

@@ -7,7 +7,7 @@ import torch
 
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.engine.topology import Topology
-from destruct.rollout.packing import assign, pack
+from destruct.rollout.packing import assign, joined, pack
 
 P, R = 4, 6
 
@@ -20,22 +20,36 @@ def rollouts(lengths: list[int]) -> RolloutBatch:
     return RolloutBatch(prompts, windows[:, P:], mask, torch.zeros(b, dtype=torch.bool), teacher_forced=False)
 
 
-def test_longest_first_to_the_lightest_slot_worked_by_hand():
-    """7 -> a; 5 -> b; 4 -> b (9); 3 -> a (10); 1 -> b (10)."""
-    assert assign([3, 7, 1, 5, 4], 2) == [[0, 1], [2, 3, 4]]
+def test_like_widths_share_a_slot_worked_by_hand():
+    """In descending order 7, 5, 4, 3, 1: cut after 7, 5 the slots take 2 * 7 and 3 * 4; after 7 alone 7 and 4 * 5."""
+    assert assign([3, 7, 1, 5, 4], 2) == ([[1, 3], [0, 2, 4]], 14)
 
 
-def test_no_slot_is_heavier_than_four_thirds_of_the_best_possible():
-    """Graham's bound for this rule, against brute force over all assignments of seven items to three slots."""
+def test_equal_widths_are_spread_evenly():
+    """32 over 4 slots, and 30: none takes more than 8."""
+    for count, sizes in ((32, [8, 8, 8, 8]), (30, [8, 8, 8, 6])):
+        slots, size = assign([128] * count, 4)
+        assert [len(slot) for slot in slots] == sizes and size == 8 * 128
+
+
+def test_a_wide_item_leaves_no_slot_empty():
+    """10, then four of 1: a largest slot of 10 is had with two slots, and three are there; two of 2 with the third."""
+    assert assign([1, 10, 1, 1, 1], 3) == ([[1], [0, 2], [3, 4]], 10)
+    assert [len(slot) for slot in assign([1, 10, 1, 1, 1], 8)[0]] == [1, 1, 1, 1, 1, 0, 0, 0]
+
+
+def test_no_other_cut_of_the_descending_widths_has_a_smaller_largest_slot():
+    """Against brute force over all cuts of seven widths into three slots."""
     g = random.Random(0)
-    for _ in range(20):
-        lengths = [g.randint(1, 20) for _ in range(7)]
-        got = max(sum(lengths[i] for i in slot) for slot in assign(lengths, 3))
-        best = min(
-            max(sum(x for x, s in zip(lengths, choice, strict=True) if s == slot) for slot in range(3))
-            for choice in itertools.product(range(3), repeat=7)
-        )
-        assert got <= 4 / 3 * best
+    for _ in range(50):
+        widths = [g.randint(1, 20) for _ in range(7)]
+        slots, size = assign(widths, 3)
+        assert sorted(itertools.chain(*slots)) == list(range(7))
+        assert size == max(len(slot) * max(widths[i] for i in slot) for slot in slots if slot)
+        down = sorted(widths, reverse=True)
+        cuts = itertools.combinations_with_replacement(range(8), 2)
+        parts = ((down[:a], down[a:b], down[b:]) for a, b in cuts)
+        assert size == min(max(len(part) * max(part, default=0) for part in cut) for cut in parts)
 
 
 def test_every_rollout_is_in_one_micro_batch_and_minibatches_do_not_depend_on_the_world_size():
@@ -57,3 +71,30 @@ def test_every_rollout_is_in_one_micro_batch_and_minibatches_do_not_depend_on_th
 def test_with_fewer_rollouts_than_slots_some_micro_batches_are_empty_but_there():
     packed = pack(rollouts([3, 2]), torch.arange(2), 1, 4, Topology(0, 1, torch.device("cpu")))
     assert sorted(len(b.tokens) for b in packed[0].micro_batches) == [0, 0, 1, 1]
+
+
+def test_what_a_row_is_wide_is_its_prompt_and_what_is_read_behind_it():
+    """With the continuations, too, the longer of both; teacher-forced, what the data has."""
+    part = rollouts([1, 6, 3, 2])
+    lengths = torch.tensor([4, 1, 4, 2]), torch.tensor([0, 2, 6, 2])
+    shorter = PromptBatch(0, P, part.prompts.windows, *lengths, source=torch.zeros(4), sample=torch.arange(4))
+    alone = Topology(0, 1, torch.device("cpu"))
+
+    def members(ptx: bool, teacher_forced: bool) -> tuple[int, list[int]]:
+        batch = RolloutBatch(shorter, part.responses, part.mask, part.stopped, teacher_forced)
+        (minibatch,) = pack(batch, torch.arange(4), 1, 4, alone, ptx)
+        return minibatch.padded_tokens, [b.prompts.sample.item() for b in minibatch.micro_batches]
+
+    assert members(False, False) == (7, [1, 2, 0, 3])  # 5, 7, 7, 4
+    assert members(True, False) == (10, [2, 1, 0, 3])  # 5, 7, 10, 4
+    assert members(False, True) == (10, [2, 0, 1, 3])  # 4, 3, 10, 4: the last is the half of a slot of two
+
+
+def test_joined_micro_batches_are_the_rollouts_in_their_order():
+    whole = rollouts([1, 6, 2, 5, 3])
+    parts = [whole.select(torch.tensor(rows, dtype=torch.int64)) for rows in ([3, 0], [], [4, 1])]
+    together, want = joined(parts), whole.select(torch.tensor([3, 0, 4, 1]))
+    for name in ("responses", "mask", "stopped", "tokens"):
+        assert torch.equal(getattr(together, name), getattr(want, name))
+    for name in ("windows", "prompt_lengths", "continuation_lengths", "source", "sample"):
+        assert torch.equal(getattr(together.prompts, name), getattr(want.prompts, name))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch
+from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch
 from destruct.engine.topology import Topology
+from destruct.minibatch import Minibatch
 from destruct.rollout.rewards import REWARDS, Reward, RewardContext, Term
 
 P = 2
@@ -33,7 +34,7 @@ def batch(
 
 def rewarded(weights: dict[str, float], terms: dict[str, Term], rollouts: RolloutBatch, models=None) -> RewardedBatch:
     reward = Reward(weights, terms, models or {}, RewardContext(2, Letters()))
-    return reward([Minibatch((rollouts,), 0, 0)], ALONE)[0].micro_batches[0]
+    return reward([Minibatch((rollouts,), 0, 0, 0)], ALONE)[0].micro_batches[0]
 
 
 @pytest.fixture

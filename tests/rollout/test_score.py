@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from destruct.batch import Minibatch, PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch
+from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch
 from destruct.config.deepspeed import Optimizer
 from destruct.config.model import PolicyShape
 from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
+from destruct.minibatch import Minibatch
 from destruct.models.policy import build_policy, llama_config
 from destruct.models.value import build_value
 from destruct.rollout.rewards import REWARDS, Reward, RewardContext
@@ -31,9 +32,10 @@ def rollouts(lengths: list[int], teacher_forced: bool = False) -> RolloutBatch:
     return RolloutBatch(prompts, responses, mask, torch.zeros(b, dtype=torch.bool), teacher_forced)
 
 
-def judged(batch: RolloutBatch, term: str, weight: float = 1.0) -> RewardedBatch:
+def scored_of(batch: RolloutBatch, term: str, networks, *settings, weight: float = 1.0) -> ScoredBatch:
     reward = Reward({term: weight}, {term: REWARDS[term]}, {}, RewardContext(2, None))
-    return reward([Minibatch((batch,), 0, 0)], ALONE)[0].micro_batches[0]
+    (rewarded,) = reward([Minibatch((batch,), 0, 0, 0)], ALONE)
+    return score(rewarded, *networks, ScoreSettings(*settings)).micro_batches[0]
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +60,11 @@ def test_rows_point_at_the_state_before_each_token():
 def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(networks):
     """Reward = weight * length / R; the k1 penalty is old logprob less reference logprob, at every sampled token."""
     batch = rollouts([5, 2, 3])
-    rewarded = judged(batch, "length", 10.0)
-    free = score(rewarded, *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.0, exact_kl=False))
+    free = scored_of(batch, "length", networks, 0.7, True, 0.0, False, weight=10.0)
     expected = torch.zeros(3, R)
     expected[0, 4], expected[1, 1], expected[2, 2] = 10.0, 4.0, 6.0
     torch.testing.assert_close(free.rewards, expected)
-    taxed = score(rewarded, *networks, ScoreSettings(0.7, ptx=True, kl_coef=0.3, exact_kl=False))
+    taxed = scored_of(batch, "length", networks, 0.7, True, 0.3, False, weight=10.0)
     kl = free.old_logprobs - free.reference_logprobs
     assert kl.abs().max() > 0.1, "the two networks differ"
     torch.testing.assert_close(taxed.rewards, expected - 0.3 * kl)
@@ -74,8 +75,7 @@ def test_the_score_lands_on_the_last_real_token_and_the_penalty_on_every_one(net
 def test_both_logprobs_are_plain_transformers_at_the_sampling_temperature_and_values_those_before_each_token(networks):
     """The KL penalty compares two distributions that were divided by the same temperature."""
     batch = rollouts([5, 2, 3])
-    scored = score(judged(batch, "eos"), *networks, ScoreSettings(0.6, True, 0.1, exact_kl=True))
-    free = score(judged(batch, "eos"), *networks, ScoreSettings(0.6, True, 0.1, exact_kl=False))
+    scored, free = (scored_of(batch, "eos", networks, 0.6, True, 0.1, exact_kl) for exact_kl in (True, False))
     for engine, got in ((networks[0], scored.old_logprobs), (networks[1], scored.reference_logprobs)):
         plain = LlamaForCausalLM._from_config(llama_config(SHAPE, V), dtype=torch.float32)
         plain.load_state_dict({n.removeprefix("lm."): p for n, p in engine.module.named_parameters()}, strict=False)
@@ -93,7 +93,7 @@ def test_an_empty_micro_batch_scores_nothing_and_still_calls_every_network(netwo
     batch = rollouts([5, 2]).select(torch.zeros(0, dtype=torch.int64))
     called = []
     hooks = [e.module.register_forward_hook(lambda module, *_: called.append(module)) for e in networks]
-    scored = score(judged(batch, "eos"), *networks, ScoreSettings(1.0, True, 0.1, exact_kl=True))
+    scored = scored_of(batch, "eos", networks, 1.0, True, 0.1, True)
     for hook in hooks:
         hook.remove()
     assert scored.rewards.shape == (0, R) and scored.reference_states.shape == (0, 32)
@@ -118,7 +118,10 @@ def test_advantages_are_white_over_all_micro_batches_and_returns_are_not():
             RewardedBatch(batch, x[3], x[3].sum(1), x[3].sum(1)[:, None]), x[0], x[1], x[2], (x[3] + shift) * batch.mask
         )
 
-    minibatches = [Minibatch((scored([5, 2], 4.0), scored([1], -3.0)), 8, 15), Minibatch((scored([4, 4], 0.0),), 8, 10)]
+    minibatches = [
+        Minibatch((scored([5, 2], 4.0), scored([1], -3.0)), 8, 15, 0),
+        Minibatch((scored([4, 4], 0.0),), 8, 10, 0),
+    ]
     done = with_advantages(minibatches, gamma=1.0, lam=1.0, topology=ALONE)
     parts = [train for minibatch in done for train in minibatch.micro_batches]
     advantages = torch.cat([t.advantages[t.scored.rollouts.mask] for t in parts])
@@ -146,5 +149,5 @@ def scored_by_hand() -> ScoredBatch:
     ],
 )
 def test_returns_worked_by_hand_tell_gamma_from_lam(gamma, lam, returns):
-    (done,) = with_advantages([Minibatch((scored_by_hand(),), 5, 10)], gamma, lam, ALONE)
+    (done,) = with_advantages([Minibatch((scored_by_hand(),), 5, 10, 0)], gamma, lam, ALONE)
     assert done.micro_batches[0].returns.tolist() == returns
