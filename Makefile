@@ -51,6 +51,10 @@ bench: $(INSTALLED)  ## time what others have too: BENCH=fused_loss ARGS="--rows
 	$(PIP) --no-deps -r bench/requirements.txt
 	$(ENV) && python -m bench.$(BENCH) $(ARGS)
 
+.PHONY: profile
+profile: $(INSTALLED)  ## where an update's time goes, by phase, and a trace: CONFIG=... NUM_GPUS=2 ARGS="key.sub=value"
+	$(ENV) && PYTHONPATH=. deepspeed --num_gpus $(NUM_GPUS) -m bench.profile_update --config $(CONFIG) $(ARGS)
+
 .PHONY: docs
 docs: $(INSTALLED)  ## write docs/config.md and docs/metrics.md from the code
 	$(ENV) && python docs/generate.py

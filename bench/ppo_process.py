@@ -13,6 +13,11 @@ def memory_mib(which: str) -> float:
     return int(found[1]) / 1024
 
 
+def forget_peak() -> None:
+    """The kernel's peak of this process is what it has now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 class Told:
     """Seconds between calls of `lap`, and the peak of memory beside what lies there always.
 
@@ -27,7 +32,7 @@ class Told:
 
     def begin(self) -> None:
         """The first iteration begins: what the peak was before is forgotten."""
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        forget_peak()
         self.begun = time.perf_counter()
 
     def lap(self) -> None:

@@ -88,7 +88,8 @@ def one_update(run: Run) -> str:
             run.frozen.refresh(run.policy)
             gone = np.isin(run.names, run.mixture.exhausted).astype(np.float64)
             record_round(run, run.curriculum.round(run.frozen, run.topology, run.mixture.epochs, gone))
-    prompts = draw(run, run.curriculum.weights)
+    with watch("data"):
+        prompts = draw(run, run.curriculum.weights)
     with watch("generate"):
         rollouts = roll_out(run, prompts)
     with watch("score"):

@@ -89,6 +89,7 @@ METRICS: dict[str, Metric] = {
     "validation/mean": Metric("nats/token", "held-out loss, mean over learnable sources"),
     "warmup/lm_loss": Metric("nats/token", "cross-entropy of a warm-up step"),
     "warmup/value_loss": Metric("reward units squared", "value loss of a warm-up pass"),
+    "time/data": Metric("s", "waiting for the batch's windows"),
     "time/generate": Metric("s", "sampling responses"),
     "time/score": Metric("s", "logprobs, values, rewards, advantages"),
     "time/update": Metric("s", "PPO epochs"),

@@ -67,7 +67,7 @@ def test_gradients_of_both_networks_equal_one_process_with_one_micro_batch(figur
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_gradients_of_prompts_and_continuations_of_any_length_equal_those_of_one_process(figures, ranks):
-    """ZeRO-3 and FSDP, accumulation 2, tied and not, against one micro-batch on plain torch."""
+    """ZeRO-3 and FSDP, accumulation 2, tied and not, against the micro-batches of all ranks on plain torch."""
     cases = figures[ranks]["lengths"]
     assert len(cases) == 8
     for name, case in cases.items():
