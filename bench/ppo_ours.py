@@ -8,8 +8,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import deepspeed  # noqa: F401  an import, of which nothing is measured
+import datasets  # noqa: F401  imports, of which nothing is measured
+import deepspeed  # noqa: F401
+import pandas  # noqa: F401
+import pyarrow.parquet  # noqa: F401
 import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
 
 from bench.ppo_process import Told
 from destruct.build import build

@@ -1,5 +1,6 @@
 """Plain torch in one process, float32 master weights: laptop, debugger, and the yardstick of the other backends."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,16 @@ from torch import Tensor, nn
 from destruct.config.deepspeed import Optimizer
 from destruct.errors import DestructError
 
+PART = 2**20
+"""Elements of a gradient that are cast at a time, in memory that stays in the cache."""
+
 
 class SingleEngine:
-    """A network and its Adam.  Gradients accumulate in float32 whatever the network's dtype."""
+    """A network and its Adam.  Gradients accumulate in float32 whatever the network's dtype.
+
+    Where they are not the network's own, they do so in memory that is taken once: a first touch of new memory costs six
+    times what the cast does (docs/lab.md).
+    """
 
     def __init__(self, module: nn.Module, optimizer: Optimizer, accumulation: int, max_grad_norm: float):
         self.module = module
@@ -20,6 +28,9 @@ class SingleEngine:
         self.max_grad_norm = max_grad_norm
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
+        self._totals: dict[nn.Parameter, Tensor] = {}
+        if any(master is not p for p, master in zip(self.parameters, self.masters, strict=True)):
+            _touch_looked_up_rows_alone(module)
         arguments = optimizer.params.model_dump(exclude={"lr", "torch_adam"})
         # DeepSpeed's "Adam" decouples weight decay too (adam_w_mode is its default), so both names are AdamW.
         self.optimizer = torch.optim.AdamW(self.masters, lr=0.0, fused=True, **arguments)
@@ -32,9 +43,18 @@ class SingleEngine:
         for p, master in zip(self.parameters, self.masters, strict=True):
             if master is p or p.grad is None:
                 continue
-            gradient = p.grad.float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-            p.grad = None
+            if p not in self._totals:
+                self._totals[p] = torch.empty_like(master)
+            total, is_first = self._totals[p], master.grad is None
+            if p.grad.is_sparse:
+                total = total.zero_() if is_first else total
+                total.index_add_(0, p.grad._indices()[0], p.grad._values().float())
+            elif is_first:
+                total.copy_(p.grad)
+            else:
+                for part, more in zip(total.view(-1).split(PART), p.grad.reshape(-1).split(PART), strict=True):
+                    part.add_(more.float())
+            master.grad, p.grad = total, None
 
     def step(self, lr: float) -> float:
         for group in self.optimizer.param_groups:
@@ -107,3 +127,14 @@ class SingleFrozen:
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         for name, q in self.module.named_parameters():
             q.copy_(tensors[name])
+
+
+def _touch_looked_up_rows_alone(network: nn.Module) -> None:
+    """Let embeddings that are no head besides have gradients of the rows that were looked up, and not of all V.
+
+    On a CPU: a GPU adds such rows in no fixed order.
+    """
+    uses = Counter(id(p) for part in network.modules() for p in part.parameters(recurse=False))
+    for part in network.modules():
+        if isinstance(part, nn.Embedding) and uses[id(part.weight)] == 1:
+            part.sparse = part.weight.device.type == "cpu"

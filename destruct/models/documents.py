@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from destruct.errors import DestructError
+from destruct.models.last_layer import reads_rows_alone
 
 SEES_ONE_ROW = {"flash_attention_2"}
 """Kinds of attention for which transformers looks for documents in a batch of one row alone."""
@@ -17,8 +18,10 @@ LARGEST_TRACE = {torch.bfloat16: 1e-2, torch.float32: 1e-4}
 0.1 to 1 in models that see it, and still 2e-3 in an untrained one."""
 
 
-def body_states(body: PreTrainedModel, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Last hidden states (max(n, 1) * T, H) of a transformers decoder.
+def body_states(
+    body: PreTrainedModel, tokens: Tensor, positions: Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """Last hidden states of a transformers decoder: (N, H) at `rows`, or all (max(n, 1) * T, H).
 
     Without sequences one token stands in: the engines' hooks count on every layer being called on every rank.
 
@@ -26,6 +29,7 @@ def body_states(body: PreTrainedModel, tokens: Tensor, positions: Tensor | None 
         tokens: (n, T) int64.
         positions: (n, T) int64, the place of each token in its document: 0 begins one, which sees nothing of those
             before it.  0 to T - 1 for None.
+        rows: (N,) int64 indices into the n * T places.
     """
     if len(tokens) == 0:
         tokens, positions = tokens.new_zeros(1, 1), None
@@ -34,8 +38,11 @@ def body_states(body: PreTrainedModel, tokens: Tensor, positions: Tensor | None 
     elif body.config._attn_implementation in SEES_ONE_ROW:
         tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
     # With a cache, or a mask, transformers would not look for documents.
-    hidden = body(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-    return hidden.flatten(0, 1)
+    given = {"input_ids": tokens, "position_ids": positions, "use_cache": False}
+    if rows is not None and reads_rows_alone(body):
+        return body(**given, rows=rows).last_hidden_state
+    hidden = body(**given).last_hidden_state.flatten(0, 1)
+    return hidden if rows is None else hidden[rows]
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.models.attention import SDPA
 from destruct.models.documents import body_states
+from destruct.models.last_layer import let_read_rows_alone
 from destruct.models.pretrained import load_weights, logit_map_of, read_config
 from destruct.ops.head import FusedHead, HeadOutput, HeadRequest
 
@@ -45,6 +46,7 @@ class PolicyNetwork(nn.Module):
             )
         lm.set_output_embeddings(FusedHead(head.weight, loss, logit_map_of(lm.config), chunk_rows))
         self.lm = lm
+        let_read_rows_alone(self.body)
 
     @property
     def body(self) -> PreTrainedModel:
@@ -67,8 +69,8 @@ class PolicyNetwork(nn.Module):
             request: what the head computes, see `FusedHead.forward`; logits for None.
             positions: (n, T) int64, see `body_states`.
         """
-        hidden = body_states(self.body, tokens, positions)
-        return self.head.logits(hidden[rows]) if request is None else self.head(hidden[rows], request)
+        hidden = body_states(self.body, tokens, positions, rows)
+        return self.head.logits(hidden) if request is None else self.head(hidden, request)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from destruct.config.model import LlamaShape
 from destruct.models.documents import body_states
+from destruct.models.last_layer import let_read_rows_alone
 from destruct.models.policy import model_to_train, network_config
 
 
@@ -30,12 +31,13 @@ class ValueNetwork(nn.Module):
     def __init__(self, body: PreTrainedModel, dtype: torch.dtype):
         super().__init__()
         self.body = body
+        let_read_rows_alone(body)
         self.head = ScalarHead(body.config.hidden_size, dtype)
 
     def forward(self, tokens: Tensor, rows: Tensor, positions: Tensor | None = None) -> Tensor:
         """V at the places `rows` (N,) of `tokens` (n, T), whose `positions` are those of `body_states`: (N,) float32,
         reward units."""
-        return self.head(body_states(self.body, tokens, positions)[rows])
+        return self.head(body_states(self.body, tokens, positions, rows))
 
 
 def build_value(

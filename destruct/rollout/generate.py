@@ -12,6 +12,7 @@ from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
 from destruct.models.policy import PolicyNetwork, speaking
 from destruct.rollout.key_value_cache import reserve, without
+from destruct.rollout.packed_weights import packed
 from destruct.rollout.sampling import inverse_cdf
 from destruct.seeding import uniform
 
@@ -69,7 +70,7 @@ def sample_responses(
     tokens, positions, mask = _laid_out(prompts, prompt_lengths)
     cache = reserve(replica.lm.config, tokens.shape[1] + limit - 1)
     rows = torch.arange(n, device=prompts.device)  # that are still being sampled
-    with speaking(replica):
+    with speaking(replica), packed(replica, n):
         for t in range(limit):
             body = replica.body(
                 input_ids=tokens,

@@ -197,3 +197,60 @@ def test_a_replica_is_filled_with_the_weights_of_now():
     assert named.keys() == {name for name, _ in policy.tensors_in_full()}
     assert all(torch.equal(t, named[name]) and t is not named[name] for name, t in policy.tensors_in_full())
     policy.fill(policy.module)  # one process: the policy may be its own replica
+
+
+class LooksUp(nn.Module):
+    """Embeddings that are looked up, some of them twice, and, if they are tied, multiplied with besides."""
+
+    def __init__(self, tied: bool):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(40, 8), nn.Linear(8, 40, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embedding(tokens)).float().square().mean()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_of_embeddings_are_the_float32_sum_of_those_of_the_micro_batches(tied):
+    """Of rows that are looked up in one micro-batch, in both, twice and never; a second step begins at 0 again."""
+    torch.manual_seed(0)
+    module = LooksUp(tied).bfloat16()
+    plain, trained = copy.deepcopy(module), engine(module, max_grad_norm=1e9)
+    assert module.embedding.sparse is not tied
+    for step in range(2):
+        batches = torch.randint(0, 20, (2, 12), generator=torch.Generator().manual_seed(step))
+        totals = [torch.zeros_like(p, dtype=torch.float32) for p in plain.parameters()]
+        for tokens in batches:
+            plain.zero_grad()
+            plain(tokens).backward()
+            trained.backward(module(tokens))
+            for total, p in zip(totals, plain.parameters(), strict=True):
+                total += p.grad.float()
+        for total, master in zip(totals, trained.masters, strict=True):
+            # A row that is looked up twice is added up in bfloat16 by torch's dense gradient, in float32 here.
+            torch.testing.assert_close(master.grad, total, rtol=2**-7, atol=1e-6)
+        assert tied or trained.masters[0].grad[20:].eq(0).all()
+        trained.drop_gradients()
+
+
+def test_the_memory_of_the_sums_is_taken_once():
+    trained = engine(network(torch.bfloat16))
+    places = []
+    for step in range(2):
+        for loss in losses(trained.module, step):
+            trained.backward(loss)
+        places.append([master.grad.data_ptr() for master in trained.masters])
+        trained.step(1e-2)
+    assert places[0] == places[1]
+
+
+def test_a_gradient_of_several_parts_is_added_up_in_all_of_them(monkeypatch):
+    module = network(torch.bfloat16)
+    whole = engine(copy.deepcopy(module))
+    train(whole, range(2))
+    monkeypatch.setattr("destruct.engine.single.PART", 4)  # of 54 elements, the last part of 2
+    parts = engine(module)
+    train(parts, range(2))
+    assert equal(weights(whole), weights(parts))
