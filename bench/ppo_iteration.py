@@ -3,11 +3,12 @@
     python -m bench.ppo_iteration --dtype bfloat16 --vocab 8192 --hidden 256 --layers 6 --prompt 64 --response 64 \\
         --batch 32 --micro 8 --epochs 2
 
-Both sides run by turns in fresh processes with the same number of threads.  The parity gate (bench/ppo_parity.py) comes
-first: one rollout through both must give the same figures.  One JSON line at the end.
+The sides run by turns in fresh processes, two threads in all.  The parity gate (bench/ppo_parity.py) comes first: one
+rollout through both must give the same figures.  One JSON line at the end.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,40 @@ ROOT = Path(__file__).resolve().parents[1]
 WARM = 1  # iterations of a process that are not counted
 
 
-def floor_seconds(work: Work, threads: int) -> tuple[float, float]:
-    """Seconds that the products of the work alone would take at this machine's rate, and that rate in FLOP/s.
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One way to do the work."""
 
-    Every token of a rollout passes through policy, reference, value and reward network once, sampling apart; the two
-    that train pass over it E times forward and twice that backward.  The head's rows are the response tokens.
+    backend: str | None  # of ours; None is the peer
+    ranks: int = 1
+    threads: int = 2  # of each rank
+    pure: bool = False  # without float32 master weights, as the peer
+
+
+SIDES = {
+    "ours": Side("single"),
+    "peer": Side(None),
+    "zero3": Side("deepspeed"),
+    "zero3_two_ranks": Side("deepspeed", ranks=2, threads=1),
+    "pure": Side("single", pure=True),
+}
+
+
+def floor_flops(work: Work) -> float:
+    """Of the products that the work cannot do without.
+
+    Every token of a rollout passes once through policy, reference, value and reward network, sampling apart; the two
+    that train pass over it E times forward and twice that backward.  The head's rows are the response tokens, and so
+    are those of the last feed-forward part, but in sampling and in the reward network.
     """
-    torch.set_num_threads(threads)
-    tokens, rows = work.batch * (work.prompt + work.response), work.batch * work.response
-    layer = 4 * work.hidden**2 + 3 * work.hidden * 4 * work.hidden
-    body, head = 2 * work.layers * layer * tokens, 2 * work.hidden * work.vocab * rows
-    attention = 4 * work.hidden * work.layers * tokens * (work.prompt + work.response) / 2
-    passes = 4 + 1 + 2 * 3 * work.epochs  # old logprobs, reference, value, reward; sampling; E times both networks
-    flops = passes * (body + attention) + (1 + 2 + 3 * work.epochs) * head
-    rate = matrix_rate(work)
-    return flops / rate, rate
+    h, t = work.hidden, work.prompt + work.response
+    tokens, rows = work.batch * t, work.batch * work.response
+    feed_forward, projections, attention = 2 * 3 * h * 4 * h, 2 * 4 * h * h, 4 * h * (t / 2)
+    whole = tokens * work.layers * (feed_forward + projections + attention)
+    read = whole - (tokens - rows) * feed_forward
+    head = rows * 2 * h * work.vocab
+    passes = 3 + 2 * 3 * work.epochs  # old logprobs, reference, value; E times both networks
+    return passes * read + 2 * whole + (3 + 3 * work.epochs) * head
 
 
 def matrix_rate(work: Work) -> float:
@@ -68,32 +88,47 @@ def run_side(command: list[str], threads: int) -> dict[str, Any]:
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
-def ours(config: Path, iterations: int, ends: str, ranks: int, threads: int) -> dict[str, Any]:
-    """Our side."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    module = ["-m", "bench.ppo_ours", str(config), str(iterations), ends]
-    return run_side([*(launcher if ranks > 1 else [sys.executable]), *module], threads)
+def run(side: Side, work: Work, folder: Path, count: int) -> dict[str, Any]:
+    """What a fresh process, or two, tell of so many iterations."""
+    if side.backend is None:
+        module = ["-m", "bench.ppo_trl", str(folder), json.dumps(asdict(work)), str(count)]
+    else:
+        config = write_config(work, folder, side.backend, count)
+        ends = "never" if work.mean_length is None else "eos"
+        module = ["-m", "bench.ppo_ours", str(config), str(count), ends, *(["pure"] if side.pure else [])]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={side.ranks}"]
+    return run_side([sys.executable, *(launcher if side.ranks > 1 else []), *module], side.threads)
 
 
 def measure(work: Work, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both sides by turns; medians over all counted iterations, and the lowest and highest ratio of a turn."""
-    count, ends = options.iterations + WARM, "never" if work.mean_length is None else "eos"
-    config = write_config(work, folder, options.backend, count)
-    told: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    """All sides by turns; medians over all counted iterations, and the lowest and highest ratio of a turn."""
+    told: dict[str, list[dict[str, Any]]] = {name: [] for name in options.sides}
     for _ in range(options.turns):
-        told["ours"].append(ours(config, count, ends, options.ranks, options.threads))
-        peer = [sys.executable, "-m", "bench.ppo_trl", str(folder), json.dumps(asdict(work)), str(count)]
-        told["peer"].append(run_side(peer, options.threads))
+        for name, found in told.items():
+            found.append(run(SIDES[name], work, folder, options.iterations + WARM))
     seconds = {side: [each["seconds"][WARM:] for each in found] for side, found in told.items()}
+    figures: dict[str, Any] = {
+        f"{side}_s": statistics.median(s for each in found for s in each) for side, found in seconds.items()
+    }
     medians = {side: [statistics.median(each) for each in found] for side, found in seconds.items()}
-    ratios = [peer / mine for mine, peer in zip(medians["ours"], medians["peer"], strict=True)]
-    middle = {side: statistics.median(s for each in found for s in each) for side, found in seconds.items()}
-    figures: dict[str, Any] = {"ours_s": middle["ours"], "peer_s": middle["peer"]}
-    figures |= {"ratio": middle["peer"] / middle["ours"], "ratio_low": min(ratios), "ratio_high": max(ratios)}
-    for what in ("rss_mib", "transient_mib"):
-        figures |= {f"{side}_{what}": statistics.median(each[what] for each in told[side]) for side in told}
-    figures["mean_length"] = statistics.mean(length for each in told["ours"] for length in each["mean_lengths"][WARM:])
-    return figures
+    for name, (slow, fast) in RATIOS.items():
+        if slow in told and fast in told:
+            ratios = [a / b for a, b in zip(medians[slow], medians[fast], strict=True)]
+            figures[name] = figures[f"{slow}_s"] / figures[f"{fast}_s"]
+            figures |= {f"{name}_low": min(ratios), f"{name}_high": max(ratios)}
+    for side, what in itertools.product(told, ("rss_mib", "transient_mib")):
+        figures[f"{side}_{what}"] = statistics.median(each[what] for each in told[side])
+    lengths = [length for side in told for each in told[side] for length in each["mean_lengths"][WARM:]]
+    return figures | {"mean_length": statistics.mean(lengths)}
+
+
+RATIOS = {
+    "ratio": ("peer", "ours"),
+    "ratio_zero3": ("peer", "zero3"),
+    "ratio_pure": ("peer", "pure"),
+    "two_ranks": ("zero3", "zero3_two_ranks"),
+}
+"""Figure -> the side whose time is divided, and the one by which."""
 
 
 def parse() -> argparse.Namespace:
@@ -102,9 +137,7 @@ def parse() -> argparse.Namespace:
     for name, size in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--eos", type=float, metavar="TOKENS", help="responses end, after so many tokens in the mean")
-    parser.add_argument("--backend", choices=("single", "deepspeed", "fsdp"), default="single")
-    parser.add_argument("--ranks", type=int, default=1, help="of our side")
-    parser.add_argument("--threads", type=int, default=2, help="of every process")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["ours", "peer", "zero3"])
     parser.add_argument("--turns", type=int, default=3, help="processes of each side, by turns")
     parser.add_argument("--iterations", type=int, default=3, help="counted iterations of a process")
     return parser.parse_args()
@@ -119,9 +152,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write(work, folder)
-        gaps = check(work, options.threads)
+        gaps = check(work, 2) if "peer" in options.sides else None
         figures = measure(work, options, folder)
-    floor, rate = floor_seconds(work, options.threads)
+    torch.set_num_threads(2)
+    rate = matrix_rate(work)
+    floor = floor_flops(work) / rate
     print(json.dumps({**asdict(work), **figures, "floor_s": floor, "matrix_flops": rate, "parity": gaps}))
 
 
