@@ -114,8 +114,8 @@ def assumptions(job: Job) -> list[str]:
             "and collectives hides the others",
         )
     lines.append(
-        "every rollout runs to its last token, no epoch is stopped early, prompts fill their columns; where lengths "
-        "differ much, a micro-batch may hold more rollouts, and more padding"
+        "every rollout runs to its last token, no epoch is stopped early, prompts fill their columns; shorter ones "
+        "take less"
     )
     return lines
 
