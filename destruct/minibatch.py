@@ -21,7 +21,7 @@ class Minibatch(Generic[BatchT]):
     micro_batches: tuple[BatchT, ...]
     response_tokens: int
     continuation_tokens: int  # of the data; 0 where no rollout has a continuation
-    padded_tokens: int  # of the largest micro-batch on any rank: its rollouts times the longest of them
+    padded_tokens: int  # most rollouts of a micro-batch on any rank times the longest of all
 
     def map(self, stage: Callable[[BatchT], OtherT]) -> Minibatch[OtherT]:
         """The minibatch after `stage` has been applied to each micro-batch."""

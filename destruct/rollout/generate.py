@@ -70,6 +70,7 @@ def sample_responses(
     tokens, positions, mask = _laid_out(prompts, prompt_lengths)
     cache = reserve(replica.lm.config, tokens.shape[1] + limit - 1)
     rows = torch.arange(n, device=prompts.device)  # that are still being sampled
+    over = False  # all have ended, and the last rows are read on for the sake of other ranks
     with speaking(replica), packed(replica, n):
         for t in range(limit):
             body = replica.body(
@@ -81,21 +82,27 @@ def sample_responses(
             )
             logits = replica.head.logits(body.last_hidden_state[:, -1])
             chosen = inverse_cdf(logits, how.temperature, uniforms[rows, t])
-            responses[rows, t] = chosen
-            ended = chosen == how.eos_id
-            if how.ends is not None:
-                ended = ended | how.ends(responses[rows, : t + 1])
-            lengths[rows[ended]], stopped[rows[ended]] = t + 1, True
-            alive = without(ended)
-            if t + 1 == limit or not go_on(len(alive) > 0):
+            if not over:
+                responses[rows, t] = chosen
+                ended = _ended(responses[rows, : t + 1], how)
+                lengths[rows[ended]], stopped[rows[ended]] = t + 1, True
+                alive = without(ended)
+                over = len(alive) == 0
+            if t + 1 == limit or not go_on(not over):
                 break
-            if len(alive) < len(rows):
+            if not over and len(alive) < len(rows):
                 cache.reorder_cache(alive)
                 rows, chosen, positions = rows[alive], chosen[alive], positions[alive]
                 mask = None if mask is None else mask[alive]
             tokens, positions = chosen[:, None], positions[:, -1:] + 1
             mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     return responses, lengths, stopped
+
+
+def _ended(responses: Tensor, how: Sampling) -> Tensor:
+    """(n,) bool: the last token of responses so far (n, t) ended them."""
+    ended = responses[:, -1] == how.eos_id
+    return ended if how.ends is None else ended | how.ends(responses)
 
 
 def _laid_out(prompts: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -24,13 +24,13 @@ def packed(network: nn.Module, rows: int) -> Iterator[None]:
     """
     linear: list[Any] = [part for part in network.modules() if type(part) in (nn.Linear, FusedHead)]
     multiplying = [part for part in linear if _can_be_packed(part.weight)]
-    for part in multiplying:
-        part.forward = _product(part, rows)
     try:
+        for part in multiplying:
+            part.forward = _product(part, rows)
         yield
     finally:
         for part in multiplying:
-            del part.forward
+            vars(part).pop("forward", None)
 
 
 def _can_be_packed(weight: Tensor) -> bool:

@@ -71,11 +71,13 @@ def pack(
     packed = []
     for members in order.to(rollouts.tokens.device).chunk(minibatches):
         part = rollouts.select(members)
-        slots, size = assign(widths[members].tolist(), accumulation * topology.world_size)
+        slots, _ = assign(widths[members].tolist(), accumulation * topology.world_size)
         mine = slots[topology.rank :: topology.world_size]
         micro = tuple(part.select(torch.tensor(slot, dtype=torch.int64, device=part.tokens.device)) for slot in mine)
         counts = int(part.lengths.sum()), int(part.prompts.continuation_lengths.sum())
-        packed.append(Minibatch(micro, *counts, padded_tokens=size))
+        # Whatever is joined is as wide as the widest.
+        padded = max(map(len, slots)) * int(widths[members].max()) if len(members) else 0
+        packed.append(Minibatch(micro, *counts, padded_tokens=padded))
     return packed
 
 

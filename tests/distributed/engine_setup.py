@@ -187,8 +187,11 @@ def networks(dtype: str, tied: bool) -> tuple[nn.Module, nn.Module]:
 
 
 def yardstick(dtype: str, tied: bool) -> tuple[SingleEngine, SingleEngine]:
-    """Plain torch in one process."""
+    """Plain torch in one process, its embeddings' gradients dense in the dtype of the weights, as the others' are."""
     policy, value = (SingleEngine(m.to(DEVICE), ADAM, 1, CLIP) for m in networks(dtype, tied))
+    for part in (*policy.module.modules(), *value.module.modules()):
+        if isinstance(part, nn.Embedding):
+            part.sparse = False
     return policy, value
 
 

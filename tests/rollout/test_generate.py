@@ -173,3 +173,17 @@ def test_activation_checkpointing_leaves_the_cache_in_place_and_training_on(repl
     saving = build_policy(SHAPE, V, torch.float32, 0, "chunked", checkpointing=True)
     assert torch.equal(sample(saving, prompts, uniforms)[0], sample(replica, prompts, uniforms)[0])
     assert saving.training
+
+
+def test_a_rank_whose_responses_have_all_ended_goes_on_with_the_others(replica):
+    """Every row ends with its third token, by a stop text or by eos; the other ranks want all twelve."""
+    g = np.random.default_rng(7)
+    prompts, u = torch.from_numpy(g.integers(4, V, (5, 4))), torch.from_numpy(g.random((5, 12)))
+    calls = []
+    hook = replica.body.register_forward_hook(lambda *_: calls.append(1))
+    how = Sampling(0.7, eos_id=-1, pad_id=1, ends=lambda said: torch.full((len(said),), said.shape[1] == 3))
+    responses, lengths, stopped = sample_responses(replica, prompts, u, how, go_on=lambda alive: True)
+    hook.remove()
+    assert len(calls) == 12 and lengths.tolist() == [3] * 5 and stopped.all()
+    free, _, _ = sample_responses(replica, prompts, u, Sampling(0.7, eos_id=-1, pad_id=1))
+    assert torch.equal(responses[:, :3], free[:, :3]) and (responses[:, 3:] == 1).all()
