@@ -120,7 +120,7 @@ def test_tokens_per_second_are_the_tokens_of_the_update_over_the_seconds_of_its_
         one_update(run)
         (line,) = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()[-1:]]
     phases = [name for name in line if name.startswith("time/") and name != "time/tokens_per_s"]
-    assert {"time/generate", "time/score", "time/update", "time/kl", "time/round"} == set(phases)
+    assert {"time/data", "time/generate", "time/score", "time/update", "time/kl", "time/round"} == set(phases)
     assert line["time/tokens_per_s"] * sum(line[name] for name in phases) == pytest.approx(run.state.tokens)
 
 
