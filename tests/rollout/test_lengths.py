@@ -153,19 +153,30 @@ def rewarded(*parts: RolloutBatch, padded_tokens: int = 0) -> Minibatch[Rewarded
     return Minibatch(tuple(micro), 0, 0, padded_tokens)
 
 
+def networks() -> tuple[SingleEngine, SingleFrozen, SingleEngine]:
+    """Policy, reference and value network."""
+    value = build_value(SHAPE, V, torch.float32, 2)
+    torch.nn.init.normal_(value.head.weight, std=0.5, generator=torch.Generator().manual_seed(3))
+    frozen = SingleFrozen(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    return SingleEngine(network(), Optimizer(), 1, 1.0), frozen, SingleEngine(value, Optimizer(), 1, 1.0)
+
+
+def sampled(policy: PolicyNetwork, teacher_forced: bool) -> RolloutBatch:
+    if teacher_forced:
+        return draw_everywhere(policy, prompts(), ALONE, 5, 0.7)
+    return generate(policy, prompts(), ALONE, 5, HOW)
+
+
 @pytest.mark.parametrize("teacher_forced", [False, True])
 @torch.no_grad()
 def test_logprobs_and_values_are_the_models_own_on_the_bare_sequence(teacher_forced):
-    policy, frozen = network(), SingleFrozen(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
-    value = build_value(SHAPE, V, torch.float32, 2)
-    torch.nn.init.normal_(value.head.weight, std=0.5, generator=torch.Generator().manual_seed(3))
-    engines = SingleEngine(policy, Optimizer(), 1, 1.0), frozen, SingleEngine(value, Optimizer(), 1, 1.0)
+    engines = networks()
+    policy, frozen, value = (engine.module for engine in engines)
     settings = ScoreSettings(0.7, ptx=True, kl_coef=0.0, exact_kl=True)
-    sample = draw_everywhere if teacher_forced else generate
-    rollouts = sample(policy, prompts(), ALONE, 5, 0.7 if teacher_forced else HOW)
+    rollouts = sampled(policy, teacher_forced)
     (scored,) = score(rewarded(rollouts), *engines, settings).micro_batches
     first = torch.cat([torch.zeros(1, dtype=torch.int64), rollouts.lengths.cumsum(0)])
-    models = plain(policy), plain(frozen.module)
+    models = plain(policy), plain(frozen)
     bodies = value.body
     pairs = zip(rollouts.prompts.prompt_ids(), rollouts.prompts.continuation_ids(), strict=True)
     for row, ((prompt, truth), said) in enumerate(zip(pairs, rollouts.response_ids(), strict=True)):
@@ -189,13 +200,10 @@ def test_logprobs_and_values_are_the_models_own_on_the_bare_sequence(teacher_for
 @torch.no_grad()
 def test_micro_batches_that_are_read_together_are_scored_as_each_by_itself(teacher_forced):
     """One of them is empty; the old logprobs are those of a forward over one micro-batch, to the last bit."""
-    policy, frozen = network(), SingleFrozen(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
-    value = build_value(SHAPE, V, torch.float32, 2)
-    torch.nn.init.normal_(value.head.weight, std=0.5, generator=torch.Generator().manual_seed(3))
-    engines = SingleEngine(policy, Optimizer(), 1, 1.0), frozen, SingleEngine(value, Optimizer(), 1, 1.0)
+    engines = networks()
+    policy, frozen, value = (engine.module for engine in engines)
     settings = ScoreSettings(0.7, ptx=True, kl_coef=0.3, exact_kl=True)
-    sample = draw_everywhere if teacher_forced else generate
-    rollouts = sample(policy, prompts(), ALONE, 5, 0.7 if teacher_forced else HOW)
+    rollouts = sampled(policy, teacher_forced)
     parts = [rollouts.select(torch.arange(B)[rows]) for rows in (slice(0, 5), slice(0, 0), slice(5, 12))]
     forwards = []
     value.register_forward_hook(lambda *_: forwards.append(1))

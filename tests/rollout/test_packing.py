@@ -7,6 +7,7 @@ import torch
 
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.engine.topology import Topology
+from destruct.minibatch import FORWARD_TOKENS
 from destruct.rollout.packing import assign, joined, pack
 
 P, R = 4, 6
@@ -88,6 +89,26 @@ def test_what_a_row_is_wide_is_its_prompt_and_what_is_read_behind_it():
     assert members(False, False) == (7, [1, 2, 0, 3])  # 5, 7, 7, 4
     assert members(True, False) == (10, [2, 1, 0, 3])  # 5, 7, 10, 4
     assert members(False, True) == (10, [2, 0, 1, 3])  # 4, 3, 10, 4: the last is the half of a slot of two
+
+
+def test_micro_batches_that_are_joined_stay_within_their_bound_however_unlike_they_are():
+    """One rollout of 516 tokens and 63 of 16 in 8 slots: joined to one, all 64 would be 516 wide."""
+    windows = torch.zeros(64, 516, dtype=torch.int64)
+    number = torch.arange(64)
+    lengths = torch.where(number == 0, 512, 12)
+    prompts = PromptBatch.full(0, 4, windows, torch.zeros_like(number), number)
+    mask = torch.arange(512) < lengths[:, None]
+    batch = RolloutBatch(prompts, windows[:, 4:], mask, torch.zeros(64, dtype=torch.bool), teacher_forced=False)
+    (minibatch,) = pack(batch, number, 1, 8, Topology(0, 1, torch.device("cpu")))
+    sizes = []
+
+    def forward(parts):
+        whole = joined(parts)
+        sizes.append(len(whole.responses) * (4 + int(whole.lengths.max())))
+        return parts
+
+    minibatch.map_together(forward)
+    assert len(sizes) > 1 and max(sizes) <= max(FORWARD_TOKENS, minibatch.padded_tokens)
 
 
 def test_joined_micro_batches_are_the_rollouts_in_their_order():
