@@ -82,9 +82,10 @@ def test_the_probe_holds_prompts_and_continuations_of_any_length():
     rollouts = RolloutBatch(prompts, torch.ones(4, 3, dtype=torch.int64), mask, torch.zeros(4) > 0, False)
     state = Probe(rollouts, torch.zeros(4, 3), 0.7).state_dict()
     again = probe_from(json.loads(json.dumps(state)), torch.device("cpu")).rollouts
-    for name in ("tokens", "positions", "mask", "continuations"):
+    for name in ("tokens", "mask", "continuations"):
         assert torch.equal(getattr(again, name), getattr(rollouts, name)), name
-    assert torch.equal(again.prompts.continuation_mask, prompts.continuation_mask)
+    for name in ("prompt_lengths", "continuation_lengths", "continuation_mask"):
+        assert torch.equal(getattr(again.prompts, name), getattr(prompts, name)), name
 
 
 def sampled_kl(folder, *overrides: str) -> list[float]:
