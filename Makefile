@@ -47,9 +47,13 @@ golden: $(INSTALLED)  ## write tests/golden/figures.jsonl anew; say why under "N
 	$(ENV) && PYTHONPATH=. python tests/golden/test_golden.py
 
 .PHONY: bench
-bench: $(INSTALLED)  ## time what others have too: BENCH=fused_loss ARGS="--rows 8192 --append", loader or curriculum
+bench: $(INSTALLED)  ## measure: BENCH=fused_loss, ppo_iteration, loader or curriculum ARGS="--rows 8192"; adds to bench/results.csv
 	$(PIP) --no-deps -r bench/requirements.txt
-	$(ENV) && python -m bench.$(BENCH) $(ARGS)
+	$(ENV) && python -m bench.$(BENCH) $(if $(filter curriculum,$(BENCH)),,--append) $(ARGS)
+
+.PHONY: bench-compare
+bench-compare: $(INSTALLED)  ## what has become slower by 10% or larger by 2% in bench/results.csv; fails if anything has
+	$(ENV) && python -m bench.compare $(ARGS)
 
 .PHONY: profile
 profile: $(INSTALLED)  ## where an update's time goes, by phase, and a trace: CONFIG=... NUM_GPUS=2 ARGS="key.sub=value"
@@ -74,4 +78,4 @@ clean:  ## remove caches; .venv and runs stay
 
 .PHONY: help
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile

@@ -8,8 +8,6 @@ inside a repetition.  Legend: N rows, H hidden width, V vocabulary.
 """
 
 import argparse
-import csv
-import datetime
 import json
 import os
 import statistics
@@ -18,14 +16,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import results
+
 if TYPE_CHECKING:
     from bench.fused_loss_case import Case
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results.csv"
 OTHERS = ("three_gemms", "full_logits", "linear_cross_entropy", "unfused_cross_entropy", "liger", "trl", "verl")
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """With 1 torch's CPU allocator asks for huge pages; it is read at the first allocation."""
+Samples = dict[str, list[float]]  # figure -> of each repetition
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -41,9 +40,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunk-rows", type=int, help="rows of a chunk; the implementation's own choice unless given")
     parser.add_argument("--no-huge-pages", action="store_true", help="leave the CPU's memory in small pages")
     parser.add_argument("--without", choices=OTHERS, nargs="+", default=[], help="contenders to leave out")
-    parser.add_argument(
-        "--append", type=Path, nargs="?", const=RESULTS, help="add the figures to bench/results.csv, or that file"
-    )
+    results.add_option(parser)
     parser.add_argument("--only-memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.implementation = options.implementation or ("triton" if options.device == "cuda" else "chunked")
@@ -61,9 +58,10 @@ def main() -> None:
     if options.only_memory:
         print(json.dumps(own_memory(options)))
         return
-    report = identify(options) | memory(options) | measure(options)
+    report, samples = measure(options)
+    report = identify(options) | memory(options) | report
     if options.append:
-        append(report, options.append)
+        append(report, samples, options.append)
     summarise(report)
     print(json.dumps(report))
 
@@ -74,7 +72,7 @@ def identify(options: argparse.Namespace) -> dict[str, Any]:
 
     names = ("device", "dtype", "rows", "hidden", "vocab", "threads", "implementation", "repeats")
     return {name: getattr(options, name) for name in names} | {
-        "device_name": torch.cuda.get_device_name() if options.device == "cuda" else _cpu_name(),
+        "device_name": torch.cuda.get_device_name() if options.device == "cuda" else results.here(),
         "torch": torch.__version__,
         "chunk_rows": chunk_rows(options),
         "huge_pages": options.device == "cpu" and os.environ[HUGE_PAGES] == "1",
@@ -115,12 +113,13 @@ def own_memory(options: argparse.Namespace) -> dict[str, Any]:
     return {**figures, "full_logits_bytes": options.rows * options.vocab * 4}
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Errors and times."""
+def measure(options: argparse.Namespace) -> tuple[dict[str, Any], Samples]:
+    """Errors and times, and the seconds of every repetition."""
     from bench.fused_loss_case import DTYPES, make_case
 
     case = make_case(options.device, DTYPES[options.dtype], (options.rows, options.hidden, options.vocab))
-    return errors(case, options) | times(case, options)
+    figures, samples = times(case, options)
+    return errors(case, options) | figures, samples
 
 
 def errors(case: "Case", options: argparse.Namespace) -> dict[str, Any]:
@@ -147,8 +146,8 @@ def errors(case: "Case", options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def times(case: "Case", options: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of each contender, None where it cannot run, and the ratios."""
+def times(case: "Case", options: argparse.Namespace) -> tuple[dict[str, Any], Samples]:
+    """Median seconds of each contender, None where it cannot run, and the ratios; the seconds of every repetition."""
     from bench import fused_loss_contenders as plain
     from bench.fused_loss_peers import PEERS
     from destruct.ops.dispatch import implementation
@@ -184,26 +183,29 @@ def times(case: "Case", options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {f"{name}_s": median(name) for name in makers}
     figures["ratio_to_gemms"] = median("fused", "three_gemms")
     figures |= {f"speedup_vs_{name}": median(name, "fused") for name in OTHERS[1:]}
-    return figures | {name: note for name, note in notes.items() if note}
+    samples = {f"{name}_s": [one[name] for one in taken] for name in steps}
+    return figures | {name: note for name, note in notes.items() if note}, samples
 
 
-def append(report: dict[str, Any], path: Path) -> None:
-    """Add the report's figures as lines of the results."""
+def append(report: dict[str, Any], samples: Samples, path: Path) -> None:
+    """Add the report's figures as lines of the results.
+
+    Args:
+        samples: of the figures that have repetitions.
+    """
     units = {"_s": ("s", 1), "_bytes": ("MiB", 2**20), "logprob_error": ("nats", 1), "": ("1", 1)}
-    about = "{device} ({device_name}) {dtype}; N {rows}, H {hidden}, V {vocab}; {threads} threads; torch {torch}"
-    about += "; {implementation}, {chunk_rows} rows a chunk; huge pages {huge_pages}"
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(["date", "benchmark", "figure", "value", "unit", "conditions"])
-        for name, value in report.items():
-            if not isinstance(value, float) and (value is None or not name.endswith("_bytes")):
-                continue
-            unit, divisor = next(units[ending] for ending in units if name.endswith(ending))
-            figure = name.removesuffix("_s").replace("_bytes", " memory").replace("_", " ")
-            date = datetime.date.today().isoformat()
-            writer.writerow([date, "fused_loss", figure, f"{value / divisor:.4g}", unit, about.format(**report)])
+    about = "{dtype}; N {rows}, H {hidden}, V {vocab}; {threads} threads; {implementation}, {chunk_rows} rows a chunk"
+    about += "; huge pages {huge_pages}"
+    figures = []
+    for name, value in report.items():
+        if not isinstance(value, float) and (value is None or not name.endswith("_bytes")):
+            continue
+        unit, divisor = next(units[ending] for ending in units if name.endswith(ending))
+        words = name.removesuffix("_s").replace("_bytes", " memory").replace("_", " ")
+        taken = [sample / divisor for sample in samples.get(name, [value])]
+        figures.append(results.Figure(words, unit, taken))
+    device = report["device_name"] if report["device"] == "cuda" else None
+    results.append(path, "fused_loss", figures, about.format(**report), device, ("torch",))
 
 
 def summarise(report: dict[str, Any]) -> None:
@@ -217,11 +219,6 @@ def summarise(report: dict[str, Any]) -> None:
         f" MiB; logprob error {report['logprob_error']:.2g} nats; gradient error {report['grad_error']:.2g}",
         file=sys.stderr,
     )
-
-
-def _cpu_name() -> str:
-    lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return lines[0].partition(":")[2].strip() if lines else "unknown"
 
 
 if __name__ == "__main__":

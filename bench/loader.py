@@ -15,8 +15,6 @@ windows cut beforehand, or tables copied in Arrow by hundreds of rows.  Beginnin
 """
 
 import argparse
-import csv
-import datetime
 import importlib.metadata
 import json
 import os
@@ -31,11 +29,11 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from bench import results
 from bench.loader_texts import Corpus, make_corpus
 from destruct.batch import PromptBatch
 from destruct.data.token_cache import CachedSource
 
-RESULTS = Path(__file__).resolve().parent / "results.csv"
 PACKAGES = ("torch", "datasets", "torchdata", "tokenizers", "pyarrow", "numpy")
 
 Batch = Tensor | PromptBatch
@@ -52,9 +50,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.5, help="of each contender in a warm round")
     parser.add_argument("--mib", type=float, default=32, help="of tokens in the smaller store of the two")
     parser.add_argument("--batches", type=int, default=2000, help="drawn of each kind while memory is watched")
-    parser.add_argument(
-        "--append", type=Path, nargs="?", const=RESULTS, help="add the figures to bench/results.csv, or that file"
-    )
+    results.add_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -158,23 +154,15 @@ def warm(caches: list[CachedSource], folder: Path, options: argparse.Namespace) 
 def append(report: dict[str, Any], path: Path) -> None:
     """Add the report's figures as lines of the results."""
     units = {"_tokens_per_s": "tokens/s", "_mib": "MiB", "": "1"}
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     about = f"{report['texts']} texts, {report['documents']} documents, {report['tokens']} tokens"
-    about += f"; B {report['batch']}, T {report['window']}; {report['cores']} cores, load {report['load']}; {versions}"
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(["date", "benchmark", "figure", "value", "unit", "conditions"])
-        for name, value in report.items():
-            if not isinstance(value, float) or name == "load":
-                continue
-            ending = next(ending for ending in units if name.endswith(ending))
-            figure = name.removesuffix(ending).replace("_", " ")
-            peer = report.get(f"{name.removesuffix(ending)}_setting", "")
-            conditions = f"{about}; {peer}" if peer else about
-            date = datetime.date.today().isoformat()
-            writer.writerow([date, "loader", figure, f"{value:.4g}", units[ending], conditions])
+    about += f"; B {report['batch']}, T {report['window']}; {report['cores']} cores"
+    for name, value in report.items():
+        if not isinstance(value, float) or name == "load":
+            continue
+        ending = next(ending for ending in units if name.endswith(ending))
+        peer = report.get(f"{name.removesuffix(ending)}_setting", "")
+        figure = results.Figure(name.removesuffix(ending).replace("_", " "), units[ending], [value])
+        results.append(path, "loader", [figure], f"{about}; {peer}" if peer else about, packages=PACKAGES)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
         --batch 32 --micro 8 --epochs 2
 
 The sides run by turns in fresh processes, two threads in all.  The parity gate (bench/ppo_parity.py) comes first: one
-rollout through both must give the same figures.  One JSON line at the end.
+rollout through both must give the same figures.  One JSON line at the end; `--append` adds it to bench/results.csv.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import torch
 
 from bench.ppo_case import Work, write, write_config
 from bench.ppo_parity import check
+from bench.results import Figure, add_option, append
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM = 1  # iterations of a process that are not counted
@@ -100,8 +101,9 @@ def run(side: Side, work: Work, folder: Path, count: int) -> dict[str, Any]:
     return run_side([sys.executable, *(launcher if side.ranks > 1 else []), *module], side.threads)
 
 
-def measure(work: Work, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All sides by turns; medians over all counted iterations, and the lowest and highest ratio of a turn."""
+def measure(work: Work, options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[Figure]]:
+    """All sides by turns; medians over all counted iterations, and the lowest and highest ratio of a turn; the figures
+    of every repetition."""
     told: dict[str, list[dict[str, Any]]] = {name: [] for name in options.sides}
     for _ in range(options.turns):
         for name, found in told.items():
@@ -118,8 +120,11 @@ def measure(work: Work, options: argparse.Namespace, folder: Path) -> dict[str, 
             figures |= {f"{name}_low": min(ratios), f"{name}_high": max(ratios)}
     for side, what in itertools.product(told, ("rss_mib", "transient_mib")):
         figures[f"{side}_{what}"] = statistics.median(each[what] for each in told[side])
+    measured = [Figure(f"{side} iteration", "s", [s for each in seconds[side] for s in each]) for side in told]
+    for side, what in itertools.product(told, ("rss", "transient")):
+        measured.append(Figure(f"{side} {what}", "MiB", [each[f"{what}_mib"] for each in told[side]]))
     lengths = [length for side in told for each in told[side] for length in each["mean_lengths"][WARM:]]
-    return figures | {"mean_length": statistics.mean(lengths)}
+    return figures | {"mean_length": statistics.mean(lengths)}, measured
 
 
 RATIOS = {
@@ -140,6 +145,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["ours", "peer", "zero3"])
     parser.add_argument("--turns", type=int, default=3, help="processes of each side, by turns")
     parser.add_argument("--iterations", type=int, default=3, help="counted iterations of a process")
+    add_option(parser)
     return parser.parse_args()
 
 
@@ -153,10 +159,14 @@ def main() -> None:
         folder = Path(scratch)
         write(work, folder)
         gaps = check(work, 2) if "peer" in options.sides else None
-        figures = measure(work, options, folder)
+        figures, measured = measure(work, options, folder)
     torch.set_num_threads(2)
     rate = matrix_rate(work)
     floor = floor_flops(work) / rate
+    if options.append:
+        measured += [Figure(name, "1", [figures[name]]) for name in RATIOS if name in figures]
+        sizes = "; ".join(f"{name} {size}" for name, size in asdict(work).items())
+        append(options.append, "ppo_iteration", [*measured, Figure("floor", "s", [floor])], sizes)
     print(json.dumps({**asdict(work), **figures, "floor_s": floor, "matrix_flops": rate, "parity": gaps}))
 
 

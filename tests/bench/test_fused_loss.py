@@ -122,13 +122,14 @@ def test_appended_figures_have_the_columns_of_the_results(tmp_path):
         ("device", "device_name", "dtype", "rows", "hidden", "vocab", "threads", "torch", "implementation"), "x"
     )
     report = {**conditions, "chunk_rows": 16, "huge_pages": True, "fused_s": 0.5, "liger_s": None, "extra_bytes": 2**21}
-    append(report, tmp_path / "results.csv")
-    append(report, tmp_path / "results.csv")
+    samples = {"fused_s": [0.4, 0.5, 0.6]}
+    append(report, samples, tmp_path / "results.csv")
+    append(report, samples, tmp_path / "results.csv")
     lines = list(csv.reader((tmp_path / "results.csv").open()))
     assert lines[0] == next(csv.reader((ROOT / "bench" / "results.csv").open()))
-    assert [line[1:5] for line in lines[1:]] == [
-        ["fused_loss", "fused", "0.5", "s"],
-        ["fused_loss", "extra memory", "2", "MiB"],
+    assert [line[1:7] for line in lines[1:]] == [
+        ["fused_loss", "fused", "0.44", "0.5", "0.56", "s"],
+        ["fused_loss", "extra memory", "", "2", "", "MiB"],
     ] * 2
 
 
