@@ -75,7 +75,7 @@ def write(work: Work, folder: Path) -> None:
 def make_eos_likely(lm: Any, probability: float) -> None:
     """Give every embedding a common direction, which the last norm passes on, and eos's row more of it."""
     rows = lm.get_input_embeddings().weight
-    rows[:, 0] = 5 * rows.std()
+    rows[:, 0] = 50 * rows.std()
     hidden = lm.model(torch.arange(1, min(65, len(rows)))[None]).last_hidden_state
     rest = torch.logsumexp(hidden @ rows[1:].T, -1)
     common = hidden[..., 0]

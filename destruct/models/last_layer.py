@@ -13,12 +13,9 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-ALIKE = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
-"""Layers of transformers whose forward is h = x + attention(norm(x)); h + mlp(norm(h)), and nothing else."""
-
 
 class RowsAlone:
-    """Put before a class of `ALIKE`: its forward takes `rows` besides."""
+    """Put before a layer's class: its forward takes `rows` besides."""
 
     def forward(self: Any, hidden_states: Tensor, *others: Any, rows: Tensor | None = None, **named: Any) -> Tensor:
         """As the layer has it; where rows (N,) int64 are given, of n * T, the states (N, H) of these alone."""
@@ -29,12 +26,17 @@ class RowsAlone:
         return states + self.mlp(self.post_attention_layernorm(states))
 
 
+ALIKE = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
+"""Layers of transformers whose forward is h = x + attention(norm(x)); h + mlp(norm(h)), and nothing else."""
+WITH_ROWS: dict[type, Any] = {kind: type(kind.__name__, (RowsAlone, kind), {}) for kind in ALIKE}
+"""Each under the same name, by which transformers finds what is not to be split."""
+
+
 def let_read_rows_alone(body: PreTrainedModel) -> None:
     """Let the last layer of a decoder take `rows`, if it is of a kind that is known."""
-    last = body.layers[-1] if hasattr(body, "layers") else None
-    if type(last) in ALIKE:
-        # A class of the same name, by which transformers finds what is not to be split.
-        last.__class__ = type(type(last).__name__, (RowsAlone, type(last)), {})
+    last: Any = body.layers[-1] if hasattr(body, "layers") else None
+    if type(last) in WITH_ROWS:
+        last.__class__ = WITH_ROWS[type(last)]
 
 
 def reads_rows_alone(body: PreTrainedModel) -> bool:
