@@ -49,15 +49,18 @@ SIDES = {
 }
 
 
-def floor_flops(work: Work) -> float:
+def floor_flops(work: Work, length: float) -> float:
     """Of the products that the work cannot do without.
 
     Every token of a rollout passes once through policy, reference, value and reward network, sampling apart; the two
     that train pass over it E times forward and twice that backward.  The head's rows are the response tokens, and so
     are those of the last feed-forward part, but in sampling and in the reward network.
+
+    Args:
+        length: mean tokens of a response.
     """
-    h, t = work.hidden, work.prompt + work.response
-    tokens, rows = work.batch * t, work.batch * work.response
+    h, t = work.hidden, work.prompt + length
+    tokens, rows = work.batch * t, work.batch * length
     feed_forward, projections, attention = 2 * 3 * h * 4 * h, 2 * 4 * h * h, 4 * h * (t / 2)
     whole = tokens * work.layers * (feed_forward + projections + attention)
     read = whole - (tokens - rows) * feed_forward
@@ -124,7 +127,7 @@ def measure(work: Work, options: argparse.Namespace, folder: Path) -> tuple[dict
     for side, what in itertools.product(told, ("rss", "transient")):
         measured.append(Figure(f"{side} {what}", "MiB", [each[f"{what}_mib"] for each in told[side]]))
     lengths = [length for side in told for each in told[side] for length in each["mean_lengths"][WARM:]]
-    return figures | {"mean_length": statistics.mean(lengths)}, measured
+    return figures | {"length": statistics.mean(lengths)}, measured
 
 
 RATIOS = {
@@ -162,10 +165,10 @@ def main() -> None:
         figures, measured = measure(work, options, folder)
     torch.set_num_threads(2)
     rate = matrix_rate(work)
-    floor = floor_flops(work) / rate
+    floor = floor_flops(work, figures["length"]) / rate
     if options.append:
         measured += [Figure(name, "1", [figures[name]]) for name in RATIOS if name in figures]
-        sizes = "; ".join(f"{name} {size}" for name, size in asdict(work).items())
+        sizes = "; ".join(f"{name} {size}" for name, size in asdict(work).items() if size is not None)
         append(options.append, "ppo_iteration", [*measured, Figure("floor", "s", [floor])], sizes)
     print(json.dumps({**asdict(work), **figures, "floor_s": floor, "matrix_flops": rate, "parity": gaps}))
 

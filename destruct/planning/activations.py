@@ -44,13 +44,19 @@ def working_per_token(net: Decoder, b: int) -> int:
     return 3 * b * net.intermediate + 8 * net.hidden
 
 
-def kept(net: Decoder, job: Job, tokens: int) -> int:
-    """What all layers keep for their backward; with activation checkpointing their borders, and one layer's inside."""
-    inside = kept_per_token(net, job.itemsize, job.window, attention_of(job))
-    ends = (4 + 2 * job.itemsize) * net.hidden  # the embeddings' output, the last norm
+def kept(net: Decoder, job: Job, tokens: int, rows: int) -> int:
+    """What all layers keep for their backward; with activation checkpointing their borders, and one layer's inside.
+
+    Args:
+        rows: whose states are asked for; the last layer's feed-forward part and the last norm read these alone.
+    """
+    b, read = job.itemsize, min(tokens, rows)
+    inside = kept_per_token(net, b, job.window, attention_of(job))
+    norm = (4 + b) * net.hidden + 4
+    ends = tokens * b * net.hidden + read * norm  # the embeddings' output, the last norm
     if job.settings.config.model.activation_checkpointing:
-        return tokens * (net.layers * job.itemsize * net.hidden + inside + ends)
-    return tokens * (net.layers * inside + ends)
+        return tokens * (net.layers * b * net.hidden + inside) + ends
+    return tokens * net.layers * inside - (tokens - read) * (norm + 4 * b * net.intermediate) + ends
 
 
 def chunk_rows(net: Decoder, job: Job) -> int:

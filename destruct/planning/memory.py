@@ -108,12 +108,15 @@ def _exact_kl(job: Job, moments: set[str]) -> Iterator[Part]:
 def _sampling(job: Job) -> Iterator[Part]:
     """The copy of the policy that samples, its keys and values."""
     b, net = job.itemsize, job.policy
+    whole = job.way == "single" or job.settings.config.rollout.gather == "once"
     if job.way != "single":  # there the policy itself samples
-        if job.settings.config.rollout.gather == "once":
+        if whole:
             yield Part("replica", "weights", b * net.parameters)
         # One parameter at a time is gathered, and copied.
         yield Part("replica", "gathered weights", 2 * b * max(net.tensors), "generate")
     if job.settings.config.rollout.mode == "generate":
+        if whole and job.hardware.is_cpu and b == 2:
+            yield Part("replica", "weights in oneDNN's order", b * net.multiplied, "generate")
         yield Part("replica", "keys and values", kv_cache(net, job), "generate")
         yield Part("replica", "activations", sampling(net, job), "generate")
     else:

@@ -64,6 +64,12 @@ class Decoder:
         return sum(self.tensors)
 
     @property
+    def multiplied(self) -> int:
+        """Elements of the matrices that hidden states are multiplied with, a language model's head among them."""
+        h, layer = self.hidden, 2 * self.q_width + 2 * self.kv_width + 3 * self.intermediate
+        return self.layers * h * layer + (0 if self.head == "scalar" else self.embedding)
+
+    @property
     def layer(self) -> int:
         """Elements of one layer's parameters."""
         return sum(self.layer_tensors)

@@ -32,12 +32,12 @@ class Engine:
         self.shard = -(-self.n // self.w)
         speaks = role == "policy"
         sequences = job.policy_sequences if speaks else job.settings.micro_batch
-        rows = job.policy_rows if speaks else 0
+        rows = job.policy_rows if speaks else sequences * job.settings.config.rollout.response_tokens
         if warming:
             sequences = -(-job.rollouts_per_rank // job.accumulation)
             rows = sequences * (job.window - 1)
         self.tokens = sequences * job.window
-        self.kept = kept(net, job, self.tokens)
+        self.kept = kept(net, job, self.tokens, rows)
         self.working = self.tokens * working_per_token(net, self.b)
         self.head = loss_chunk(net, job, rows, trains=True) + head_gradient(net, job, rows) if speaks else 0
         self.bucket = job.settings.training.zero_optimization.reduce_bucket_size

@@ -24,7 +24,7 @@ def test_the_floor_worked_by_hand():
     in the epoch.
     """
     work = Work("float32", 100, 64, 1, prompt=1, response=1, batch=1, micro=1, epochs=1)
-    assert floor_flops(work) == 2 * (2 * 131_328) + 9 * (2 * 131_328 - 98_304) + 6 * 12_800
+    assert floor_flops(work, 1) == 2 * (2 * 131_328) + 9 * (2 * 131_328 - 98_304) + 6 * 12_800
 
 
 @pytest.mark.slow
@@ -35,6 +35,6 @@ def test_our_side_tells_its_seconds_and_memory_with_and_without_masters():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["mean_length"] == 4 and told["parity"] is None and "ratio" not in told
+    assert told["length"] == 4 and told["parity"] is None and "ratio" not in told
     for side in ("ours", "pure"):
         assert told[f"{side}_s"] > told["floor_s"] > 0 and told[f"{side}_rss_mib"] > 100

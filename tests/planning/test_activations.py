@@ -1,5 +1,7 @@
 """What a forward keeps and the loss holds, against the tensors that autograd saves and the loss's own choices."""
 
+import json
+
 import pytest
 import torch
 
@@ -19,13 +21,24 @@ from destruct.planning.activations import (
 )
 from destruct.planning.job import MIB
 from destruct.planning.networks import from_shape
-from tests.planning.planned import job
+from tests.planning.planned import ROOT, job
 
 WINDOW, ROWS = 64, 2
 
 
-def saved_bytes(layers: int, dtype: torch.dtype, kv_heads: int, checkpointing: bool = False, kind: str = "sdpa") -> int:
-    """Bytes of all tensors but weights that autograd keeps of a forward over rows that begin with padding."""
+def saved_bytes(
+    layers: int,
+    dtype: torch.dtype,
+    kv_heads: int,
+    checkpointing: bool = False,
+    kind: str = "sdpa",
+    rows: torch.Tensor | None = None,
+) -> int:
+    """Bytes of all tensors but weights that autograd keeps of a forward over rows that begin with padding.
+
+    Args:
+        rows: whose states are asked for; None: all.
+    """
     shape = shape_of(layers, kv_heads)
     body = build_policy(shape, 128, dtype, 0, "chunked", kind, checkpointing).body
     weights = {p.untyped_storage().data_ptr() for p in body.parameters()}
@@ -37,8 +50,9 @@ def saved_bytes(layers: int, dtype: torch.dtype, kv_heads: int, checkpointing: b
         return tensor
 
     positions = (torch.arange(WINDOW) - 3).clamp(min=0).expand(ROWS, WINDOW)
+    asked = {} if rows is None else {"rows": rows}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        body(input_ids=torch.zeros(ROWS, WINDOW, dtype=torch.int64), position_ids=positions, use_cache=False)
+        body(input_ids=torch.zeros(ROWS, WINDOW, dtype=torch.int64), position_ids=positions, use_cache=False, **asked)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept_ones.values())
 
 
@@ -92,7 +106,24 @@ def test_with_checkpointing_the_borders_are_kept_and_one_layer_besides():
     net, tokens = from_shape(shape_of(12, 8), 128), ROWS * WINDOW
     inside = kept_per_token(net, 2, planned.window, attention_of(planned)) * tokens
     saved = saved_bytes(12, torch.bfloat16, 8, checkpointing=True)
-    assert kept(net, planned, tokens) - inside == pytest.approx(saved, rel=0.1)
+    assert kept(net, planned, tokens, tokens) - inside == pytest.approx(saved, rel=0.1)
+
+
+@pytest.mark.parametrize(("dtype", "bf16"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_of_rows_that_are_not_asked_for_less_is_kept(dtype, bf16, tmp_path):
+    """States of a third of the tokens against those of all."""
+    json_ = json.loads((ROOT / "ds_configs" / "zero3.json").read_text()) | {"bf16": {"enabled": bf16}}
+    (tmp_path / "training.json").write_text(json.dumps(json_))
+    frozen = json.loads((ROOT / "ds_configs" / "frozen_cpu_offload.json").read_text()) | {"bf16": {"enabled": bf16}}
+    (tmp_path / "frozen.json").write_text(json.dumps(frozen))
+    sizes = ["rollout.prompt_tokens=32", "rollout.response_tokens=32", f"engine.frozen={tmp_path / 'frozen.json'}"]
+    planned = job(f"engine.deepspeed={tmp_path / 'training.json'}", *sizes, hardware="cpu")
+    assert planned.window == WINDOW
+    net, tokens = from_shape(shape_of(3, 2), 128), ROWS * WINDOW
+    rows = torch.arange(0, tokens, 3)
+    whole, some = saved_bytes(3, dtype, 2), saved_bytes(3, dtype, 2, rows=rows)
+    spared = kept(net, planned, tokens, tokens) - kept(net, planned, tokens, len(rows))
+    assert spared == pytest.approx(whole - some, rel=0.05)
 
 
 @pytest.mark.parametrize("vocab", [64, 1000, 128256, 10_000_000])

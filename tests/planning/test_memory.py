@@ -116,13 +116,14 @@ def at(memory: Memory, moment: str, *whats: str) -> int:
 
 def test_the_warm_up_learns_from_whole_windows_in_micro_batches_of_its_own():
     """64 rollouts on 2 ranks in 2 micro-batches: 16 windows; in PPO 8 rollouts and 8 windows of PTX: the same tokens.
-    With 4 minibatches they are 4 and 4, and the warm-up's stay 16."""
+    With 4 minibatches they are 4 and 4, and the warm-up's stay 16.  It asks for the states of all tokens but a row's
+    last one."""
     two, four = (planned.job(f"ppo.minibatches={count}", ranks=2) for count in (2, 4))
     kept = [
         [at(plan_memory(each), f"{moment}policy backward", "activations") for moment in ("warm-up ", "")]
         for each in (two, four)
     ]
-    assert kept[0][0] == kept[0][1] == kept[1][0] == 2 * kept[1][1]
+    assert kept[0][0] == kept[1][0] > kept[0][1] == 2 * kept[1][1]
     none = plan_memory(planned.job("warmup.lm_updates=0", ranks=2))
     assert not any("warm-up" in part.moment for part in none.parts)
 
