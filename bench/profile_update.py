@@ -5,7 +5,7 @@
 
 The run is made anew in a temporary folder, and warms up as the config says.  After one update that is not counted three
 are timed, one more has the bytes of its collectives counted, one more is traced (for chrome://tracing or
-ui.perfetto.dev).  Figures are those of the slowest or fullest rank.
+ui.perfetto.dev).  Figures are those of the slowest or fullest rank; its peak is that of the GPU, or of the process.
 """
 
 import argparse
@@ -45,6 +45,11 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def peak_mib() -> float:
+    """Of the GPU's memory in tensors, or where there is none of this process's."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else memory_mib("VmHWM")
+
+
 class Profile(Watch):
     """Adds up what each phase takes, and within it each network's forwards, backwards and steps."""
 
@@ -58,10 +63,12 @@ class Profile(Watch):
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         forget_peak()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.bytes.begin()
         with super().__call__(phase), self.part(phase):
             yield
-        self.peaks[phase] = max(self.peaks[phase], memory_mib("VmHWM"))
+        self.peaks[phase] = max(self.peaks[phase], peak_mib())
         for kind, size in self.bytes.read().items():
             self.found[phase][kind] += size
 
@@ -93,10 +100,10 @@ class Profile(Watch):
         methods = {name: what for name, what in METHODS.items() if hasattr(kind, name)}
         engine.__class__ = type(kind.__name__, (kind,), {n: timed(getattr(kind, n), w) for n, w in methods.items()})
 
-    def take_figures(self) -> Figures:
-        """What was found since the last call."""
-        found, self.found = self.found, {}
-        return {name: dict(told) for name, told in found.items()}
+    def take_figures(self) -> tuple[Figures, dict[str, float]]:
+        """What was found since the last call, and the peak of each phase."""
+        found, peaks, self.found, self.peaks = self.found, self.peaks, {}, Counter()
+        return {name: dict(told) for name, told in found.items()}, dict(peaks)
 
 
 METHODS = {
@@ -159,10 +166,10 @@ def main() -> None:
         watch.take_figures()
         for _ in range(TIMED):
             one_update(run)
-        timed, peaks = watch.take_figures(), dict(watch.peaks)
+        timed, peaks = watch.take_figures()
         with watch.bytes:
             one_update(run)
-        counted = watch.take_figures()
+        counted, _ = watch.take_figures()
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         with profile(activities=activities) as traced:
             one_update(run)

@@ -16,8 +16,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  an import, of which nothing is measured
+import datasets  # noqa: F401  imports, of which nothing is measured
+import deepspeed  # noqa: F401
+import pandas  # noqa: F401
+import pyarrow.parquet  # noqa: F401
 import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
 from torch._C._distributed_c10d import Work
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -44,7 +44,7 @@ class SingleEngine:
             if master is p or p.grad is None:
                 continue
             if p not in self._totals:
-                self._totals[p] = torch.empty_like(master)
+                self._totals[p] = torch.empty_like(master, memory_format=torch.contiguous_format)
             total, is_first = self._totals[p], master.grad is None
             if p.grad.is_sparse:
                 total = total.zero_() if is_first else total

@@ -16,6 +16,11 @@ from destruct.exits import Exit
 
 T = TypeVar("T")
 
+PRODUCTS_KEPT = "256"
+"""Compiled products of bfloat16 that are kept on a CPU, half a MiB each: every shape has its own, made in 0.3 ms, and
+rollouts differ in their lengths.  With the default, 1024, they took 500 MiB in the end, and no less time (docs/lab.md).
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:
@@ -140,6 +145,8 @@ def start(timeout_s: float = 1800.0) -> Topology:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
+        for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, and torch's of the same
+            os.environ.setdefault(name, PRODUCTS_KEPT)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, imported later, warns that it had to guess
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -12,6 +12,9 @@ from destruct.planning.sharding import WAYS, Engine, fsdp_gathered, zero3_gather
 PROCESS = 80 * MIB
 """Data sets, tokenizer and Python's own objects: measured beside the tensors, whatever the model."""
 
+PRODUCTS = 128 * MIB
+"""Compiled products of bfloat16 that a CPU rank keeps, as destruct/engine/topology.py bounds them."""
+
 KEPT_GRADIENTS = ("zero2", "fsdp")
 """Ways whose gradients live from the first backward of a minibatch to its step."""
 
@@ -36,6 +39,8 @@ def plan_memory(job: Job) -> Memory:
     parts += _checkpoint(job)
     program = PROCESS + job.hardware.program
     parts.append(Part("process", "data and program", round(program), place="host"))
+    if job.hardware.is_cpu and job.itemsize == 2:
+        parts.append(Part("process", "compiled products", PRODUCTS, place="host"))
     if job.hardware.is_cpu:  # one memory for all
         parts = [replace(part, place="host") if part.place == "device" else part for part in parts]
     return Memory(tuple(parts))

@@ -41,6 +41,8 @@ class ReservedLayer(DynamicLayer):
         Args:
             beam_idx: i itself in place i, or a row >= m.
         """
+        if not self.is_initialized:
+            return
         moved = (beam_idx != torch.arange(len(beam_idx), device=beam_idx.device)).nonzero().squeeze(1)
         for room in self._room:
             room[moved, :, : self._filled] = room[beam_idx[moved], :, : self._filled]

@@ -10,7 +10,7 @@ from destruct.engine.topology import Topology
 from destruct.minibatch import Minibatch
 
 
-def assign(widths: list[int], slots: int) -> tuple[list[list[int]], int]:
+def assign(widths: list[int], slots: int) -> list[list[int]]:
     """Spread items over `slots` where each item takes the width of the widest beside it.
 
     Items of like widths come together: of all ways to cut the widths, in descending order, into so many slots this is
@@ -18,11 +18,10 @@ def assign(widths: list[int], slots: int) -> tuple[list[list[int]], int]:
 
     Returns:
         For each slot the item numbers in ascending order; a slot may stay empty.
-        The size of the largest slot: its items times its widest one.
     """
     order = sorted(range(len(widths)), key=lambda i: (-widths[i], i))
     if not order:
-        return [[] for _ in range(slots)], 0
+        return [[] for _ in range(slots)]
     widest = widths[order[0]]
     sizes = range(widest, widest * len(order) + 1)
     size = sizes[bisect_left(sizes, True, key=lambda limit: len(_cut(order, widths, limit)) <= slots)]
@@ -31,7 +30,7 @@ def assign(widths: list[int], slots: int) -> tuple[list[list[int]], int]:
         fullest = max((slot for slot in found if len(slot) > 1), key=lambda slot: len(slot) * widths[slot[0]])
         found.append(fullest[len(fullest) // 2 :])
         del fullest[len(fullest) // 2 :]
-    return [sorted(slot) for slot in found] + [[] for _ in range(slots - len(found))], size
+    return [sorted(slot) for slot in found] + [[] for _ in range(slots - len(found))]
 
 
 def _cut(order: list[int], widths: list[int], limit: int) -> list[list[int]]:
@@ -71,7 +70,7 @@ def pack(
     packed = []
     for members in order.to(rollouts.tokens.device).chunk(minibatches):
         part = rollouts.select(members)
-        slots, _ = assign(widths[members].tolist(), accumulation * topology.world_size)
+        slots = assign(widths[members].tolist(), accumulation * topology.world_size)
         mine = slots[topology.rank :: topology.world_size]
         micro = tuple(part.select(torch.tensor(slot, dtype=torch.int64, device=part.tokens.device)) for slot in mine)
         counts = int(part.lengths.sum()), int(part.prompts.continuation_lengths.sum())

@@ -1,6 +1,9 @@
 """Ranks: what a process owns, and collectives that leave a lonely rank's tensors alone."""
 
+import os
 import socket
+import subprocess
+import sys
 from itertools import product
 
 import pytest
@@ -165,3 +168,21 @@ def test_a_mistake_on_one_rank_is_raised_on_all_with_that_ranks_number(rank, mon
     monkeypatch.setattr(topology.dist, "all_gather_object", all_gather_object)
     with pytest.raises(DestructError, match="^rank 1: no such column"):
         Topology(rank, 3, CPU).together(make)
+
+
+def test_on_a_cpu_products_of_past_shapes_are_forgotten_unless_the_user_says_otherwise():
+    """400 shapes, twice: with room for 256 all are compiled again, with room for 1024 none is."""
+    code = (
+        "import torch; from destruct.engine import topology; topology.start()\n"
+        "for _ in range(2):\n"
+        "    for rows in range(64, 464): torch.ones(rows, 64).bfloat16() @ torch.ones(64, 64).bfloat16()\n"
+    )
+    for given, passes in (({}, 2), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}, 1)):
+        environment = {k: v for k, v in os.environ.items() if "CACHE_CAPACITY" not in k} | given
+        environment |= {"ONEDNN_VERBOSE": "profile_create", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        if "avx512_core_bf16" not in done.stdout:
+            pytest.skip("oneDNN multiplies bfloat16 on this machine as float32")
+        assert done.stdout.count("create:cache_miss") >= 400 * passes
+        assert done.stdout.count("create:cache_miss") < 400 * passes + 200

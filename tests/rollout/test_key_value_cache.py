@@ -42,8 +42,9 @@ def test_its_memory_stays_where_it_is():
     assert layer.keys.data_ptr() == place and layer.keys.shape == (2, 1, 5, 4)
 
 
-def test_a_row_too_many_is_refused():
+def test_a_column_too_many_is_refused_and_of_no_row_none_is_moved():
     layer = ReservedLayer(2)
+    layer.reorder_cache(torch.tensor([1]))
     with pytest.raises(RuntimeError, match="size"):
         layer.update(*torch.randn(2, 1, 1, 3, 4))
 
