@@ -144,14 +144,22 @@ def measure(axis: str) -> list[dict[str, Any]]:
     return lines
 
 
-def fit(lines: list[dict[str, Any]], figure: str) -> tuple[float, float, float]:
-    """Least squares of the figure's share: figure = constant + slope x, and how far the worst point is off it.
+def fit(axis: str, lines: list[dict[str, Any]], figure: str) -> tuple[float, float, float]:
+    """Least squares of the figure's share: figure = constant + slope x^power, and how far the worst point is off it.
 
     Each point counts by its own size, so that the small ones do.
     """
-    x, y = np.array([line["at"] for line in lines], float), np.array([line[figure] for line in lines])
+    x, y = _raised(axis, [line["at"] for line in lines]), np.array([line[figure] for line in lines])
     (constant, slope), *_ = np.linalg.lstsq(np.stack([1 / y, x / y], 1), np.ones(len(y)), rcond=None)
     return float(constant), float(slope), float(np.max(np.abs((constant + slope * x) / y - 1)))
+
+
+POWERS = {"H": 2, "ranks": -1}
+"""Axis -> the power of it that is fitted; the others' is 1."""
+
+
+def _raised(axis: str, values: Any) -> np.ndarray:
+    return np.asarray(values, float) ** POWERS.get(axis, 1)
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -173,11 +181,15 @@ def draw(found: dict[str, Any], path: Path) -> None:
             (grid[0, column], "s", "plan_s", base["s"] / base["plan_s"]),
             (grid[1, column], "mib", "plan_mib", 1.0),
         ):
-            constant, slope, _ = fit(lines, name)
-            shown.plot(x, constant + slope * x, color="tab:blue", linewidth=1, label="fitted")
+            constant, slope, _ = fit(axis, lines, name)
+            between = np.linspace(x[0], x[-1], 50)
+            shown.plot(
+                between, constant + slope * _raised(axis, between), color="tab:blue", linewidth=1, label="fitted"
+            )
             shown.plot(x, [line[name] for line in lines], "o", color="tab:blue", label="measured")
             shown.plot(x, [scale * line[plan] for line in lines], "x", color="tab:orange", label="destruct plan")
-            shown.set(xlabel=axis, ylim=(0, None))
+            shown.set(xlabel=axis)
+            shown.set_ylim(0, 1.1 * shown.get_ylim()[1])
         grid[0, column].vlines(x, [line["s_p20"] for line in lines], [line["s_p80"] for line in lines])
     grid[0, 0].set(ylabel="seconds an update")
     grid[1, 0].set(ylabel="MiB of the fullest rank")

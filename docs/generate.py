@@ -20,6 +20,7 @@ from destruct.config.deepspeed import FrozenJSON, FrozenZero, TrainingJSON  # no
 from destruct.config.settings import Config  # noqa: E402
 from destruct.data.embedded import EMBEDDED, NOISE_ENTROPY, markov_entropy_rate  # noqa: E402
 from destruct.tracking.metrics import METRICS  # noqa: E402
+from docs.performance_page import performance_page  # noqa: E402
 from docs.scaling_page import scaling_page  # noqa: E402
 
 NOTE = "<!-- Made by `python docs/generate.py`; change the code instead. -->"
@@ -269,6 +270,7 @@ def sources_page() -> str:
 PAGES = {
     "config.md": config_page,
     "metrics.md": metrics_page,
+    "performance.md": lambda: performance_page(NOTE, table),
     "scaling.md": lambda: scaling_page(NOTE, table),
     "sources.md": sources_page,
 }
