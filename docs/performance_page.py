@@ -147,4 +147,4 @@ rank of ZeRO-3 with one thread, micro-batches of 4, one epoch; seconds of an upd
 the fullest rank's memory above the imports. The plan's CPU is a round figure, so that its seconds are scaled to the
 measured ones at the base: *the plan's growth* is what `destruct plan` foretells from there. Its memory is compared as
 it is. The plan takes windows as full; those of the embedded texts are, up to about 128 tokens, and longer ones are
-read as far as they go."""
+read as far as they go. Four ranks share the two cores, and take turns."""
