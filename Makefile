@@ -49,7 +49,7 @@ golden: $(INSTALLED)  ## write tests/golden/figures.jsonl anew; say why under "N
 .PHONY: bench
 bench: $(INSTALLED)  ## measure: BENCH=fused_loss, ppo_iteration, loader or curriculum ARGS="--rows 8192"; adds to bench/results.csv
 	$(PIP) --no-deps -r bench/requirements.txt
-	$(ENV) && python -m bench.$(BENCH) $(if $(filter curriculum,$(BENCH)),,--append) $(ARGS)
+	$(ENV) && python -m bench.$(BENCH) $(if $(filter $(BENCH),fused_loss ppo_iteration loader),--append) $(ARGS)
 
 .PHONY: bench-compare
 bench-compare: $(INSTALLED)  ## what has become slower by 10% or larger by 2% in bench/results.csv; fails if anything has
