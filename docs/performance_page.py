@@ -120,7 +120,7 @@ network.
 
 What was asked for beforehand, and missed: twice TRL's speed in the first row, 2.5 times in the last, 1.7 times in
 float32, three times where responses end, and twice the floor in the first row. In float32 and where responses end TRL
-itself is within 1.6 and 3.5 times the floor, so that these two would have needed 0.9 and 1.2 times it. What was tried
+itself is within 1.6 and 4 times the floor, so that these two would have needed 0.9 and 1.3 times it. What was tried
 is in [lab.md](lab.md). What was asked for and holds: at most 0.6 times TRL's memory in the first row and 0.5 times in
 the last, and two ranks at 0.8 times the speed of one with two threads.
 
