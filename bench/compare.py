@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=FILE, help="default bench/results.csv")
     parser.add_argument("--benchmark", help="this one alone")
     options = parser.parse_args()
+    if not options.results.is_file():
+        parser.error(f"{options.results} is no file; name one that a benchmark's --append has written")
     with options.results.open(newline="", encoding="utf-8") as file:
         lines = [line for line in csv.DictReader(file) if options.benchmark in (None, line["benchmark"])]
     found = changes(lines)

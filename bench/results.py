@@ -38,7 +38,15 @@ class Figure:
 def add_option(parser: argparse.ArgumentParser) -> None:
     """`--append [FILE]`."""
     told = "add the figures to bench/results.csv, or that file"
-    parser.add_argument("--append", type=Path, nargs="?", const=FILE, help=told)
+    parser.add_argument("--append", type=_in_a_folder, nargs="?", const=FILE, help=told)
+
+
+def _in_a_folder(text: str) -> Path:
+    """A file that can be written, asked before hours are measured."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written; name a file in a folder that is there")
+    return path
 
 
 def append(

@@ -1,5 +1,6 @@
 """The file of results, and what is said to have become worse in it."""
 
+import argparse
 import csv
 import importlib.metadata
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.compare import changes
-from bench.results import COLUMNS, FILE, ROOT, Figure, append, commit
+from bench.results import COLUMNS, FILE, ROOT, Figure, add_option, append, commit
 
 KEY = {"benchmark": "b", "conditions": "c", "device": "d"}
 
@@ -100,6 +101,23 @@ def test_ranges_that_share_a_value_are_told(tmp_path):
     shared, apart = line("f", 1.5, "two", p20="1.2", p80="1.6"), line("f", 1.5, "two", p20="1.4", p80="1.6")
     assert changes([before, shared])[0].overlaps and not changes([before, apart])[0].overlaps
     assert not changes([line("f", 1.0, "one"), shared])[0].overlaps
+
+
+@pytest.mark.parametrize("where", ["missing/f.csv", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(where, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    add_option(parser)
+    assert parser.parse_args(["--append"]).append == FILE
+    assert parser.parse_args(["--append", str(tmp_path / "new.csv")]).append == tmp_path / "new.csv"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--append", str(tmp_path / where)])
+    assert "cannot be written; name a file" in capsys.readouterr().err
+
+
+def test_a_missing_file_of_results_is_told_in_a_line(tmp_path):
+    command = [sys.executable, "-m", "bench.compare", "--results", str(tmp_path / "none.csv")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "none.csv is no file; name one" in done.stderr.splitlines()[-1]
 
 
 def test_the_command_names_what_is_worse_and_fails(tmp_path):
