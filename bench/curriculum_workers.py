@@ -3,13 +3,14 @@
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def make(
         while waiting or running:
             while waiting and len(running) < jobs:
                 name = waiting.pop(0)
-                running[name] = Worker(name, pending[name], told)
+                with uninterrupted():  # a process of which nothing is known yet could not be ended
+                    running[name] = Worker(name, pending[name], told)
             name, event = told.get()
             if event is None:
                 running.pop(name).check(name in results)
@@ -78,6 +80,23 @@ def make(
     finally:
         for worker in running.values():
             worker.stop()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect at the end of the block; in the main thread alone."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 class Worker:

@@ -18,7 +18,7 @@ import torch
 from bench import curriculum, curriculum_judge, curriculum_results
 from bench.curriculum_run import Training, run
 from bench.curriculum_settings import Settings
-from bench.curriculum_workers import finished
+from bench.curriculum_workers import finished, uninterrupted
 from destruct.errors import DestructError
 from tests.bench.tiny_sources import MIXTURES, T
 
@@ -197,6 +197,15 @@ def test_finished_runs_are_kept_and_the_missing_ones_made(tmp_path, tiny):
 def test_a_run_that_fails_is_an_error_with_its_last_words(tmp_path):
     with pytest.raises(DestructError, match="No module named 'no_sources'"):
         finished([replace(TINY, catalogue="no_sources")], tmp_path / "results.jsonl", jobs=1)
+
+
+def test_an_interrupt_waits_for_the_end_of_the_block():
+    before = signal.getsignal(signal.SIGTERM)
+    steps = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        steps.append("went on")
+    assert steps == ["went on"] and signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow
