@@ -65,10 +65,8 @@ def make(
     results: dict[str, dict[str, Any]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                name = waiting.pop(0)
-                with uninterrupted():  # a process of which nothing is known yet could not be ended
-                    running[name] = Worker(name, pending[name], told)
+            for name in [waiting.pop(0) for _ in range(min(jobs - len(running), len(waiting)))]:
+                start(name, pending[name], told, running)
             name, event = told.get()
             if event is None:
                 running.pop(name).check(name in results)
@@ -80,6 +78,14 @@ def make(
     finally:
         for worker in running.values():
             worker.stop()
+
+
+def start(
+    name: str, settings: Settings, told: "queue.Queue[tuple[str, Told | None]]", running: "dict[str, Worker]"
+) -> None:
+    """A process for this run, added to `running`; one that an interrupt keeps from there would never be ended."""
+    with uninterrupted():
+        running[name] = Worker(name, settings, told)
 
 
 @contextmanager

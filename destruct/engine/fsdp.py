@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import GradientCheckpointingLayer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from destruct.config.deepspeed import Optimizer
 from destruct.config.offload import Offload
 from destruct.engine.topology import Topology
+from destruct.engine.units import layers_of
 from destruct.errors import DestructError
 from destruct.ops.head import FusedHead
 
@@ -211,16 +212,11 @@ def _part_of(whole: Tensor, q: DTensor) -> Tensor:
 def _units(module: nn.Module) -> list[nn.Module]:
     """The parts of a network that are gathered by themselves.
 
-    Layers are what transformers does not split, or can checkpoint.  Of what is not called but read, such as the
-    relative positions of DeBERTa, nothing would be gathered: it stays with its layer or with the root.
+    Of what is not called but read, such as the relative positions of DeBERTa, nothing would be gathered: it stays with
+    its layer or with the root.
     """
-    names = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    layers: list[nn.Module] = []
-    within: set[int] = set()
-    for part in module.modules():  # parents first
-        if id(part) not in within and (type(part).__name__ in names or isinstance(part, GradientCheckpointingLayer)):
-            layers.append(part)
-            within.update(id(inner) for inner in part.modules())
+    layers = layers_of(module)
+    within = {id(inner) for layer in layers for inner in layer.modules()}
     ends = {id(part): part for part in module.modules() if isinstance(part, FusedHead)}
     for part in module.modules():
         if isinstance(part, PreTrainedModel) and isinstance(part.get_input_embeddings(), nn.Embedding):

@@ -82,8 +82,8 @@ def _training(job: Job, role: str, net: Decoder) -> Iterator[Collective]:
     forward, updated = _forward_calls(job, net, zero), "weights after a step"
     if job.way == "zero3":
         staying = _staying(job, net, zero)
-        # Backward, DeepSpeed 0.19 fetches parameter by parameter.
-        calls, what = (forward + len(net.tensors)) * passes, "weights, forward and backward"
+        # Backward, DeepSpeed 0.19 prefetches nothing: layer by layer, the embeddings and the head.
+        calls, what = (forward + net.layers + 2) * passes, "weights, forward and backward"
         yield Collective("update", role, what, "all-gather", 2 * b * (n - staying) * passes, calls)
         yield Collective("update", role, "small weights after a step", "all-gather", b * staying * job.steps, job.steps)
         yield Collective("update", role, "gradients", "reduce-scatter", 4 * n * passes, buckets * passes)
