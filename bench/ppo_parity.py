@@ -98,10 +98,10 @@ def compare_ours(work: Work, folder: Path) -> dict[str, float]:
     """The same rollout through our loop, as far as the first step."""
     from bench.ppo_ours import made
     from destruct.batch import PromptBatch, RolloutBatch
-    from destruct.loop import pack_and_score
     from destruct.minibatch import micro_batches
     from destruct.ppo.update import accumulate
     from destruct.rollout.score import with_advantages
+    from destruct.steps import pack_and_score
 
     peer = torch.load(folder / "peer.pt", weights_only=True)
     run = made(folder / "single.yaml", "never")

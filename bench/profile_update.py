@@ -29,7 +29,8 @@ from destruct.build import build
 from destruct.config.settings import load
 from destruct.engine import topology as ranks
 from destruct.exits import Exit, leave
-from destruct.loop import one_update, warm_up
+from destruct.loop import one_update
+from destruct.preparation import warm_up
 from destruct.run import Run
 from destruct.tracking.console import Screen
 from destruct.tracking.watch import Watch

@@ -59,7 +59,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     config, names = settings.config, list(settings.config.data.sources)
     _check_curriculum(config, screen)
     store = CheckpointStore(run_folder.path(settings) / "checkpoints", topology, config.run.keep_checkpoints)
-    checkpoint = find_checkpoint(settings, store)
+    checkpoint = find_checkpoint(settings, store, screen.say)
     topology.together(lambda: _check_machine(settings, topology))
     architectures = topology.together(lambda: read_architectures(settings))
     screen.say("reading and tokenizing the sources")
@@ -87,7 +87,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         topology=topology,
         folder=folder,
         screen=screen,
-        sinks=Sinks(folder, state.update) if topology.is_first else None,
+        sinks=Sinks(folder, state.done) if topology.is_first else None,
         names=names,
         inputs=inputs,
         prompts=prompts,
@@ -126,7 +126,7 @@ def _resume(
     topology.together(lambda: mixture.load_state_dict(state.mixture))
     curriculum.load_state_dict(state.curriculum)
     if store.holds(checkpoint):
-        store.stand_at(checkpoint, contents.best_checkpoint(store, state))
+        store.stand_at(checkpoint, state)
     return state
 
 

@@ -2,34 +2,23 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 
-from destruct.batch import PromptBatch, RolloutBatch, ScoredBatch, TrainBatch
+from destruct.batch import TrainBatch
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
-from destruct.data.loader import LanguageLoader, language_orders
-from destruct.data.mixture import Mixture, OutOfData
-from destruct.drift import Probe, kl_from_initial, measure, probe_prompts
-from destruct.engine.schedule import cosine_to_tenth
+from destruct.data.mixture import OutOfData
 from destruct.errors import DestructError
-from destruct.evaluation import Validation, validate
 from destruct.minibatch import Minibatch, micro_batches
 from destruct.ppo.kl import controlled_coef, next_coef
 from destruct.ppo.update import UpdateStats, kl_to_reference, ppo_update
-from destruct.prompting import continue_prompts
-from destruct.recording import feedback_per_source, record_prompts, record_round, record_update, record_validation
-from destruct.rollout.generate import generate
-from destruct.rollout.packing import pack
-from destruct.rollout.per_position import draw_everywhere
-from destruct.rollout.score import score, with_advantages
+from destruct.preparation import warm_up
+from destruct.recording import feedback_per_source, record_round, record_update
+from destruct.rollout.score import with_advantages
 from destruct.run import Run
-from destruct.warmup import cross_entropy_step, value_pass
-
-VALUE_DRAW = -3
-"""The address of the first value batch's random numbers; the probe and the user's prompts have -1 and -2."""
+from destruct.steps import draw, evaluate, pack_and_score, roll_out
 
 
 def train(run: Run) -> TrainState:
@@ -41,15 +30,17 @@ def train(run: Run) -> TrainState:
         end_early(run, end.names, begun)
     if "after" not in run.state.validation:  # resumed before any validation, by a plan that ends here
         evaluate_update(run)
+    run.settle()
     return run.state
 
 
 def make_updates(run: Run) -> None:
     """The warm-up, if it is to come, and the planned updates.  Raises OutOfData where a batch cannot be filled."""
-    if run.state.update == 0:
+    if run.probe is None:
         warm_up(run)
     with run.screen.phase("ppo", run.updates, done=run.state.update) as progress:
         while run.state.update < run.updates:
+            run.pause()
             progress.advance(one_update(run))
 
 
@@ -118,67 +109,6 @@ def one_update(run: Run) -> str:
     return line
 
 
-def draw(run: Run, weights: np.ndarray) -> PromptBatch:
-    """B windows by the sampling weights, the same on every rank.
-
-    Raises:
-        DestructError: a stream cannot be read, be it on one rank alone.
-        OutOfData: as `Mixture.draw`.
-    """
-    before = run.mixture.exhausted
-    prompts = read_pieces(run, run.mixture, weights)
-    for name in set(run.mixture.exhausted) - set(before):
-        run.screen.say(f"source {name!r} is exhausted: its weight falls to the others")
-    return prompts
-
-
-def read_pieces(run: Run, mixture: Mixture, weights: np.ndarray) -> PromptBatch:
-    """The next batch of a mixture; errors are those of `draw`."""
-
-    def read() -> PromptBatch:
-        return run.loader.read(mixture.draw(run.config.rollout.batch_size, weights), run.topology.device)
-
-    # About a millisecond; without it the others would wait for the rank that failed in a collective.
-    prompts = run.topology.together(read)
-    run.state.tokens += prompts.real_tokens
-    return prompts
-
-
-def roll_out(run: Run, prompts: PromptBatch) -> RolloutBatch:
-    """What the policy samples; all B rollouts on every rank."""
-    rollouts = sample(run, prompts)
-    run.state.tokens += int(rollouts.mask.sum())
-    return rollouts
-
-
-def sample(run: Run, prompts: PromptBatch) -> RolloutBatch:
-    """Let the replica sample, filled from the policy's shards."""
-    fill_replica(run)
-    seed, how = run.config.run.seed, run.sampling
-    if run.config.rollout.mode == "per_position":
-        return draw_everywhere(run.replica, prompts, run.topology, seed, how.temperature)
-    return generate(run.replica, prompts, run.topology, seed, how, run.in_step)
-
-
-def fill_replica(run: Run) -> None:
-    """Copy the policy's weights into the replica, unless it takes them layer by layer as it speaks."""
-    if not run.in_step:
-        run.policy.fill(run.replica)
-
-
-def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBatch]]:
-    """Pack once, then score on exactly the micro-batches that the update will use."""
-    order = torch.Generator().manual_seed(run.key("packing", rollouts.prompts.draw))
-    shuffled = torch.randperm(len(rollouts.responses), generator=order)
-    networks, settings = run.networks, run.score_settings()
-    minibatches = run.config.ppo.minibatches
-    packed = pack(rollouts, shuffled, minibatches, run.policy.accumulation, run.topology, settings.ptx)
-    return [
-        score(minibatch, networks.policy, networks.reference, networks.value, settings)
-        for minibatch in run.reward(packed, run.topology)
-    ]
-
-
 def optimize(run: Run, batches: list[Minibatch[TrainBatch]]) -> UpdateStats:
     """The PPO epochs of one update, with beta and the learning rates as they stand now."""
     state, coefficients = run.state, run.coefficients()
@@ -218,73 +148,9 @@ def constrain(state: TrainState, kl: float, constraint: KLConfig, rollouts: int,
         say(f"KL {kl:.4f} passed kl.bound={constraint.bound}; {pull}")
 
 
-def evaluate(run: Run, phase: str) -> Validation:
-    """Validation loss of every source, the drift from the start, the user's prompts; logged under `phase`."""
-    config = run.config
-    with run.watch("evaluate"):
-        validation = validate(run.policy, run.inputs.validation, run.topology)
-        if run.probe is not None:
-            run.state.kl_from_initial = kl_from_initial(run.policy, run.probe, run.topology)
-        record_validation(run, phase, validation)
-        if run.prompts:
-            fill_replica(run)
-            limit, seed = config.prompts.response_tokens, config.run.seed
-            said = continue_prompts(run.replica, run.prompts, limit, seed, run.sampling, run.topology, run.in_step)
-            record_prompts(run, phase, said)
-    return validation
-
-
 def evaluate_update(run: Run) -> bool:
     """Validate in PPO; True when the mean is below that of every checkpoint so far (nan never is)."""
     validation = evaluate(run, "ppo")
+    run.settle()  # a best one that could not be written is none
     run.state.validation["after"] = validation.as_summary()
     return validation.mean < run.state.best_loss
-
-
-def warm_up(run: Run) -> None:
-    """Cross-entropy for the policy, then Monte-Carlo returns for the value network; the weights stay at the prior."""
-    warmup, ppo, prior = run.config.warmup, run.config.ppo, run.curriculum.weights
-    run.state.validation["before"] = evaluate(run, "before").as_summary()
-    # Whole windows of several documents each, in an order of their own: of the pieces none is drawn yet.
-    orders = language_orders(run.names, run.inputs.language, run.config.run.seed)
-    language, loader = Mixture(orders), LanguageLoader(run.inputs.language, orders)
-    with run.screen.phase("warm-up", warmup.lm_updates) as progress:
-        for step in range(warmup.lm_updates):
-            windows = loader.read(language.draw(run.config.rollout.batch_size, prior))
-            run.state.tokens += windows.tokens.numel()
-            lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
-            loss, stepped = cross_entropy_step(run.policy, windows.to(run.topology.device), lr, run.topology)
-            run.state.skipped += not stepped
-            run.mark_first_step()
-            run.log("warmup", step, {"warmup/lm_loss": loss})
-            progress.advance(f"loss {loss:.3f}")
-    loader.close()
-    for copy in run.networks.copies.values():
-        copy.refresh(run.policy)
-    # What is drawn before PPO counts in no epoch, and its random numbers have addresses of their own.
-    pieces = run.mixture.afresh()
-    with run.screen.phase("value", warmup.value_updates) as progress:
-        for step in range(warmup.value_updates):
-            prompts = replace(read_pieces(run, pieces, prior), draw=VALUE_DRAW - step)
-            scored = pack_and_score(run, roll_out(run, prompts))
-            # lam = 1: Monte-Carlo returns, as a value network that knows nothing cannot bootstrap.
-            batches = with_advantages(scored, run.config.gamma, 1.0, run.topology)
-            loss, skipped = value_pass(run.value, batches, ppo.value_clip_range, ppo.value_lr, run.topology)
-            run.state.skipped += skipped
-            run.mark_first_step()
-            run.log("value_warmup", step, {"warmup/value_loss": loss})
-            progress.advance(f"loss {loss:.4f}")
-    # Where the policy was not trained, it is what it was before.
-    same = run.state.validation["before"]
-    run.state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary() if warmup.lm_updates else same
-    begin_ppo(run)
-    run.watch.take()  # the first update's seconds are its own
-
-
-def begin_ppo(run: Run) -> None:
-    """Keep what the initial model says after some held-out prompts, to measure the drift from it."""
-    prompts = probe_prompts(run.inputs.held_out_prompts, run.topology.world_size, run.topology.device)
-    rollouts = sample(run, prompts)
-    temperature = run.config.rollout.temperature
-    run.probe = Probe(rollouts, measure(run.policy, rollouts, temperature, run.topology), temperature)
-    run.state.probe = run.probe.state_dict()

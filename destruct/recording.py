@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from destruct.batch import ScoredBatch, TrainBatch
-from destruct.checkpoint import contents
+from destruct.checkpoint import shelf
 from destruct.curriculum.estimates import Estimates, as_columns
 from destruct.curriculum.feedback import COLUMNS
 from destruct.curriculum.strategies import Strategy
@@ -213,7 +213,7 @@ def summarize(run: Run) -> Summary:
     """The figures of the whole run.  All ranks call it."""
     state = run.state
     tenth = max(1, state.update // 10)
-    checkpoint, best = run.store.path(state.update), contents.best_checkpoint(run.store, state)
+    checkpoint, best = run.store.path(state.update), shelf.best_of(run.store.folder, state)
     return Summary(
         validation_loss_before=state.validation["before"],
         validation_loss_after_warmup=state.validation["after_warmup"],

@@ -1,8 +1,11 @@
 """A run while it is going on: its parts, made by build.py, and what the loop asks of them together."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from destruct.checkpoint import contents
 from destruct.checkpoint.identity import DATA, identity
@@ -17,6 +20,8 @@ from destruct.data.tokenizing import Tokenizer
 from destruct.drift import Probe
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
+from destruct.errors import DestructError
+from destruct.exits import Exit
 from destruct.inputs import Inputs
 from destruct.models.policy import PolicyNetwork
 from destruct.ops.rows import LossCoefficients
@@ -25,6 +30,7 @@ from destruct.rollout.generate import Sampling
 from destruct.rollout.rewards import Reward
 from destruct.rollout.score import ScoreSettings
 from destruct.seeding import derive
+from destruct.signals import Signals, Stopped
 from destruct.tracking.console import Screen
 from destruct.tracking.sinks import Sinks
 from destruct.tracking.watch import Watch
@@ -59,7 +65,9 @@ class Run:
     seconds_before: float  # of training before a resume
     seconds_to_first_step: float = 0.0  # from the start of this process to its first optimizer step
     watch: Watch = field(default_factory=Watch)
-    saved: bool = True  # the last attempt at a checkpoint published one; the same on every rank
+    signals: Signals = field(default_factory=Signals)
+    saved: bool = True  # the last checkpoint of which the end is known was published; the same on every rank
+    best_before: tuple[int | None, float] = (None, math.inf)  # update and loss, before the save under way
 
     @property
     def config(self) -> Config:
@@ -137,8 +145,25 @@ class Run:
         """True in the update that completes `every` of them once more; never for 0."""
         return every > 0 and (self.state.update + 1) % every == 0
 
+    def pause(self) -> None:
+        """A boundary between two steps: where a signal asked any rank to stop, save and leave.  All ranks call it.
+
+        Raises:
+            Stopped: they all do.
+        """
+        number = int(self.topology.max(torch.tensor(self.signals.received)).item())
+        if number == 0:
+            return
+        if self.store.newest != self.state.name:
+            self.save()
+        self.settle()
+        if not self.saved:
+            raise self.unsaved()
+        raise Stopped(number, f"{self.store.folder / self.state.name} is saved, and --resume auto goes on from there")
+
     def close(self) -> None:
         """End what writes files and what reads ahead."""
+        self.store.close()
         if self.sinks is not None:
             self.sinks.close()
         self.loader.close()
@@ -146,20 +171,41 @@ class Run:
             if isinstance(pieces, StreamPieces):
                 pieces.close()
 
+    def save_if_due(self, steps: int) -> None:
+        """Write a checkpoint in the warm-up, after so many steps of it."""
+        every = self.config.run.checkpoint_every
+        if every > 0 and steps % every == 0:
+            self.save()
+
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint; a failed one is reported and the run goes on.
+        """Write a checkpoint, which is published behind training; `settle` tells how that ended.
 
         Args:
             best: the newest validation is of its weights, and the lowest so far.
         """
+        self.settle()
         state = self.state
-        before = state.best_update, state.best_loss
+        self.best_before = state.best_update, state.best_loss
         if best:
             state.best_update, state.best_loss = state.update, state.validation["after"]["mean"]
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds
         facts = identity(self.settings) | {DATA: self.inputs.digests}
-        self.saved = contents.save(self.store, self.networks, state, self.tokenizer.text, facts, best) is not None
+        contents.save(self.store, self.networks, state, self.tokenizer.text, facts, best)
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being published; a failed one is reported and the run goes on."""
+        if not self.store.is_saving:
+            return
+        self.saved = self.store.settle() is not None
         if not self.saved:
-            state.best_update, state.best_loss = before
-            self.screen.say(f"checkpoint after update {state.update} failed (is the disk full?); training goes on")
+            self.state.best_update, self.state.best_loss = self.best_before
+            self.screen.say("the last checkpoint could not be written (is the disk full?); training goes on")
+
+    def unsaved(self) -> DestructError:
+        """What to say where the run ends and its last checkpoint could not be written."""
+        return DestructError(
+            f"the last checkpoint could not be written to {self.store.folder}",
+            "make room there, then go on from the one before with run.resume=auto",
+            Exit.ENVIRONMENT,
+        )

@@ -17,9 +17,11 @@ from destruct.config.settings import Settings, load
 from destruct.doors import Parser, write_anywhere
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
+from destruct.signals import Signals, Stopped
 
 EPILOG = """Every key with its default and bounds: docs/config.md.
-Exit codes: 0 done, 2 configuration, 3 environment; the launchers add 76, a rank failed."""
+SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save after the step under way and end the run; a second Ctrl-C ends it at once.
+Exit codes: 0 done, 2 configuration, 3 environment, 75 stopped and saved; the launchers add 76, a rank failed."""
 
 
 class OncePrinting(Parser):
@@ -95,7 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         settings = read(options)
         everywhere = False
-        _run(settings, started)
+        signals = Signals()
+        with signals.heeded():
+            _run(settings, started, signals)
     except DestructError as error:
         if not first:
             # A launcher ends all ranks as soon as it sees one gone; the first one has to speak before that.
@@ -104,6 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
             rank = "" if first else f"rank {os.environ['RANK']}: "
             print(f"destruct: {rank}{error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except Stopped as stop:
+        if first:
+            print(f"destruct: {stop}", file=sys.stderr, flush=True)
+        return Exit.PREEMPTED
     except KeyboardInterrupt:
         if first:
             print("destruct: interrupted", file=sys.stderr, flush=True)
@@ -111,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     return Exit.DONE
 
 
-def _run(settings: Settings, started: float) -> None:
+def _run(settings: Settings, started: float, signals: Signals) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one rank says that the hub is asked again
@@ -126,17 +134,15 @@ def _run(settings: Settings, started: float) -> None:
         at_end.callback(ranks.stop)
         run = build(settings, topology, Screen(topology.is_first), started)
         at_end.callback(run.close)
+        run.signals = signals
+        signals.defer()
         train(run)
         summary = summarize(run)
         if topology.is_first:
             summary.save(run.folder / "summary.json")
         run.screen.table(summary)
         if not run.saved:
-            raise DestructError(
-                f"the last checkpoint could not be written to {run.store.folder}",
-                "make room there, then go on from the one before with run.resume=auto",
-                Exit.ENVIRONMENT,
-            )
+            raise run.unsaved()
 
 
 if __name__ == "__main__":

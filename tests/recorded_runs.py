@@ -56,7 +56,7 @@ def record(run: Run, folder: Path, strategy: str) -> None:
     run.curriculum.strategy = strategy_from(c, run.config.data.prior, np.array([30_000.0, 7_000.0]))
     run.mixture = run.mixture.afresh()
     run.sinks.close()
-    run.sinks = Sinks(folder, 0)
+    run.sinks = Sinks(folder, {})
     tokens = np.zeros(2)
     for run.state.update in range(ROUNDS):
         estimates = measured(run.state.update, run, tokens)

@@ -7,7 +7,8 @@ import torch
 
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.drift import Probe, kl_from_initial, probe_from, probe_prompts
-from destruct.loop import evaluate_update, one_update, warm_up
+from destruct.loop import evaluate_update, one_update
+from destruct.preparation import warm_up
 from destruct.recording import summarize
 from tests.tiny import tiny_run
 

@@ -8,7 +8,8 @@ import torch
 
 from destruct.checkpoint.state import TrainState
 from destruct.evaluation import validate
-from destruct.loop import evaluate_update, one_update, train, warm_up
+from destruct.loop import evaluate_update, one_update, train
+from destruct.preparation import warm_up
 from destruct.recording import summarize
 from destruct.run import Run
 from tests.test_loop import lines
@@ -100,6 +101,7 @@ def test_a_failed_save_of_the_best_moves_no_pointer_and_the_best_of_those_that_l
             if update == 1:
                 (run.store.folder / ".stage-00000002").touch()
             one_update(run)
+            run.settle()
             found.append((run.saved, best(run)[:2], kept(run)))
         losses = [line["validation/mean"] for line in lines(run, "validation/mean") if line["phase"] == "ppo"]
         assert losses[3] < losses[1] < losses[2] < losses[0]

@@ -14,11 +14,13 @@ from destruct.batch import PromptBatch
 from destruct.checkpoint.state import TrainState
 from destruct.config.ppo import KLConfig
 from destruct.curriculum.strategies import FixedWeights
-from destruct.loop import constrain, draw, one_update, pack_and_score, roll_out, warm_up
+from destruct.loop import constrain, one_update
 from destruct.minibatch import micro_batches
 from destruct.models.policy import build_copy
+from destruct.preparation import warm_up
 from destruct.rollout.score import with_advantages
 from destruct.run import Run
+from destruct.steps import draw, pack_and_score, roll_out
 from tests.tiny import tiny_run
 
 SCORE_1 = ["reward.terms={'tests.tiny:one': 1.0}", "kl.coef=0.0"]  # the reward of a rollout is 1, at its last token

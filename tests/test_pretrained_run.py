@@ -12,7 +12,8 @@ from destruct.build import build
 from destruct.config.settings import load
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
-from destruct.loop import one_update, warm_up
+from destruct.loop import one_update
+from destruct.preparation import warm_up
 from destruct.tracking.console import Screen
 from tests.pretrained import write_llama, write_tokenizer
 from tests.tiny import CONFIG, logging_as_before, tiny_run

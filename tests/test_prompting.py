@@ -9,10 +9,10 @@ from destruct.config.prompts import read_prompts
 from destruct.data.tokenizing import Tokenizer, train_tokenizer
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
-from destruct.loop import evaluate
 from destruct.models.policy import build_policy
 from destruct.prompting import continue_prompts, encode_prompts
 from destruct.rollout.generate import Sampling
+from destruct.steps import evaluate
 from tests.rollout.test_generate import SHAPE
 from tests.tiny import ROOT, tiny_run
 

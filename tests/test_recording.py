@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from destruct.batch import PromptBatch, RewardedBatch, RolloutBatch, ScoredBatch, TrainBatch
 from destruct.curriculum.estimates import Estimates, Floats
 from destruct.engine.topology import Topology
-from destruct.loop import draw, one_update, pack_and_score, roll_out
+from destruct.loop import one_update
 from destruct.minibatch import micro_batches
 from destruct.recording import (
     _rollout_figures,
@@ -23,6 +23,7 @@ from destruct.recording import (
     summarize,
 )
 from destruct.rollout.score import with_advantages
+from destruct.steps import draw, pack_and_score, roll_out
 from tests.curriculum.rounds import estimates_for
 from tests.tiny import tiny_run
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from destruct.checkpoint.shelf import STATE
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.engine.base import FrozenEngine, TrainEngine
 
 FROZEN = Path("frozen") / "model.safetensors"
 INITIAL = Path("initial") / "model.safetensors"
-STATE = "state.json"
 TOKENIZER = "tokenizer.json"
 
 
@@ -43,16 +43,13 @@ def save(
     tokenizer: str,
     facts: dict[str, object],
     best: bool = False,
-) -> Path | None:
-    """Write and publish a checkpoint; all ranks call it.
+) -> None:
+    """Write a checkpoint, which `store.settle` tells the end of; all ranks call it.
 
     Args:
         tokenizer: text of the tokenizer.json.
         facts: what the checkpoint belongs to, for its manifest.
         best: the pointer `best` is to name it, too.
-
-    Returns:
-        Its folder, or None when the disk failed a rank.
     """
     copies = {file: _whole(engine, store.topology.is_first) for file, engine in networks.copies.items()}
 
@@ -70,7 +67,7 @@ def save(
             state.save(stage / STATE)
             (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
 
-    return store.save(state.update, [write_policy, write_value, write_the_rest], facts, best)
+    store.save(state.name, [write_policy, write_value, write_the_rest], {"update": state.update, **facts}, best)
 
 
 def _whole(engine: FrozenEngine, keep: bool) -> dict[str, Tensor]:
@@ -92,15 +89,3 @@ def load(checkpoint: Path, networks: Networks) -> TrainState:
     for file, engine in networks.copies.items():
         engine.load_tensors(load_file(checkpoint / file))
     return TrainState.load(checkpoint / STATE)
-
-
-def best_checkpoint(store: CheckpointStore, state: TrainState) -> Path | None:
-    """The best checkpoint that a state tells of; None when it does not lie in this store, or another took its name."""
-    if state.best_update is None:
-        return None
-    checkpoint = store.path(state.best_update)
-    try:
-        own = TrainState.load(checkpoint / STATE)
-    except (OSError, ValueError):
-        return None
-    return checkpoint if (own.best_update, own.best_loss) == (state.best_update, state.best_loss) else None

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ FORMAT = "format of the state"
 """Counted up where the state of before cannot be read any more."""
 
 
-def find_checkpoint(settings: Settings, store: CheckpointStore) -> Path | None:
+def find_checkpoint(settings: Settings, store: CheckpointStore, say: Callable[[str], None]) -> Path | None:
     """The verified checkpoint that `run.resume` asks for; None for `never`, and for `auto` where there is none yet.
 
+    Args:
+        say: gets a line for each newer one that is damaged, and so is passed over.
+
     Raises:
-        DestructError: there is none where it was said to be, or it is damaged, or `check_identity` refuses it.
+        DestructError: there is none where it was said to be, or all are damaged, or `check_identity` refuses it.
     """
     resume = settings.config.run.resume
     if resume == "never":
@@ -28,9 +31,10 @@ def find_checkpoint(settings: Settings, store: CheckpointStore) -> Path | None:
     found = store.latest() if resume == "auto" else store.named(Path(resume))
     if found is None:
         return None
-    folder, facts = found
-    check_identity(folder, facts, identity(settings))
-    return folder
+    for line in found.passed_over:
+        say(f"warning: {line}")
+    check_identity(found.folder, found.facts, identity(settings))
+    return found.folder
 
 
 def check_identity(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -98,7 +102,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     }
     whole = config.model_dump(mode="json", include={"model", "data"}, exclude={"data": free})
     return {
-        FORMAT: 2,
+        FORMAT: 3,
         "ranks": settings.world_size,
         "engine.backend": config.engine.backend,
         "bf16": training.bf16.enabled,

@@ -2,14 +2,25 @@
 
 import hashlib
 import json
-import os
-from pathlib import Path
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from destruct.errors import DestructError
+from destruct.durable import sync
 
 NAME = "manifest.json"
 CHECK = "manifest.sha256"  # as `sha256sum --check` reads it
+FILES = "files"
+THREADS = 4
+"""Files that are hashed at a time; hashlib works without the interpreter's lock."""
+
+
+class Damaged(Exception):
+    """One line: which file of a checkpoint is not what was saved, and in what."""
+
+    def __init__(self, path: Path, what: str):
+        super().__init__(f"{path} is not the file that was saved: {what}")
 
 
 def digest(path: Path) -> str:
@@ -22,14 +33,19 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     """Write the manifest of everything below `folder`, all of it synced to disk.
 
     Args:
-        facts: what identifies the checkpoint: update, world size, backend.
+        facts: what identifies the checkpoint: run, update, world size, backend.
     """
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest(path)}
+
+    def entry(name: str) -> dict[str, Any]:
+        path = folder / name
         sync(path)
+        return {"size": path.stat().st_size, "sha256": digest(path)}
+
+    names = sorted(_names(folder))
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = dict(zip(names, pool.map(entry, names), strict=True))
     manifest = folder / NAME
-    manifest.write_text(json.dumps({**facts, "files": files}, indent=1), encoding="utf-8")
+    manifest.write_text(json.dumps({**facts, FILES: files}, indent=1), encoding="utf-8")
     sync(manifest)
     (folder / CHECK).write_text(_check_line(manifest), encoding="utf-8")
     sync(folder / CHECK)
@@ -37,46 +53,75 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
         sync(directory)
 
 
-def verify(folder: Path, remedy: str) -> dict[str, Any]:
-    """Check the manifest against its digest and every file against the manifest, before anything is unpickled.
-
-    Args:
-        remedy: what to do where a file is not as it was.
-
-    Returns:
-        The manifest.
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest, after it was held against its digest, and against the names and sizes of what lies there.
 
     Raises:
-        DestructError: naming the first file that is missing, cut short or altered.
+        Damaged: naming the first file that is missing, of another size, or not of this checkpoint.
     """
     path = folder / NAME
     try:
-        sealed = (folder / CHECK).read_bytes() == _check_line(path).encode()
-    except OSError:
-        sealed = False
-    if not sealed:
-        raise _damaged(path, remedy)
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    for name, want in manifest["files"].items():
-        path = folder / name
-        whole = path.is_file() and path.stat().st_size == want["size"] and digest(path) == want["sha256"]
-        if not whole:
-            raise _damaged(path, remedy)
+        if (folder / CHECK).read_bytes() != _check_line(path).encode():
+            raise Damaged(path, f"its digest is not that of {CHECK}")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        there = _names(folder) - {NAME, CHECK}
+    except OSError as error:
+        raise Damaged(path, f"{error.filename} cannot be read: {error.strerror}") from None
+    for name, saved in manifest[FILES].items():
+        if name not in there or not _contained(folder, name):
+            raise Damaged(folder / name, "it is missing")
+        if (size := (folder / name).stat().st_size) != saved["size"]:
+            raise Damaged(folder / name, f"{size} bytes instead of {saved['size']}")
+    if added := sorted(there - manifest[FILES].keys()):
+        raise Damaged(folder / added[0], f"{NAME} does not list it")
     return manifest
+
+
+def check(folder: Path, manifest: dict[str, Any], names: Iterable[str]) -> None:
+    """Hold files against their digests.
+
+    Args:
+        manifest: what `read` gave.
+        names: of the files.
+
+    Raises:
+        Damaged: naming the first one, in their order, that was altered or cannot be read.
+    """
+
+    def fault(name: str) -> str | None:
+        try:
+            return None if digest(folder / name) == manifest[FILES][name]["sha256"] else "its digest is another one"
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}"
+
+    names = list(names)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name, what in zip(names, pool.map(fault, names), strict=True):
+            if what is not None:
+                raise Damaged(folder / name, what)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest, after everything was held against it, which is before anything is unpickled.
+
+    Raises:
+        Damaged: naming the first file that is not as it was saved.
+    """
+    manifest = read(folder)
+    check(folder, manifest, manifest[FILES])
+    return manifest
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def _contained(folder: Path, name: str) -> bool:
+    """Whether a name leads to a file below the folder, through no link."""
+    parts = PurePosixPath(name)
+    links = ((folder / part).is_symlink() for part in (parts, *parts.parents[:-1]))
+    return not parts.is_absolute() and ".." not in parts.parts and not any(links)
 
 
 def _check_line(manifest: Path) -> str:
     return f"{digest(manifest)}  {NAME}\n"
-
-
-def _damaged(path: Path, remedy: str) -> DestructError:
-    return DestructError(f"{path} is not the file that was saved (missing, cut short or altered)", remedy)
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,6 +14,8 @@ class TrainState:
 
     kl_coef: float  # beta now
     update: int = 0  # PPO updates finished
+    lm_steps: int = 0  # of the warm-up, the policy's
+    value_steps: int = 0  # of the warm-up, the value network's
     optimizer_steps: int = 0  # PPO steps of each network
     tokens: int = 0  # drawn window tokens and sampled tokens, warm-up included
     seconds: float = 0.0  # of training, before a resume included
@@ -29,7 +31,21 @@ class TrainState:
     kl_from_initial: float = 0.0  # at the newest evaluation, nats per token
     probe: dict[str, Any] = field(default_factory=dict)  # Probe.state_dict(), made when PPO began
     mixture: dict[str, Any] = field(default_factory=dict)  # Mixture.state_dict()
+    warmup_mixture: dict[str, Any] = field(default_factory=dict)  # of what the warm-up draws now; empty in PPO
     curriculum: dict[str, Any] = field(default_factory=dict)  # Curriculum.state_dict()
+
+    @property
+    def name(self) -> str:
+        """What a checkpoint of this state is called: by its updates, or by the steps of the warm-up."""
+        if self.update == 0 and not self.probe:
+            return f"warmup-{self.lm_steps + self.value_steps:08d}"
+        return step_name(self.update)
+
+    @property
+    def done(self) -> dict[str, int]:
+        """By phase of the run the number of the first step that is to come; one after its evaluation's."""
+        evaluated = {phase: self.lm_steps + 1 for phase in ("before", "after_warmup") if phase in self.validation}
+        return evaluated | {"warmup": self.lm_steps, "value_warmup": self.value_steps, "ppo": self.update}
 
     def of_sources(self, sources: list[str]) -> "TrainState":
         """This state for a run of these sources, which takes what is kept per source by its name.
@@ -51,6 +67,11 @@ class TrainState:
     def load(cls, path: Path) -> "TrainState":
         """Read what `save` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def step_name(update: int) -> str:
+    """What the checkpoint after `update` updates is called."""
+    return f"step-{update:08d}"
 
 
 def reordered(rewards: list[list[list[float]]], before: list[str], now: list[str]) -> list[list[list[float]]]:

@@ -1,12 +1,10 @@
-"""Checkpoints of a run: staged, voted on by all ranks, sealed, renamed once, then pointed to."""
+"""Checkpoints of a run, over all ranks: staged, voted on, sealed and published behind training; found and verified."""
 
-import json
-import os
-import re
-import shutil
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from destruct.checkpoint import finding, manifest
-from destruct.checkpoint.finding import BEST, LATEST
+from destruct.checkpoint import finding, manifest, shelf
+from destruct.checkpoint.state import TrainState, step_name
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.exits import Exit
 
-LINE = "line"
-"""Key of a manifest: names of the checkpoints that this run has gone through and kept, oldest first, to this one."""
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint that was verified file by file."""
+
+    folder: Path
+    facts: dict[str, Any]  # its manifest
+    passed_over: tuple[str, ...]  # lines: what is wrong with newer ones, and with `latest`
 
 
 class CheckpointStore:
@@ -34,110 +38,148 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, topology: Topology, keep: int):
         self.folder, self.topology, self.keep = folder, topology, keep
+        self.newest: str | None = None  # where the run stands here, as far as it is known to be whole
+        self._publisher = ThreadPoolExecutor(1, "publish")
+        self._begun: Path | None = None  # a save of which no rank knows yet how it ends
+        self._publishing: Future[bool] | None = None  # on the first rank, where the stage is whole
 
     def path(self, update: int) -> Path:
         """Where the checkpoint after `update` updates lies."""
-        return self.folder / f"step-{update:08d}"
+        return self.folder / step_name(update)
 
     def holds(self, checkpoint: Path | None) -> bool:
         """Whether what `latest` or `named` found is one of this folder."""
         return checkpoint is not None and checkpoint.parent == self.folder
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether `settle` has something to tell; the same on all ranks."""
+        return self._begun is not None
+
     def save(
-        self, update: int, writers: Sequence[Callable[[Path], None]], facts: dict[str, Any], best: bool = False
-    ) -> Path | None:
-        """Let all ranks write into one stage and publish it as step-XXXXXXXX.
+        self, name: str, writers: Sequence[Callable[[Path], None]], facts: dict[str, Any], best: bool = False
+    ) -> None:
+        """Let all ranks write into one stage; behind what they do next, the first one publishes it.
 
         Args:
+            name: of the checkpoint, as `finding.is_name` has it.
             writers: called with the stage, one after the other, each by all ranks.
             facts: what identifies the checkpoint, for its manifest.
             best: the pointer `best` is to name it, too.
-
-        Returns:
-            The checkpoint, or None when the disk failed a rank: then no stage is left and the run goes on.
         """
-        final = self.path(update)
-        stage = self.folder / f".stage-{update:08d}"
-        first = self.topology.first_rank_makes
-        written = first(lambda: _tried(lambda: _empty(stage)))
+        self.settle()
+        self._begun, self.newest = self.folder / name, name
+        stage = self.folder / f".stage-{name}"
+        written = self.topology.first_rank_makes(lambda: _tried(lambda: _empty(stage)))
         for write in writers:
             # A vote after each: engines meet in a barrier when they save, and a rank that failed must not miss one.
             written = written and self.topology.all_agree(_tried(partial(write, stage)))
-        if written and first(lambda: _tried(lambda: self._publish(stage, final, {"update": update, **facts}, best))):
-            return final
-        first(lambda: self._give_up(stage))
+        if written and self.topology.is_first:
+            publish = partial(self._publish, stage, name, facts, best)
+            self._publishing = self._publisher.submit(_tried, publish)
+
+    def settle(self) -> Path | None:
+        """Wait until the save that was begun is published; all ranks call it.
+
+        Returns:
+            The checkpoint.  None when the disk failed a rank: then no stage is left and the run goes on.
+        """
+        if self._begun is None:
+            return None
+        begun, publishing, self._begun, self._publishing = self._begun, self._publishing, None, None
+
+        def outcome() -> bool:
+            published = publishing is not None and publishing.result()
+            if not published:
+                with suppress(OSError):
+                    shelf.tidy(self.folder)
+            return published
+
+        if self.topology.first_rank_makes(outcome):
+            return begun
+        self.newest = None
         return None
 
-    def _publish(self, stage: Path, final: Path, facts: dict[str, Any], best: bool) -> None:
-        line = [*(name for name in self._line() if name != final.name), final.name]
-        manifest.seal(stage, {**facts, LINE: line})
-        pointers = [self.folder / name for name in ((LATEST, BEST) if best else (LATEST,))]
-        # A disk that is full is so here at the latest: from the first rename on, nothing is written any more.
-        asides = [_write_aside(pointer, final.name) for pointer in pointers]
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(stage, final)
-        manifest.sync(self.folder)
-        for aside, pointer in zip(asides, pointers, strict=True):
-            os.rename(aside, pointer)
-        manifest.sync(self.folder)
-        stay = {*line[-self.keep :], finding.name_in(self.folder / BEST)}
-        for name in set(line) - stay:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+    def close(self) -> None:
+        """End the publisher, after what it is at; a rank calls it for itself."""
+        self._publisher.shutdown()
 
-    def _line(self) -> list[str]:
-        """What the latest checkpoint's manifest says of LINE, as far as it is there.
+    def _publish(self, stage: Path, name: str, facts: dict[str, Any], best: bool) -> None:
+        manifest.seal(stage, facts)
+        shelf.publish(stage, name, best)
+        shelf.retire(self.folder, self.keep)
 
-        A life that was given up when the run was set back is not on it: its checkpoints stay, and do not count.
-        """
-        try:
-            text = (self.folder / finding.name_in(self.folder / LATEST) / manifest.NAME).read_text(encoding="utf-8")
-            line = json.loads(text)[LINE]
-        except (OSError, ValueError, KeyError):
-            return []
-        return [name for name in line if re.fullmatch(r"step-\d{8}", name) and (self.folder / name).is_dir()]
-
-    def _give_up(self, stage: Path) -> None:
-        shutil.rmtree(stage, ignore_errors=True)
-        for pointer in (LATEST, BEST):
-            with suppress(OSError):
-                _aside(self.folder / pointer).unlink(missing_ok=True)
-
-    def latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint that the pointer names, verified file by file, with its manifest; None when there is none.
+    def latest(self) -> Found | None:
+        """The newest checkpoint that is whole; None when there is none at all.
 
         Raises:
-            DestructError: it is damaged, or `latest` is missing or names something else.
+            DestructError: there are some, and each is damaged.
         """
+        candidates, note = self.topology.first_rank_makes(
+            lambda: (finding.checkpoints(self.folder), finding.stale(self.folder))
+        )
+        return self._first_valid(candidates, note) if candidates else None
 
-        def find() -> tuple[Path, dict[str, Any]] | None:
-            found = finding.latest(self.folder)
-            return None if found is None else (found, _verified(found))
-
-        return self.topology.first_rank_makes(find)
-
-    def named(self, path: Path) -> tuple[Path, dict[str, Any]]:
-        """The checkpoint that a person means by `path`, verified file by file, with its manifest.
+    def named(self, path: Path) -> Found:
+        """The checkpoint that a person means by `path`; of a run's folder, its newest one that is whole.
 
         Raises:
             DestructError: it is damaged or cannot be read, or there is none.
         """
 
-        def find() -> tuple[Path, dict[str, Any]]:
+        def find() -> tuple[list[Path], str | None]:
             try:
-                found = self._as_ours(finding.named(path))
-                return found, _verified(found)
+                found = [self._as_ours(checkpoint) for checkpoint in finding.named(path)]
+                return found, finding.stale(path / "checkpoints")
             except OSError as error:
                 raise DestructError(
                     f"run.resume: {error.filename or path} cannot be read: {error.strerror}", "make it readable"
                 ) from None
 
-        return self.topology.first_rank_makes(find)
+        return self._first_valid(*self.topology.first_rank_makes(find))
+
+    def _first_valid(self, candidates: list[Path], note: str | None) -> Found:
+        """The first one that is whole."""
+        passed = [] if note is None else [note]
+        for checkpoint in candidates:
+            facts, fault = self._verified(checkpoint)
+            if fault is None:
+                return Found(checkpoint, facts, tuple(passed))
+            passed.append(fault)
+        if len(candidates) > 1:
+            raise DestructError(
+                f"all {len(candidates)} checkpoints of {candidates[0].parent} are damaged: {'; '.join(passed)}",
+                "bring one of them back from a copy, or start the run anew with run.resume=never",
+            )
+        older = finding.older_than(candidates[0])
+        go_on = f"set run.resume to {older[0]}, or " if older else ""
+        raise DestructError(passed[-1], f"{go_on}start the run anew with run.resume=never")
+
+    def _verified(self, checkpoint: Path) -> tuple[dict[str, Any], str | None]:
+        """Its manifest, and what is wrong with it; the ranks share the files."""
+
+        def read() -> tuple[dict[str, Any], str | None]:
+            try:
+                return manifest.read(checkpoint), None
+            except manifest.Damaged as damage:
+                return {}, str(damage)
+
+        facts, fault = self.topology.first_rank_makes(read)
+        if fault is not None:
+            return facts, fault
+        largest_first = sorted(facts[manifest.FILES], key=lambda name: -facts[manifest.FILES][name]["size"])
+        mine = largest_first[self.topology.rank :: self.topology.world_size]
+        try:
+            manifest.check(checkpoint, facts, mine)
+        except manifest.Damaged as damage:
+            fault = str(damage)
+        return facts, next(filter(None, self.topology.from_all(fault)), None)
 
     def _as_ours(self, checkpoint: Path) -> Path:
         """Its path as `self.path` has it where it lies in this folder, however it was named, else the resolved one."""
         home, place = self.folder.resolve(), checkpoint.resolve()
         for known in (place, checkpoint.parent.resolve() / checkpoint.name):
-            if known.parent == home and known.name.startswith("step-"):
+            if known.parent == home and known.name.startswith(("step-", "warmup-")):
                 return self.folder / known.name
         if home.parent in place.parents:
             raise DestructError(
@@ -146,53 +188,29 @@ class CheckpointStore:
             )
         return place
 
-    def stand_at(self, checkpoint: Path, best: Path | None) -> None:
-        """Let both pointers agree with a run that goes on from one of these checkpoints.
+    def stand_at(self, checkpoint: Path, state: TrainState) -> None:
+        """Let a run go on from one of these checkpoints: later ones are given up, and both pointers agree.
 
         Args:
-            best: the best one at that time; None when it does not lie here.
+            state: of that time.
 
         Raises:
             DestructError: the folder cannot be written.
         """
-        names = {LATEST: checkpoint.name, BEST: best.name if best else ""}
 
-        def point() -> None:
-            for pointer, name in ((self.folder / key, name) for key, name in names.items()):
-                if not name:
-                    pointer.unlink(missing_ok=True)
-                elif finding.name_in(pointer) != name:
-                    os.rename(_write_aside(pointer, name), pointer)
-            manifest.sync(self.folder)
+        def stand() -> None:
+            shelf.stand_at(checkpoint, shelf.best_of(self.folder, state))
 
-        if not self.topology.first_rank_makes(lambda: _tried(point)):
+        if not self.topology.first_rank_makes(lambda: _tried(stand)):
             raise DestructError(
                 f"the pointers of {self.folder} cannot be written", "make room and have the right to", Exit.ENVIRONMENT
             )
-
-
-def _verified(checkpoint: Path) -> dict[str, Any]:
-    older = [other for other in finding.checkpoints(checkpoint.parent) if other.name < checkpoint.name]
-    go_on = f"set run.resume to {older[-1]}, or " if older else ""
-    return manifest.verify(checkpoint, remedy=f"{go_on}start the run anew with run.resume=never")
-
-
-def _aside(pointer: Path) -> Path:
-    return pointer.with_name(f".{pointer.name}")
-
-
-def _write_aside(pointer: Path, name: str) -> Path:
-    """The file that is to take a pointer's place, synced to disk."""
-    aside = _aside(pointer)
-    aside.write_text(name + "\n", encoding="utf-8")
-    manifest.sync(aside)
-    return aside
+        self.newest = checkpoint.name
 
 
 def _empty(stage: Path) -> None:
     """Make the stage anew; one that a killed run left behind goes too."""
-    for stale in stage.parent.glob(".stage-*"):
-        shutil.rmtree(stale)
+    shelf.tidy(stage.parent)
     stage.mkdir(parents=True)
 
 

@@ -20,7 +20,8 @@ class RunConfig(Section):
     """Updates of one epoch, which ends with a validation and a checkpoint; by default the pieces of all sources divided
     by those of an update.  A streaming source needs it."""
     checkpoint_every: int = Field(0, ge=0)
-    """Updates between checkpoints; 0: only at the ends of epochs, and when a validation was the best so far."""
+    """Updates between checkpoints, in the warm-up steps; 0: only at the ends of epochs, and when a validation was the
+    best so far."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints are kept; the best one stays besides."""
     evaluate_every: int = Field(0, ge=0)

@@ -21,14 +21,14 @@ class Sinks:
 
     Args:
         folder: the run's folder.
-        resumed_update: updates that the checkpoint holds; what was written after them before a resume is dropped.
+        done: first step to come of each phase; what was written of it, and of later ones, before a resume is dropped.
     """
 
-    def __init__(self, folder: Path, resumed_update: int):
-        self._metrics = _reopen(folder / "metrics.jsonl", "step", resumed_update)
-        self._samples = _reopen(folder / "samples.jsonl", "update", resumed_update)
-        self._board = SummaryWriter(str(folder / "logs"), purge_step=resumed_update or None)
-        # The purge takes all steps from `resumed_update` on; those of the warm-up count something else and lie apart.
+    def __init__(self, folder: Path, done: dict[str, int]):
+        self._metrics = _reopen(folder / "metrics.jsonl", "step", done)
+        self._samples = _reopen(folder / "samples.jsonl", "update", done)
+        self._board = SummaryWriter(str(folder / "logs"), purge_step=done.get("ppo") or None)
+        # The purge takes all steps from there on; those of the warm-up count something else and lie apart.
         self._warmup_board = SummaryWriter(str(folder / "logs" / "warmup"))
 
     def scalars(self, phase: str, step: int, values: dict[str, float]) -> None:
@@ -77,11 +77,11 @@ class Sinks:
         self._warmup_board.close()
 
 
-def _reopen(path: Path, counter: str, resumed_update: int) -> TextIO:
-    """Append to a file of JSON lines, without the PPO lines from `resumed_update` on (or its broken last line).
+def _reopen(path: Path, counter: str, done: dict[str, int]) -> TextIO:
+    """Append to a file of JSON lines, without those of steps that are to come again (or its broken last line).
 
     Args:
-        counter: the key of a line that counts updates in PPO.
+        counter: the key of a line that counts the steps of its phase.
     """
     kept = []
     # Bytes: text would also be split at the U+2028 of a sample, and a line may have broken off inside a character.
@@ -90,7 +90,7 @@ def _reopen(path: Path, counter: str, resumed_update: int) -> TextIO:
             entry = json.loads(line)
         except ValueError:
             continue
-        if entry.get("phase") in WARMUP_PHASES or entry[counter] < resumed_update:
+        if entry[counter] < done.get(entry.get("phase", "ppo"), 0):
             kept.append(line + b"\n")
     staged = path.with_suffix(".staged")
     staged.write_bytes(b"".join(kept))

@@ -1,16 +1,16 @@
 """The best checkpoint: pointed to, kept beside the newest ones, and never one of a life that was given up."""
 
-import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from destruct.checkpoint import contents
+from destruct.checkpoint import contents, shelf
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.errors import DestructError
 from destruct.exits import Exit
-from tests.checkpoint.test_store import ALONE, FACTS, disk_full_after, names, networks, write
+from tests.checkpoint.test_store import ALONE, FACTS, disk_full_after, names, networks, publish, write
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def store(tmp_path) -> CheckpointStore:
 
 def save(store: CheckpointStore, *updates: int, best: tuple[int, ...] = ()) -> None:
     for update in updates:
-        assert store.save(update, [write], FACTS, best=update in best) is not None
+        assert publish(store, update, [write], FACTS, best=update in best) is not None
 
 
 def steps(store: CheckpointStore) -> list[int]:
@@ -39,7 +39,7 @@ def test_the_pointer_best_follows_the_best_ones_and_latest_all(store):
     assert names(store.folder) == ["latest", "step-00000001"], "the first one need not be the best"
     where = []
     for update, best in ((2, True), (3, False), (4, True), (5, False)):
-        store.save(update, [write], FACTS, best)
+        publish(store, update, [write], FACTS, best)
         where.append((pointed(store, "best"), pointed(store, "latest")))
     assert where == [(2, 2), (2, 3), (4, 4), (4, 5)]
 
@@ -65,13 +65,13 @@ def test_the_best_stays_besides_the_newest_until_a_better_one_comes(tmp_path, ke
 def full_disk(store: CheckpointStore) -> None:
     with disk_full_after(4096):
         big = [write, lambda stage: (stage / "weights").write_bytes(bytes(10_000)) and None]
-        assert store.save(2, big, FACTS, best=True) is None
+        assert publish(store, 2, big, FACTS, best=True) is None
 
 
 def obstacle_at_best(store: CheckpointStore) -> None:
     """The files of the checkpoint can be written, but not the pointer."""
     (store.folder / ".best").mkdir()
-    assert store.save(2, [write], FACTS, best=True) is None
+    assert publish(store, 2, [write], FACTS, best=True) is None
     (store.folder / ".best").rmdir()
 
 
@@ -88,68 +88,76 @@ def test_a_save_that_fails_moves_no_pointer_and_deletes_nothing(tmp_path, failin
     assert steps(store) == [4] and pointed(store, "best") == 4
 
 
-def test_set_back_both_pointers_name_what_was_there_at_that_time(store):
+def given_up(store: CheckpointStore) -> list[str]:
+    return names(store.folder / "given-up")
+
+
+def test_set_back_both_pointers_name_what_was_there_at_that_time_and_the_later_ones_are_given_up(store):
     store.keep = 9
     save(store, 2, 4, 6, 8, best=(2, 6))
-    store.stand_at(store.path(4), store.path(2))
+    shelf.stand_at(store.path(4), store.path(2))
     assert (pointed(store, "latest"), pointed(store, "best")) == (4, 2)
-    store.stand_at(store.path(4), None)
-    assert names(store.folder) == ["latest", *(store.path(update).name for update in (2, 4, 6, 8))]
+    assert given_up(store) == ["step-00000006", "step-00000008"]
+    shelf.stand_at(store.path(4), None)
+    assert names(store.folder) == ["given-up", "latest", "step-00000002", "step-00000004"]
+    assert store.latest().folder == store.path(4)
 
 
-def test_checkpoints_that_were_given_up_stay_and_count_neither_before_nor_after_the_run_has_passed_them(store):
-    """Kept are 6, 8, 9; the run goes back to 6 and saves 7, 10 and 11, of which two stay beside 8 and 9."""
+def test_what_was_given_up_stays_and_counts_neither_as_newest_nor_as_best(store):
+    """Kept are 6, 8, 9; the run goes back to 6 and saves 7, 8 and 11, and then back to 7 and saves 8 again."""
     store.keep = 3
     save(store, 6, 8, 9, best=(9,))
-    store = CheckpointStore(store.folder, ALONE, keep=2)
-    store.stand_at(store.path(6), None)
-    left = []
-    for update in (7, 10, 11):
-        save(store, update)
-        left.append(steps(store))
-    assert left == [[6, 7, 8, 9], [7, 8, 9, 10], [8, 9, 10, 11]]
-    assert names(store.folder)[0] == "latest", "no best one came since"
+    before = (store.path(8) / "manifest.json").read_bytes()
+    store.stand_at(store.path(6), TrainState(kl_coef=0.1))
+    assert names(store.folder) == ["given-up", "latest", "step-00000006"], "9 was the best of the life that is over"
+    save(store, 7, 8, 11)
+    assert steps(store) == [7, 8, 11]
+    store.stand_at(store.path(7), TrainState(kl_coef=0.1))
+    save(store, 8)
+    assert given_up(store) == ["step-00000008", "step-00000008.2", "step-00000009", "step-00000011"]
+    assert (store.folder / "given-up" / "step-00000008" / "manifest.json").read_bytes() == before
 
 
-def test_a_given_up_checkpoint_is_replaced_by_a_new_one_of_its_number_which_counts(store):
-    save(store, 6, 8)
-    store.stand_at(store.path(6), None)
-    save(store, 8, 9, 10)
-    assert steps(store) == [9, 10]
+def test_a_checkpoint_that_lies_where_a_new_one_is_published_is_given_up_and_not_deleted(store):
+    save(store, 4)
+    (store.path(4) / "state.json").write_text("mine")
+    save(store, 4)
+    assert (store.folder / "given-up" / "step-00000004" / "state.json").read_text() == "mine"
+    assert store.latest().folder == store.path(4)
 
 
-def test_a_manifest_that_names_other_folders_does_not_get_them_deleted(store):
-    save(store, 1)
-    for precious in (store.folder / "precious", store.folder.parent / "precious"):
-        precious.mkdir()
-    path = store.path(1) / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"line": ["precious", "../precious", "step-00000001"]}))
-    save(store, 2, 3, 4)
-    assert steps(store) == [3, 4]
-    assert (store.folder / "precious").is_dir() and (store.folder.parent / "precious").is_dir()
+def test_a_checkpoint_that_cannot_be_deleted_whole_is_none_any_more(store, monkeypatch):
+    save(store, 1, 2)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: (path / "state.json").unlink() if path.exists() else None)
+    save(store, 3)
+    monkeypatch.undo()
+    assert steps(store) == [2, 3] and (store.folder / ".gone-step-00000001" / "policy").exists()
+    save(store, 4)
+    assert names(store.folder) == ["latest", "step-00000003", "step-00000004"]
 
 
 def test_pointers_that_cannot_be_written_are_a_fault_of_the_environment(store):
     save(store, 1, 2)
     (store.folder / ".latest").mkdir()
     with pytest.raises(DestructError, match="the pointers of .*checkpoints cannot be written") as caught:
-        store.stand_at(store.path(1), None)
+        store.stand_at(store.path(1), TrainState(kl_coef=0.1))
     assert caught.value.exit_code is Exit.ENVIRONMENT
 
 
 def published(store: CheckpointStore, update: int, loss: float) -> TrainState:
     """The state after a save that was the best of its time."""
     state = TrainState(kl_coef=0.1, update=update, best_loss=loss, best_update=update)
-    assert contents.save(store, networks(1), state, "tokenizer", FACTS, best=True) is not None
+    contents.save(store, networks(1), state, "tokenizer", FACTS, best=True)
+    assert store.settle() is not None
     return state
 
 
 def test_the_best_checkpoint_of_a_state_is_the_one_that_was_saved_with_its_loss(store):
     first = published(store, 3, 1 / 3)
-    assert contents.best_checkpoint(store, first) == store.path(3)
+    assert shelf.best_of(store.folder, first) == store.path(3)
     second = published(store, 3, 0.5)
-    assert contents.best_checkpoint(store, second) == store.path(3)
-    assert contents.best_checkpoint(store, first) is None, "another life's has taken its place"
-    assert contents.best_checkpoint(store, TrainState(kl_coef=0.1)) is None
+    assert shelf.best_of(store.folder, second) == store.path(3)
+    assert shelf.best_of(store.folder, first) is None, "another life's has taken its place"
+    assert shelf.best_of(store.folder, TrainState(kl_coef=0.1)) is None
     elsewhere = CheckpointStore(Path(store.folder.parent / "elsewhere"), ALONE, keep=1)
-    assert contents.best_checkpoint(elsewhere, second) is None
+    assert shelf.best_of(elsewhere.folder, second) is None

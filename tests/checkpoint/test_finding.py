@@ -8,7 +8,7 @@ import pytest
 from destruct.checkpoint import finding
 from destruct.checkpoint.store import CheckpointStore
 from destruct.errors import DestructError
-from tests.checkpoint.test_store import ALONE, FACTS, write
+from tests.checkpoint.test_store import ALONE, FACTS, publish, write
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def run(tmp_path) -> Path:
 def save(run: Path, *updates: int, best: int = 0) -> CheckpointStore:
     store = CheckpointStore(run / "checkpoints", ALONE, keep=9)
     for update in updates:
-        store.save(update, [write], FACTS, best=update == best)
+        publish(store, update, [write], FACTS, best=update == best)
     return store
 
 
@@ -44,15 +44,15 @@ def own(folder: Path) -> CheckpointStore:
 def test_a_path_of_each_kind_finds_its_checkpoint_verified_with_its_manifest(run, tmp_path, monkeypatch, path, step):
     folder = run / "checkpoints" / f"step-{step:08d}"
     for given in (run / path, f"{run}/{path}"):
-        found, facts = own(tmp_path / "other").named(Path(given))
-        assert (found, facts["update"]) == (folder, step)
+        found = own(tmp_path / "other").named(Path(given))
+        assert (found.folder, found.facts["update"]) == (folder, step)
     monkeypatch.chdir(run)
-    assert own(tmp_path / "other").named(Path(path))[0] == folder, "a relative one, too"
+    assert own(tmp_path / "other").named(Path(path)).folder == folder, "a relative one, too"
 
 
 def test_a_copy_of_a_checkpoint_is_one_under_any_name(run, tmp_path):
     copy = shutil.copytree(run / "checkpoints" / "step-00000006", tmp_path / "my favourite")
-    assert own(tmp_path / "other").named(copy)[0] == copy
+    assert own(tmp_path / "other").named(copy).folder == copy
 
 
 def test_a_checkpoint_of_the_runs_own_folder_is_known_however_it_is_named(run, tmp_path, monkeypatch):
@@ -62,11 +62,11 @@ def test_a_checkpoint_of_the_runs_own_folder_is_known_however_it_is_named(run, t
     monkeypatch.chdir(tmp_path)
     store = own(Path("run"))
     for path in (run, "alias/checkpoints/step-00000003", "./run/checkpoints/best", "favourite"):
-        found, _ = store.named(Path(path))
+        found = store.named(Path(path)).folder
         assert store.holds(found) and found.parent == Path("run/checkpoints")
     shutil.copytree(run / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000003-mine")
-    assert store.holds(store.named(Path("run/checkpoints/step-00000003-mine"))[0])
-    assert not own(tmp_path / "run.1").holds(store.named(run)[0])
+    assert store.holds(store.named(Path("run/checkpoints/step-00000003-mine")).folder)
+    assert not own(tmp_path / "run.1").holds(store.named(run).folder)
 
 
 @pytest.mark.parametrize("place", ["copies/step-00000003", "checkpoints/mine"])
@@ -95,7 +95,7 @@ def test_what_holds_no_checkpoint_is_named_with_what_was_looked_for(run, tmp_pat
         "run/checkpoints/step-00000004": "does not exist",
         "fresh/checkpoints/best": "does not exist",
         "fresh": f"holds no checkpoint: {tmp_path}/fresh/checkpoints is empty",
-        "empty": "holds no checkpoint: neither checkpoints/latest nor manifest.json is in it",
+        "empty": "holds no checkpoint: neither checkpoints/ nor manifest.json is in it",
         "notes.txt": "is neither a checkpoint nor a pointer (latest, best)",
     }
     for path, problem in problems.items():
@@ -104,14 +104,18 @@ def test_what_holds_no_checkpoint_is_named_with_what_was_looked_for(run, tmp_pat
     assert refused(store, Path("absent")) == f"run.resume: {tmp_path}/absent does not exist", "relative to what"
 
 
-def test_checkpoints_without_a_pointer_are_never_taken_for_none(run):
+def test_of_a_runs_folder_the_newest_whole_checkpoint_is_taken_pointer_or_not(run):
     """By `auto` in the run's own folder, and by the folder of another run."""
     (run / "checkpoints" / "latest").unlink()
+    (run / "checkpoints" / "step-00000009" / "state.json").write_bytes(b"")
     asked = [own(run).latest, lambda: own(run).named(run), lambda: own(run.parent / "other").named(run)]
     for ask in asked:
-        with pytest.raises(DestructError, match="holds step-00000009 but no pointer 'latest'") as caught:
-            ask()
-        assert caught.value.remedy == f"write step-00000009 into {run / 'checkpoints' / 'latest'}"
+        found = ask()
+        assert found.folder == run / "checkpoints" / "step-00000006"
+        assert [line.split()[0] for line in found.passed_over] == [
+            str(run / "checkpoints" / "latest"),
+            str(run / "checkpoints" / "step-00000009" / "state.json"),
+        ]
 
 
 def test_a_pointer_to_what_is_no_longer_there_is_refused(run, tmp_path):
@@ -141,7 +145,7 @@ def test_a_name_too_long_for_the_disk_is_refused(tmp_path):
 def test_only_numbered_folders_count_as_checkpoints(run):
     (run / "checkpoints" / "step-00000010-mine").mkdir()
     assert [path.name for path in finding.checkpoints(run / "checkpoints")] == [
-        "step-00000003",
-        "step-00000006",
         "step-00000009",
+        "step-00000006",
+        "step-00000003",
     ]

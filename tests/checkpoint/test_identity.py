@@ -62,7 +62,7 @@ def test_a_run_of_none_of_the_sources_is_another_run(facts, tmp_path):
 def test_a_checkpoint_of_an_older_format_is_refused_in_words(facts, tmp_path):
     now = facts(NOISE)
     older = {key: value for key, value in now.items() if key != "format of the state"}
-    with pytest.raises(DestructError, match="format of the state = None; this is 2"):
+    with pytest.raises(DestructError, match="format of the state = None; this is 3"):
         check_identity(tmp_path, older, now)
 
 

@@ -41,7 +41,8 @@ def case(folder: Path, way: str, bad_rank: int, topology: Topology) -> list[int]
     published = []
     for update, full in ((1, False), (2, True), (3, False)):
         with full_disk(full and topology.rank == bad_rank):
-            path = contents.save(store, networks, TrainState(kl_coef=0.1, update=update), "tokenizer", {})
+            contents.save(store, networks, TrainState(kl_coef=0.1, update=update), "tokenizer", {})
+            path = store.settle()
         published.append(int(topology.sum(torch.tensor([int(path is not None)])).item()))
     close(policy, value)
     return published

@@ -267,12 +267,17 @@ def test_a_checkpoint_of_two_ranks_is_refused_at_one_before_any_model_is_built(w
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".yaml") == before
 
 
-def test_a_damaged_checkpoint_is_refused_by_name_before_it_is_unpickled(whole, tmp_path):
+def test_a_damaged_checkpoint_is_named_before_it_is_unpickled_and_the_one_before_it_taken(whole, tmp_path):
+    """One bit of what the second rank wrote; the run then repeats itself."""
     shutil.copytree(whole, tmp_path / "tiny")
     victim = next((tmp_path / "tiny/checkpoints/step-00000006/value").glob("*rank_1*optim_states.pt"))
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     done = run([*LITERAL, str(write_config(tmp_path)), "run.resume=auto"])
-    assert done.returncode == 2
-    assert victim.name in done.stderr
+    assert done.returncode == 0, done.stderr[-4000:]
+    said = " ".join(done.stdout.split())
+    assert f"warning: {victim} is not the file that was saved: its digest is another one" in said
+    assert "resumed after update 3" in said
+    assert figures(tmp_path / "tiny") == figures(whole)
+    assert (tmp_path / "tiny/checkpoints/given-up/step-00000006/manifest.json").is_file()

@@ -15,6 +15,10 @@ from destruct.tracking.sinks import Sinks, log_to_file
 SAMPLE = {"source": "prose", "reward": 0.5, "prompt": "Once", "response": " upon"}
 
 
+ALL = {"before": 1, "warmup": 9, "value_warmup": 9, "after_warmup": 9}
+"""Of the warm-up all steps that are written here."""
+
+
 def strictly(line: str) -> dict[str, Any]:
     """Parse JSON as its standard has it: Python's own NaN and Infinity are refused."""
 
@@ -37,7 +41,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_a_line_holds_what_was_logged_bit_for_bit(tmp_path):
-    sinks = Sinks(tmp_path, 0)
+    sinks = Sinks(tmp_path, {})
     sinks.scalars("ppo", 4, {"ppo/entropy": 0.1 + 0.2, "curriculum/weight/prose": 1e-310})
     sinks.close()
     assert lines(tmp_path / "metrics.jsonl") == [
@@ -47,7 +51,7 @@ def test_a_line_holds_what_was_logged_bit_for_bit(tmp_path):
 
 def test_every_line_is_json_whatever_the_figures_are(tmp_path):
     """Not a number and both infinities have no JSON and become null."""
-    sinks = Sinks(tmp_path, 0)
+    sinks = Sinks(tmp_path, {})
     figures = {"ppo/entropy": math.nan, "ppo/ratio_max": math.inf, "ppo/policy_loss": -math.inf, "kl/coef": 0.5}
     sinks.scalars("ppo", 0, figures)
     sinks.close()
@@ -56,7 +60,7 @@ def test_every_line_is_json_whatever_the_figures_are(tmp_path):
 
 
 def test_an_unknown_metric_is_refused_and_leaves_no_line(tmp_path):
-    sinks = Sinks(tmp_path, 0)
+    sinks = Sinks(tmp_path, {})
     with pytest.raises(KeyError, match="ppo/entorpy"):
         sinks.scalars("ppo", 0, {"kl/coef": 0.5, "ppo/entorpy": 1.0})
     sinks.close()
@@ -65,7 +69,7 @@ def test_an_unknown_metric_is_refused_and_leaves_no_line(tmp_path):
 
 def earlier_life(folder: Path) -> None:
     """Three warm-up steps, five updates and the last validation, killed while the last lines were being written."""
-    sinks = Sinks(folder, 0)
+    sinks = Sinks(folder, {})
     sinks.scalars("before", 0, {"validation/mean": 4.0})
     for step in range(3):
         sinks.scalars("warmup", step, {"warmup/lm_loss": 3.0 - step})
@@ -88,7 +92,7 @@ def test_a_resumed_run_keeps_the_warm_up_and_the_updates_before_its_checkpoint(t
     """Resumed after two updates: lines 2, 3, 4, the last validation and the broken one go; 2, 3 and 4 come again."""
     earlier_life(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
-    sinks = Sinks(tmp_path, 2)
+    sinks = Sinks(tmp_path, ALL | {"ppo": 2})
     assert (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1] == before[:8], "kept lines are kept as they were"
     for update in range(2, 5):
         sinks.scalars("ppo", update, {"kl/to_reference": update / 4})
@@ -110,7 +114,7 @@ def test_a_resumed_run_keeps_the_warm_up_and_the_updates_before_its_checkpoint(t
 
 def test_a_last_line_that_only_lacks_its_end_is_kept_apart_from_the_next(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"phase": "ppo", "step": 0, "kl/coef": 1.0}')
-    sinks = Sinks(tmp_path, 1)
+    sinks = Sinks(tmp_path, ALL | {"ppo": 1})
     sinks.scalars("ppo", 1, {"kl/coef": 2.0})
     sinks.close()
     assert [line["kl/coef"] for line in lines(tmp_path / "metrics.jsonl")] == [1.0, 2.0]
@@ -123,7 +127,7 @@ def test_tensorboard_shows_what_was_logged_and_each_update_once_after_a_resume(t
     assert scalars(tmp_path / "logs") == figures
     warmup = {"warmup/lm_loss": losses, "warmup/value_loss": [(2, 0.25)], "validation/mean": [(0, 4.0), (3, 3.0)]}
     assert scalars(tmp_path / "logs" / "warmup") == warmup
-    sinks = Sinks(tmp_path, 2)
+    sinks = Sinks(tmp_path, ALL | {"ppo": 2})
     for update in range(2, 5):
         sinks.scalars("ppo", update, {"kl/to_reference": update / 4})
     sinks.close()
@@ -133,7 +137,7 @@ def test_tensorboard_shows_what_was_logged_and_each_update_once_after_a_resume(t
 
 
 def test_a_sample_is_readable_in_both_places(tmp_path):
-    sinks = Sinks(tmp_path, 0)
+    sinks = Sinks(tmp_path, {})
     sinks.sample(7, SAMPLE | {"response": " über\n<|eos|>", "terms": {"eos": 1.0}})
     sinks.close()
     (line,) = lines(tmp_path / "samples.jsonl")

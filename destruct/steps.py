@@ -1,0 +1,94 @@
+"""What the warm-up and PPO both do: draw, sample, score, evaluate."""
+
+import numpy as np
+import torch
+
+from destruct.batch import PromptBatch, RolloutBatch, ScoredBatch
+from destruct.data.mixture import Mixture
+from destruct.drift import kl_from_initial
+from destruct.evaluation import Validation, validate
+from destruct.minibatch import Minibatch
+from destruct.prompting import continue_prompts
+from destruct.recording import record_prompts, record_validation
+from destruct.rollout.generate import generate
+from destruct.rollout.packing import pack
+from destruct.rollout.per_position import draw_everywhere
+from destruct.rollout.score import score
+from destruct.run import Run
+
+
+def draw(run: Run, weights: np.ndarray) -> PromptBatch:
+    """B windows by the sampling weights, the same on every rank.
+
+    Raises:
+        DestructError: a stream cannot be read, be it on one rank alone.
+        OutOfData: as `Mixture.draw`.
+    """
+    before = run.mixture.exhausted
+    prompts = read_pieces(run, run.mixture, weights)
+    for name in set(run.mixture.exhausted) - set(before):
+        run.screen.say(f"source {name!r} is exhausted: its weight falls to the others")
+    return prompts
+
+
+def read_pieces(run: Run, mixture: Mixture, weights: np.ndarray) -> PromptBatch:
+    """The next batch of a mixture; errors are those of `draw`."""
+
+    def read() -> PromptBatch:
+        return run.loader.read(mixture.draw(run.config.rollout.batch_size, weights), run.topology.device)
+
+    # About a millisecond; without it the others would wait for the rank that failed in a collective.
+    prompts = run.topology.together(read)
+    run.state.tokens += prompts.real_tokens
+    return prompts
+
+
+def roll_out(run: Run, prompts: PromptBatch) -> RolloutBatch:
+    """What the policy samples; all B rollouts on every rank."""
+    rollouts = sample(run, prompts)
+    run.state.tokens += int(rollouts.mask.sum())
+    return rollouts
+
+
+def sample(run: Run, prompts: PromptBatch) -> RolloutBatch:
+    """Let the replica sample, filled from the policy's shards."""
+    fill_replica(run)
+    seed, how = run.config.run.seed, run.sampling
+    if run.config.rollout.mode == "per_position":
+        return draw_everywhere(run.replica, prompts, run.topology, seed, how.temperature)
+    return generate(run.replica, prompts, run.topology, seed, how, run.in_step)
+
+
+def fill_replica(run: Run) -> None:
+    """Copy the policy's weights into the replica, unless it takes them layer by layer as it speaks."""
+    if not run.in_step:
+        run.policy.fill(run.replica)
+
+
+def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBatch]]:
+    """Pack once, then score on exactly the micro-batches that the update will use."""
+    order = torch.Generator().manual_seed(run.key("packing", rollouts.prompts.draw))
+    shuffled = torch.randperm(len(rollouts.responses), generator=order)
+    networks, settings = run.networks, run.score_settings()
+    minibatches = run.config.ppo.minibatches
+    packed = pack(rollouts, shuffled, minibatches, run.policy.accumulation, run.topology, settings.ptx)
+    return [
+        score(minibatch, networks.policy, networks.reference, networks.value, settings)
+        for minibatch in run.reward(packed, run.topology)
+    ]
+
+
+def evaluate(run: Run, phase: str) -> Validation:
+    """Validation loss of every source, the drift from the start, the user's prompts; logged under `phase`."""
+    config = run.config
+    with run.watch("evaluate"):
+        validation = validate(run.policy, run.inputs.validation, run.topology)
+        if run.probe is not None:
+            run.state.kl_from_initial = kl_from_initial(run.policy, run.probe, run.topology)
+        record_validation(run, phase, validation)
+        if run.prompts:
+            fill_replica(run)
+            limit, seed = config.prompts.response_tokens, config.run.seed
+            said = continue_prompts(run.replica, run.prompts, limit, seed, run.sampling, run.topology, run.in_step)
+            record_prompts(run, phase, said)
+    return validation

@@ -1,0 +1,125 @@
+"""Asked to stop, a run saves at the next boundary between two steps; what goes on from there is the run itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from destruct.loop import train
+from destruct.run import Run
+from destruct.signals import APART_S, ASKING, Signals, Stopped
+from tests.test_resume_from import figures, state, weights
+from tests.tiny import tiny_run, write_config
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    noted = Signals()
+    before = [signal.getsignal(number) for number in ASKING]
+    with noted.heeded():
+        yield noted
+    assert [signal.getsignal(number) for number in ASKING] == before, "the handlers of before are back"
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_before_there_is_something_to_save_a_signal_stops_at_once(signals, number):
+    with pytest.raises(Stopped, match=f"stopped by {number.name}"):
+        send(number)
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_later_it_is_noted_and_nothing_is_interrupted(signals, number):
+    signals.defer()
+    send(number)
+    send(signal.SIGTERM)
+    assert signals.received == number, "the first one is named"
+
+
+def test_a_second_interrupt_of_a_person_ends_at_once_and_an_echo_of_the_first_does_not(signals):
+    signals.defer()
+    send(signal.SIGINT)
+    send(signal.SIGINT)
+    time.sleep(APART_S + 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
+def one_step(run: Run) -> None:
+    """A signal arrives in the step after the first boundary."""
+    calls, pause = iter(range(100)), run.pause
+
+    def counted() -> None:
+        if next(calls) == 1:
+            send(signal.SIGUSR1)
+        pause()
+
+    run.pause = counted
+
+
+@pytest.mark.slow
+def test_stopped_after_every_step_a_run_ends_as_if_it_never_was(tmp_path, signals):
+    """Four steps of the policy's warm-up, two of the value network's, six updates: a life for each."""
+    how = ["warmup.value_updates=2", "run.evaluate_every=2", "frozen.refresh_every=2"]
+    (tmp_path / "whole").mkdir()
+    with tiny_run(tmp_path / "whole", *how) as whole:
+        train(whole)
+    signals.defer()
+    stops = []
+    for _ in range(12):
+        with tiny_run(tmp_path, *how, "run.resume=auto") as run:
+            signals.received, run.signals = 0, signals
+            one_step(run)
+            try:
+                train(run)
+            except Stopped as stop:
+                stops.append(str(stop))
+    names = [f"warmup-{step:08d}" for step in range(1, 6)] + [f"step-{update:08d}" for update in range(6)]
+    assert [Path(stop.split()[3]).name for stop in stops] == names
+    assert figures(run) == figures(whole)
+    assert state(run) == state(whole)
+    assert all(torch.equal(a, b) for a, b in zip(weights(run), weights(whole), strict=True))
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    """A run of one process that goes on for long."""
+    config = write_config(folder)
+    command = [sys.executable, "-m", "destruct.train", "--config", str(config), "engine.backend=single"]
+    return subprocess.Popen(
+        [*command, "run.num_epochs=1000", "run.resume=auto"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # as on a terminal
+    )
+
+
+@pytest.mark.slow
+def test_a_process_that_is_asked_to_stop_saves_says_where_and_ends_with_75(tmp_path):
+    """In the warm-up or later; one of a resume that is asked before it begins has nothing to save."""
+    process = started(tmp_path)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("ppo "):
+            break
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    (saved,) = [path.name for path in (tmp_path / "tiny" / "checkpoints").glob("step-*")][-1:]
+    assert process.returncode == 75
+    assert err.startswith("destruct: stopped by SIGTERM: ") and err.count("\n") == 1 and saved in err
+    assert "validation loss" not in out
+    again = started(tmp_path)
+    assert again.stdout is not None
+    assert again.stdout.readline().startswith("reading")
+    again.send_signal(signal.SIGUSR1)
+    _, err = again.communicate(timeout=120)
+    assert (again.returncode, err) == (75, "destruct: stopped by SIGUSR1: the run had not begun\n")
