@@ -5,6 +5,7 @@ import difflib
 import importlib
 import io
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from destruct.errors import DestructError
@@ -14,8 +15,13 @@ DOORS = {
     "train": "train on one rank (under a launcher: deepspeed --num_gpus N -m destruct.train ...)",
     "plan": "memory, collectives, time and disk of a run before it starts",
     "explain": "what each source of a run taught, and why it has its weight",
+    "checkpoints": "a run's checkpoints: list, verify, prune, or pick the one to go on from",
 }
 """Commands that there are -> what they do; each is the module of its name here, with `main(arguments) -> exit code`."""
+
+
+RUNS = Path("runs")
+"""Where a run is looked up by its name."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +47,20 @@ def write_anywhere() -> None:
             stream.reconfigure(errors="replace")
 
 
+def find_run(name: str) -> Path:
+    """The folder of a run.
+
+    Raises:
+        DestructError: there is none; the remedy names those that are in runs/.
+    """
+    for folder in (Path(name), RUNS / name):
+        if folder.is_dir():
+            return folder
+    here = sorted(path.parent.name for path in RUNS.glob("*/resolved.yaml"))
+    remedy = f"name a folder, or one of {RUNS}/: {', '.join(here)}" if here else "name the folder of a run"
+    raise DestructError(f"there is no run {name}, neither a folder of that name nor one in {RUNS}/", remedy)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Go through the door that the first argument names, with the rest; returns its exit code."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
@@ -56,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10}{what}" for name, what in DOORS.items()]
+    lines = [f"  {name:<13}{what}" for name, what in DOORS.items()]
     return "\n".join(["usage: destruct COMMAND ...", "", "commands:", *lines, "", "destruct COMMAND --help says more."])
 
 

@@ -21,14 +21,11 @@ from destruct.curriculum.dials import strategy_from
 from destruct.curriculum.estimates import MIN_ROUNDS
 from destruct.curriculum.replay import Replay, late_beginning, of_the_same_sources, replay, verdict
 from destruct.curriculum.strategies import STRATEGIES, FixedWeights
-from destruct.doors import Parser, write_anywhere
+from destruct.doors import Parser, find_run, write_anywhere
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 from destruct.tracking.explanation import Account, as_json, show
 from destruct.tracking.rounds import RecordedRound, read_rounds
-
-RUNS = Path("runs")
-"""Where a run is looked up by its name."""
 
 RECORDED = ("unit", "kappa", "difficulty_sample_size", "probe_budget", "plateau_retry")
 """Keys of the curriculum that decide what was measured, which no replay changes."""
@@ -58,20 +55,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--round", type=int, metavar="N", help="as of round N, 0 being the first; by default the last")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     return parser.parse_args(arguments)
-
-
-def find_run(name: str) -> Path:
-    """The folder of a run.
-
-    Raises:
-        DestructError: there is none; the remedy names those that are in runs/.
-    """
-    for folder in (Path(name), RUNS / name):
-        if folder.is_dir():
-            return folder
-    here = sorted(path.parent.name for path in RUNS.glob("*/resolved.yaml"))
-    remedy = f"name a folder, or one of {RUNS}/: {', '.join(here)}" if here else "name the folder of a run"
-    raise DestructError(f"there is no run {name}, neither a folder of that name nor one in {RUNS}/", remedy)
 
 
 def read_config(folder: Path, strategy: str | None, dials: list[str]) -> Asked:

@@ -124,7 +124,7 @@ itself is within 1.6 and 4 times the floor, so that these two would have needed 
 is in [lab.md](lab.md). What was asked for and holds: at most 0.6 times TRL's memory in the first row and 0.5 times in
 the last, and two ranks at 0.8 times the speed of one with two threads.
 
-On models this small DeepSpeed's hooks around every module cost ZeRO-3 3 s an iteration; they are a fixed cost for
+On models this small DeepSpeed's hooks cost ZeRO-3 2 s an iteration, a fixed cost for
 each module, and a large model's products hide them."""
 
 SAMPLING = """\

@@ -55,8 +55,8 @@ def test_help_lists_the_commands_and_imports_nothing_that_takes_long(tmp_path):
     [
         (["explian", "local"], "'explian' is not a command", "did you mean 'explain'?"),
         (["Train"], "'Train' is not a command", "did you mean 'train'?"),
-        (["xyz"], "'xyz' is not a command", "commands: train, plan, explain; destruct --help says more"),
-        ([], "no command is given", "commands: train, plan, explain; destruct --help says more"),
+        (["xyz"], "'xyz' is not a command", "commands: train, plan, explain, checkpoints; destruct --help says more"),
+        ([], "no command is given", "commands: train, plan, explain, checkpoints; destruct --help says more"),
     ],
 )
 def test_an_unknown_command_is_told_with_the_nearest_one(capsys, arguments, problem, remedy):

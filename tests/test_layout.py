@@ -58,6 +58,7 @@ LAYER = {
     "train.py": 5,
     "plan.py": 5,
     "explain.py": 5,
+    "checkpoints.py": 5,
 }
 """A file's layer is that of the longest prefix of its path; it imports its own layer or a lower number."""
 
