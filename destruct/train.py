@@ -4,15 +4,19 @@ The same module runs under `torchrun`, or alone as one rank.
 """
 
 import argparse
+import faulthandler
 import json
+import logging
 import os
 import signal
 import sys
 import time
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from destruct import last_words
 from destruct.config.settings import Settings, load
 from destruct.doors import Parser, write_anywhere
 from destruct.errors import DestructError
@@ -21,7 +25,7 @@ from destruct.signals import Signals, Stopped
 
 EPILOG = """Every key with its default and bounds: docs/config.md.
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save after the step under way and end the run; a second Ctrl-C ends it at once.
-Exit codes: 0 done, 2 configuration, 3 environment, 75 stopped and saved; the launchers add 76, a rank failed."""
+Exit codes: 0 done, 2 configuration, 3 environment, 75 stopped and saved; 76 a rank failed."""
 
 
 class OncePrinting(Parser):
@@ -145,5 +149,18 @@ def _run(settings: Settings, started: float, signals: Signals) -> None:
             raise run.unsaved()
 
 
+def enter() -> NoReturn:
+    """Run one rank as a process, which ends with 76 where the program fails."""
+    faulthandler.enable()
+    try:
+        code = main()
+    except Exception:
+        last_words.failed()
+        traceback.print_exc()
+        logging.getLogger(__name__).exception("this rank failed")
+        code = Exit.RANK_FAILED
+    leave(code)
+
+
 if __name__ == "__main__":
-    leave(main())
+    enter()

@@ -25,6 +25,7 @@ LAYER = {
     "user_function.py": 0,
     "durable.py": 0,
     "signals.py": 0,
+    "last_words.py": 0,
     "config/": 0,
     "ops/": 1,
     "ppo/": 1,

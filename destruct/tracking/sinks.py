@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import transformers
 from torch.utils.tensorboard import SummaryWriter
 
+from destruct.last_words import log_is_at
 from destruct.tracking.metrics import check_name
 
 WARMUP_PHASES = ("before", "warmup", "after_warmup", "value_warmup")
@@ -102,7 +103,9 @@ def log_to_file(folder: Path, rank: int) -> None:
     """Send this rank's Python logging and warnings to logs/rank-N.log instead of the screen; no foreign bars there."""
     transformers.utils.logging.disable_progress_bar()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "logs" / f"rank-{rank}.log", encoding="utf-8")
+    file = folder / "logs" / f"rank-{rank}.log"
+    log_is_at(file, rank)
+    handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     for name in (None, "DeepSpeed", "transformers", "torch", "datasets"):

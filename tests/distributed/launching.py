@@ -5,7 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 420
@@ -56,3 +60,49 @@ def torchrun(ranks: int, *arguments: str) -> list[str]:
     """The command that starts `ranks` ranks of a module or file on a port of their own."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return [*launcher, *arguments]
+
+
+@dataclass
+class Life:
+    """A run's processes from their start to their end."""
+
+    code: int
+    out: str
+    err: str
+    left: list[psutil.Process]  # those that outlived the launcher
+
+
+def begin(command: list[str]) -> subprocess.Popen[str]:
+    """Start a command that `end` waits for."""
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **outputs)
+
+
+def end(process: subprocess.Popen[str]) -> Life:
+    """Wait; what outlives it is told, and killed."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    left = [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    for each in left:
+        each.kill()
+    return Life(process.returncode, out, err, left)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks below a launcher, in their order."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    return sorted((each for each in family if "RANK" in each.environ()), key=lambda each: int(each.environ()["RANK"]))
+
+
+def updates_in(folder: Path) -> int:
+    """PPO updates that a run's folder tells of."""
+    path = folder / "metrics.jsonl"
+    return path.read_text().count('"ppo/steps"') if path.exists() else 0
+
+
+def wait_for_updates(folder: Path, updates: int, process: subprocess.Popen[str]) -> None:
+    """Until a run has made so many."""
+    until = time.monotonic() + TIMEOUT_S
+    while updates_in(folder) < updates:
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed.launching import ROOT, run, torchrun
+from tests.distributed.launching import ROOT, Life, begin, end, ranks_of, run, torchrun, updates_in, wait_for_updates
 from tests.tiny import write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -35,18 +36,34 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resumed(whole, tmp_path_factory) -> Path:
-    """The same run, killed after its third update as far as its folder tells, and continued by new processes."""
-    folder = tmp_path_factory.mktemp("resumed")
-    shutil.copytree(whole, folder / "tiny")
-    checkpoints = folder / "tiny" / "checkpoints"
-    shutil.rmtree(checkpoints / "step-00000006")
-    (checkpoints / "latest").write_text("step-00000003\n")
-    (folder / "tiny" / "summary.json").unlink()
-    done = run([*LITERAL, str(write_config(folder)), "run.resume=auto"])
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "resumed after update 3" in done.stdout
-    return folder / "tiny"
+def lives(tmp_path_factory) -> tuple[Path, list[Life]]:
+    """The same run in three lives: one that is asked to stop, one of which a rank is killed, one that ends it."""
+    folder = tmp_path_factory.mktemp("lives")
+    command = [*LITERAL, str(write_config(folder)), "run.resume=auto"]
+    asked = begin(command)
+    wait_for_updates(folder / "tiny", 1, asked)
+    asked.send_signal(signal.SIGUSR1)
+    ended = [end(asked)]
+    struck = begin(command)
+    wait_for_updates(folder / "tiny", updates_in(folder / "tiny") + 1, struck)
+    ranks_of(struck)[1].kill()
+    return folder / "tiny", [*ended, end(struck), end(begin(command))]
+
+
+@pytest.fixture(scope="module")
+def resumed(lives) -> Path:
+    """What they left: the run's folder."""
+    return lives[0]
+
+
+def test_a_run_that_is_stopped_saves_and_one_whose_rank_is_killed_names_it_and_none_leaves_a_process(lives):
+    folder, (asked, struck, last) = lives
+    assert [life.code for life in (asked, struck, last)] == [75, 76, 0]
+    assert re.fullmatch(r"destruct: stopped by SIGUSR1: \S*/step-0000000\d is saved, and .*\n", asked.err)
+    assert "\ndeepspeed: rank 1 was killed by SIGKILL, the first to end so\n" in struck.err, struck.err
+    assert str(folder / "logs" / "rank-1.log") in struck.err
+    assert not (left := [process for life in (asked, struck, last) for process in life.left]), left
+    assert "resumed after update" in struck.out and "resumed after update" in last.out
 
 
 def differences(a: object, b: object, path: str = "") -> list[str]:

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,20 +34,53 @@ if act == "refuse":
 if rank == "1" and act == "exit5":
     sys.exit(5)
 if rank == "1" and act == "die":
+    time.sleep(1)
     os.kill(os.getpid(), signal.SIGKILL)
-if act in ("exit5", "die"):
+if act == "listen":
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda received, _: (pathlib.Path(f"got-{rank}").write_text(str(received)), sys.exit(75)))
+if act == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if act == "raise":
+    reports = pathlib.Path(os.environ["DESTRUCT_REPORTS"])
+    pathlib.Path(f"log-{rank}").write_text("".join(f"line {n} of {rank}\\n" for n in range(20)))
+    (reports / f"rank-{rank}").symlink_to(pathlib.Path(f"log-{rank}").absolute())
+    if rank == "0":
+        while not (reports / "failed-1").exists():
+            time.sleep(0.01)
+        sys.exit(76)
+    (reports / "failed-1").touch()
+    time.sleep(1)  # the other one ends first, for want of this one
+    sys.exit(76)
+pathlib.Path(f"ready-{rank}").touch()
+if act in ("exit5", "die", "listen", "deaf"):
     time.sleep(600)
 """
 
 
-def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run launch/bin/deepspeed in a folder that holds the module `toy`, as after `source launch/env.sh`."""
+def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start launch/bin/deepspeed in a folder that holds the module `toy`, as after `source launch/env.sh`."""
     (folder / "toy.py").write_text(TOY)
     path = os.pathsep.join((str(WRAPPER.parent), str(Path(sys.executable).parent), os.environ["PATH"]))
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        ["deepspeed", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **variables}
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(["deepspeed", *arguments], cwd=folder, env=environment, **outputs)
+
+
+def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def ready(folder: Path, process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Wait until both ranks are where they stay; returns all processes below the launcher."""
+    until = time.monotonic() + 60
+    while not all((folder / f"ready-{rank}").exists() for rank in range(2)):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 def ranks_left(folder: Path) -> list[int]:
@@ -75,7 +109,10 @@ def test_ranks_that_exit_2_give_2_and_the_launcher_adds_nothing_after_their_word
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("act", "code", "words"), [("exit5", 5, ""), ("die", 76, "a rank was killed by SIGKILL")])
+@pytest.mark.parametrize(
+    ("act", "code", "words"),
+    [("exit5", 5, ""), ("die", 76, "rank 1 was killed by SIGKILL, the first to end so")],
+)
 def test_a_rank_that_fails_ends_the_other_within_seconds(tmp_path, act, code, words):
     """The other rank would sleep for ten minutes."""
     start = time.monotonic()
@@ -83,6 +120,56 @@ def test_a_rank_that_fails_ends_the_other_within_seconds(tmp_path, act, code, wo
     assert (done.returncode, words in done.stderr) == (code, True)
     assert time.monotonic() - start < 60
     assert not ranks_left(tmp_path)
+
+
+def left(family: list[psutil.Process]) -> list[psutil.Process]:
+    return [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_every_rank_and_no_launcher_and_they_end_with_75(tmp_path, number):
+    """DeepSpeed's own launchers would die of it, and leave the ranks alone."""
+    process = start(tmp_path, "--num_gpus", "2", "-m", "toy", "listen")
+    family = ready(tmp_path, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "")
+    assert [(tmp_path / f"got-{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
+    assert len(family) >= 4 and not left(family)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("victim", ["deepspeed.launcher.launch", "bin/deepspeed"])
+def test_ranks_whose_launcher_is_killed_are_asked_to_stop_and_none_is_left(tmp_path, victim):
+    process = start(tmp_path, "--num_gpus", "2", "-m", "toy", "listen")
+    family = ready(tmp_path, process)
+    (launcher,) = [each for each in family if victim in " ".join(each.cmdline()) and "RANK" not in each.environ()]
+    launcher.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "launcher ended before its ranks" in err
+    assert [(tmp_path / f"got-{rank}").read_text() for rank in range(2)] == [str(int(signal.SIGTERM))] * 2
+    assert not left(family)
+
+
+@pytest.mark.distributed
+def test_ranks_that_do_not_end_in_time_are_killed(tmp_path):
+    process = start(tmp_path, "--num_gpus", "2", "-m", "toy", "deaf", GRACE_S="1")
+    family = ready(tmp_path, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 76 and "the ranks did not end within 1 s of the signal" in err
+    assert not left(family)
+
+
+@pytest.mark.distributed
+def test_the_rank_that_failed_first_is_named_with_its_last_lines_though_another_ended_before_it(tmp_path):
+    done = launch(tmp_path, "--num_gpus", "2", "-m", "toy", "raise")
+    assert done.returncode == 76
+    said = done.stderr.splitlines()
+    assert said[0] == "deepspeed: rank 1 failed, the first to end so"
+    assert said[2] == f"  {tmp_path / 'log-1'}"
+    assert said[3:] == [f"  line {n} of 1" for n in range(12, 20)]
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("exit 0", 0), ("kill -KILL $$", 137), ("exit 247", 76)])
