@@ -49,7 +49,7 @@ def test_an_unknown_key_is_answered_without_importing_torch(tmp_path):
 
 
 @pytest.mark.slow
-def test_control_c_ends_a_run_with_one_line_and_the_shells_code(tmp_path):
+def test_control_c_ends_a_run_with_one_line_and_what_it_did_is_saved(tmp_path):
     command = [sys.executable, "-m", "destruct.train", "--config", str(write_config(tmp_path))]
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     process = subprocess.Popen(
@@ -68,6 +68,8 @@ def test_control_c_ends_a_run_with_one_line_and_the_shells_code(tmp_path):
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert said == "destruct: interrupted\n"
-    assert (tmp_path / "tiny" / "metrics.jsonl").read_text().count("warmup/lm_loss") > 0
+    steps = (tmp_path / "tiny" / "metrics.jsonl").read_text().count("warmup/lm_loss")
+    saved = tmp_path / "tiny" / "checkpoints" / f"warmup-{steps:08d}"
+    assert process.returncode == 75 and steps > 0
+    assert said == f"destruct: stopped by SIGINT: {saved} is saved, and --resume auto goes on from there\n"
+    assert (saved / "manifest.json").is_file()
