@@ -119,7 +119,7 @@ def _resume(
     screen: Screen,
 ) -> TrainState:
     """Put everything that goes on to where a verified checkpoint was taken, the pointers of its folder too."""
-    saved = contents.load(checkpoint, networks)
+    saved = contents.load(checkpoint, networks, store)
     state = saved.of_sources(list(mixture.names))
     for line in _come_and_gone(saved, state, dict(zip(mixture.names, curriculum.weights.tolist(), strict=True))):
         screen.say(line)

@@ -92,9 +92,13 @@ def measure(
     engine: TrainEngine | FrozenEngine, rollouts: RolloutBatch, temperature: float, topology: Topology
 ) -> Tensor:
     """Logprobs (n, R) float32 of the probe's tokens, the ranks sharing the work; all ranks call it."""
-    mine = topology.share(len(rollouts.responses)).to(topology.device)
+    count = len(rollouts.responses)
+    # The ranks of this life may not divide what those of an earlier one made: rows are read twice where they do not.
+    whole = -(-count // topology.world_size) * topology.world_size
+    mine = topology.share(whole).to(topology.device) % count
     parts = [rollouts.select(rows) for rows in mine.split(WINDOWS_PER_FORWARD)]
-    return topology.interleave(torch.cat([response_logprobs(engine, part, temperature, ptx=False) for part in parts]))
+    logprobs = torch.cat([response_logprobs(engine, part, temperature, ptx=False) for part in parts])
+    return topology.interleave(logprobs)[:count]
 
 
 def kl_from_initial(engine: TrainEngine, probe: Probe, topology: Topology) -> float:

@@ -66,10 +66,9 @@ LAYER = {
 HOME = {
     "torch.distributed": ("engine/topology.py", "engine/fsdp.py"),
     "deepspeed.comm": ("engine/topology.py",),
-    "deepspeed": ("engine/topology.py", "engine/deepspeed.py", "engine/deepspeed_files.py"),
+    "deepspeed": ("engine/topology.py", "engine/deepspeed.py", "engine/deepspeed_files.py", "engine/universal.py"),
 }
-"""Packages that only these files import: every collective of ours stands in the topology, DeepSpeed and FSDP behind one
-adapter each."""
+"""Packages that only these files import: every collective of ours is in the topology, an adapter holds each backend."""
 
 PURE = ("datetime", "io", "pathlib", "random", "socket", "subprocess", "tempfile", "time", "destruct.config")
 """What layer 1 does without: files, clocks, other processes, hidden randomness and the config."""

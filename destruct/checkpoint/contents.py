@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from destruct.checkpoint.identity import written_by_ranks
 from destruct.checkpoint.shelf import STATE
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
@@ -78,14 +79,19 @@ def _whole(engine: FrozenEngine, keep: bool) -> dict[str, Tensor]:
     return {name: whole.cpu().clone() for name, whole in engine.tensors_in_full() if keep}
 
 
-def load(checkpoint: Path, networks: Networks) -> TrainState:
+def load(checkpoint: Path, networks: Networks, store: CheckpointStore) -> TrainState:
     """Read a verified checkpoint into the engines; all ranks call it.
+
+    Args:
+        store: where a checkpoint of another number of ranks is made readable.
 
     Raises:
         DestructError: an engine finds nothing that it can load.
     """
-    networks.policy.load(checkpoint, "policy")
-    networks.value.load(checkpoint, "value")
+    written_by = written_by_ranks(checkpoint)
+    with store.scratch() as scratch:
+        networks.policy.load(checkpoint, "policy", written_by, scratch)
+        networks.value.load(checkpoint, "value", written_by, scratch)
     for file, engine in networks.copies.items():
         engine.load_tensors(load_file(checkpoint / file))
     return TrainState.load(checkpoint / STATE)

@@ -12,6 +12,7 @@ from destruct.config.settings import Settings
 from destruct.errors import DestructError
 
 DATA = "data digests"
+RANKS = "ranks"
 FORMAT = "format of the state"
 """Counted up where the state of before cannot be read any more."""
 
@@ -52,6 +53,7 @@ def check_identity(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]
     """
     old, new = _sources(before), _sources(now)
     free = {f"data.sources.{name}.prior" for name in new} if old != new else set()
+    free.add(RANKS)
     for key, here in now.items():
         counts = key not in free and _source_of(key) in {None, *old}
         if counts and before.get(key) != here:
@@ -69,6 +71,11 @@ def check_identity(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]
 def data_digests(checkpoint: Path) -> dict[str, str]:
     """What tells the texts that a checkpoint was trained on from others, by source."""
     return json.loads((checkpoint / manifest.NAME).read_text(encoding="utf-8"))[DATA]
+
+
+def written_by_ranks(checkpoint: Path) -> int:
+    """How many ranks wrote a checkpoint."""
+    return json.loads((checkpoint / manifest.NAME).read_text(encoding="utf-8"))[RANKS]
 
 
 def check_data(checkpoint: Path, digests: dict[str, str]) -> None:
@@ -91,7 +98,10 @@ def check_data(checkpoint: Path, digests: dict[str, str]) -> None:
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """Dotted key -> value, as JSON; resuming with another value of one of these would be another run."""
+    """Dotted key -> value, as JSON; resuming with another value of one of these would be another run.
+
+    But for the ranks, which may change.
+    """
     config, training = settings.config, settings.training
     # Where the texts lie does not matter, since their digest is compared; nor how long a source is drawn from.
     free: dict[str, Any] = {
@@ -103,7 +113,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     whole = config.model_dump(mode="json", include={"model", "data"}, exclude={"data": free})
     return {
         FORMAT: 3,
-        "ranks": settings.world_size,
+        RANKS: settings.world_size,
         "engine.backend": config.engine.backend,
         "bf16": training.bf16.enabled,
         "zero_optimization.stage": training.zero_optimization.stage,

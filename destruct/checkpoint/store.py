@@ -1,9 +1,10 @@
 """Checkpoints of a run, over all ranks: staged, voted on, sealed and published behind training; found and verified."""
 
+import shutil
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,13 @@ class CheckpointStore:
         manifest.seal(stage, facts)
         shelf.publish(stage, name, best)
         shelf.retire(self.folder, self.keep)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder that all ranks see, for what is not needed after the block."""
+        place = self.folder / ".stage-scratch"
+        yield place
+        self.topology.first_rank_makes(lambda: shutil.rmtree(place, ignore_errors=True))
 
     def latest(self) -> Found | None:
         """The newest checkpoint that is whole; None when there is none at all.

@@ -51,8 +51,12 @@ class TrainEngine(Protocol):
     def save(self, folder: Path, role: str) -> None:
         """Write weights, master weights and optimizer state below `folder/role`."""
 
-    def load(self, folder: Path, role: str) -> None:
-        """Read what `save` wrote at the same world size.
+    def load(self, folder: Path, role: str, written_by: int, scratch: Path) -> None:
+        """Read what `save` wrote: bit for bit at the same number of ranks, with equal weights and moments at another.
+
+        Args:
+            written_by: ranks that wrote it.
+            scratch: a folder that all ranks see; what is made there is not needed afterwards.
 
         Raises:
             DestructError: nothing that this backend can load is there.

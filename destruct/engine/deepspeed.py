@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from destruct.config.offload import IN_MEMORY, OffloadFolders
 from destruct.engine.deepspeed_files import made_in_files, moved, read_as_mapped
 from destruct.engine.topology import Topology
 from destruct.engine.units import layers_of
+from destruct.engine.universal import convert, read_as_universal
 from destruct.errors import DestructError
 
 # A shared-memory all-reduce for CPU inference, which DeepSpeed would compile for 30 s at the first start on a machine;
@@ -150,13 +151,17 @@ class DeepSpeedEngine:
         if failures:
             raise failures[0]
 
-    def load(self, folder: Path, role: str) -> None:
-        with read_as_mapped(self.folders):
-            path, _ = self.engine.load_checkpoint(str(folder), tag=role, load_lr_scheduler_states=False)
+    def load(self, folder: Path, role: str, written_by: int, scratch: Path) -> None:
+        moved = written_by != self.topology.world_size and self.stage > 0
+        if moved:
+            self.topology.first_rank_makes(lambda: convert(folder / role, scratch / role))
+        with read_as_mapped(self.folders), read_as_universal(self.engine) if moved else nullcontext():
+            place = str(scratch if moved else folder)
+            path, _ = self.engine.load_checkpoint(place, tag=role, load_lr_scheduler_states=False)
         if path is None:
             raise DestructError(
                 f"{folder / role} holds no DeepSpeed checkpoint for {self.topology.world_size} ranks",
-                "resume with the engine.backend and the number of ranks that wrote it",
+                "resume with the engine.backend that wrote it",
             )
         self.drop_gradients()
 

@@ -100,7 +100,7 @@ class FsdpEngine:
                     raise failure from error
             raise OSError(f"{folder / role}: {failures[0][0]}") from error
 
-    def load(self, folder: Path, role: str) -> None:
+    def load(self, folder: Path, role: str, written_by: int, scratch: Path) -> None:
         if not (folder / role / ".metadata").is_file():
             raise DestructError(
                 f"{folder / role} holds no checkpoint of FSDP",

@@ -91,7 +91,7 @@ class SingleEngine:
         masters = [master.detach() for master in self.masters]
         torch.save({"masters": masters, "optimizer": self.optimizer.state_dict()}, folder / role / "state.pt")
 
-    def load(self, folder: Path, role: str) -> None:
+    def load(self, folder: Path, role: str, written_by: int = 1, scratch: Path | None = None) -> None:
         path = folder / role / "state.pt"
         if not path.is_file():
             raise DestructError(f"{path} does not exist", "resume with the engine.backend that wrote the checkpoint")

@@ -24,7 +24,7 @@ from destruct.engine.single import SingleEngine, SingleFrozen
 from destruct.engine.topology import Topology
 
 ALONE = Topology(0, 1, torch.device("cpu"))
-FACTS = {"world_size": 1, "backend": "single"}
+FACTS = {"ranks": 1, "backend": "single"}
 FILES = {"policy/state.pt": b"weights \x00\xff", "frozen/model.safetensors": b"frozen", "state.json": b'{"update": 3}'}
 SEALED = [*FILES, "manifest.json"]
 
@@ -67,7 +67,7 @@ def test_a_save_publishes_all_files_with_their_digests_and_points_to_them(store)
     assert {name: (path / name).read_bytes() for name in FILES} == FILES
     assert names(store.folder) == ["latest", "step-00000003"]
     assert (store.folder / "latest").read_text() == "step-00000003\n"
-    assert {name: facts[name] for name in ("update", "world_size", "backend")} == {"update": 3, **FACTS}
+    assert {name: facts[name] for name in ("update", *FACTS)} == {"update": 3, **FACTS}
     assert facts["files"].keys() == FILES.keys()
 
 
@@ -169,7 +169,7 @@ def test_what_a_checkpoint_holds_comes_back_bit_for_bit_and_each_network_as_itse
     contents.save(store, held, TrainState(kl_coef=1 / 3, update=5), '{"ü": 1}', FACTS)
     path = store.settle()
     assert path == store.path(5) == store.latest().folder
-    state = contents.load(path, other)
+    state = contents.load(path, other, store)
     assert (state.kl_coef, state.update) == (1 / 3, 5)
     assert all(torch.equal(a, b) for a, b in zip(tensors(other), tensors(held), strict=True))
     assert not torch.equal(tensors(held)[0], tensors(held)[4]), "policy and frozen weight"

@@ -1,0 +1,42 @@
+"""DeepSpeed's checkpoints of one number of ranks, made readable for another one."""
+
+import contextlib
+import io
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deepspeed.checkpoint import ds_to_universal
+
+
+def convert(checkpoint: Path, to: Path) -> None:
+    """Write whole float32 weights and moments, a folder for each parameter, from the shards of ZeRO 1 to 3.
+
+    In this process and one parameter at a time, as a process that holds threads of gloo or NCCL does not fork.
+
+    Args:
+        checkpoint: a network's folder, verified: it is unpickled.
+        to: made; twice the checkpoint's size on the way.
+    """
+    settings = Namespace(
+        input_folder=str(checkpoint),
+        output_folder=str(to),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # ZeRO 1 and 2 miss a version number that only Megatron writes
+    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(settings)
+
+
+@contextlib.contextmanager
+def read_as_universal(engine: Any) -> Iterator[None]:
+    """Within the block a DeepSpeed engine loads what `convert` wrote."""
+    engine._config.load_universal_checkpoint = True
+    try:
+        yield
+    finally:
+        engine._config.load_universal_checkpoint = False

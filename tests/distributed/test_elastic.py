@@ -1,0 +1,36 @@
+"""What two ranks saved, one and three go on from: the same weights, and a next step that needs the same moments."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.elastic_worker import WAYS
+from tests.distributed.launching import ROOT, run, torchrun
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[int, dict]:
+    """By the number of ranks."""
+    folder: Path = tmp_path_factory.mktemp("elastic")
+    worker = str(ROOT / "tests" / "distributed" / "elastic_worker.py")
+    for ranks in (2, 1, 3):
+        done = run(torchrun(ranks, worker, str(folder), "2"))
+        assert done.returncode == 0, done.stderr[-4000:]
+    return {ranks: torch.load(folder / f"{ranks}.pt") for ranks in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize(("way", "dtype"), WAYS)
+def test_weights_come_over_bit_for_bit_and_the_next_step_is_the_same_but_for_rounding(results, way, dtype, ranks):
+    """After three steps Adam without its moments would go another way."""
+    two, other = results[2][f"{way} {dtype}"], results[ranks][f"{way} {dtype}"]
+    assert two["weights"].keys() == other["weights"].keys()
+    assert all(torch.equal(whole, other["weights"][name]) for name, whole in two["weights"].items())
+    rounding = {"float32": 1e-6, "bfloat16": 1e-2}[dtype]
+    assert other["norm"] == pytest.approx(two["norm"], rel=rounding)
+    for name, whole in two["after"].items():
+        assert not torch.equal(whole, two["weights"][name]), "a step changes it"
+        assert torch.allclose(other["after"][name], whole, rtol=rounding, atol=1e-7), name
