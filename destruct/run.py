@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from destruct.checkpoint import contents
-from destruct.checkpoint.identity import DATA, identity
+from destruct.checkpoint.identity import CONFIG, DATA, config_digest, identity
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.settings import Config, Settings
@@ -190,7 +190,8 @@ class Run:
             state.best_update, state.best_loss = state.update, state.validation["after"]["mean"]
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds
-        facts = identity(self.settings) | {DATA: self.inputs.digests}
+        facts: dict[str, object] = {"run": self.config.run.name, CONFIG: config_digest(self.config)}
+        facts |= identity(self.settings) | {DATA: self.inputs.digests}
         contents.save(self.store, self.networks, state, self.tokenizer.text, facts, best)
 
     def settle(self) -> None:

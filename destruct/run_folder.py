@@ -100,7 +100,7 @@ def _put_aside(folder: Path) -> Path | None:
 def _write_facts(
     folder: Path, settings: Settings, topology: Topology, tokenizer: Tokenizer, derived: dict[str, str]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # samples and settings are for the person who runs it
     tokenizer.save(folder / "tokenizer")
     resolved = dump_with_provenance(settings.config, settings.provenance) + "# derived from it:\n"
     resolved += "".join(f"#   {key}: {words}\n" for key, words in derived.items())

@@ -1,4 +1,4 @@
-"""The link ./logs: that it shows all runs, and what it gives way to."""
+"""A run's folder is its owner's alone; the link ./logs shows all runs, and gives way to what it must."""
 
 import os
 from pathlib import Path
@@ -22,6 +22,15 @@ def start(folder: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tiny_run(Path(folder)) as run:
         run.log("ppo", 0, {"kl/coef": 0.5})
+
+
+def test_what_a_run_writes_is_for_its_owner_alone_whatever_the_umask(here):
+    before = os.umask(0)
+    try:
+        start("runs")
+    finally:
+        os.umask(before)
+    assert (here / "runs" / "tiny").stat().st_mode & 0o777 == 0o700
 
 
 def test_tensorboard_finds_every_run_of_a_relative_folder_below_logs(here):

@@ -1,5 +1,6 @@
 """What a checkpoint belongs to, and whether this run may continue it."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -8,10 +9,11 @@ from typing import Any
 
 from destruct.checkpoint import manifest
 from destruct.checkpoint.store import CheckpointStore
-from destruct.config.settings import Settings
+from destruct.config.settings import Config, Settings
 from destruct.errors import DestructError
 
 DATA = "data digests"
+CONFIG = "config digest"
 RANKS = "ranks"
 FORMAT = "format of the state"
 """Counted up where the state of before cannot be read any more."""
@@ -71,6 +73,11 @@ def check_identity(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]
 def data_digests(checkpoint: Path) -> dict[str, str]:
     """What tells the texts that a checkpoint was trained on from others, by source."""
     return json.loads((checkpoint / manifest.NAME).read_text(encoding="utf-8"))[DATA]
+
+
+def config_digest(config: Config) -> str:
+    """SHA-256 of every value of the YAML, the defaults among them."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
 
 
 def written_by_ranks(checkpoint: Path) -> int:
