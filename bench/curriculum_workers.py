@@ -76,8 +76,11 @@ def make(
             else:
                 show(name, event)
     finally:
-        for worker in running.values():
-            worker.stop()
+        with uninterrupted():
+            for worker in running.values():
+                worker.stop()
+            for worker in running.values():
+                worker.wait()
 
 
 def start(
@@ -146,8 +149,11 @@ class Worker:
             )
 
     def stop(self) -> None:
-        """End the process."""
+        """Ask the process to end."""
         self._process.terminate()
+
+    def wait(self) -> None:
+        """Until it has ended."""
         self._process.wait()
 
 

@@ -48,7 +48,7 @@ def end_early(run: Run, exhausted: list[str], begun: int) -> None:
     """Validate and save where the data ended, before the planned updates were made.
 
     Args:
-        begun: updates that were made before a resume: where none was added, the checkpoint is the one it came from.
+        begun: updates that were made before a resume: where none was added, only a validation may be missing.
 
     Raises:
         DestructError: it ended before the first of them.
@@ -59,14 +59,13 @@ def end_early(run: Run, exhausted: list[str], begun: int) -> None:
             "give them more text, raise max_epochs, set on_exhausted: repeat, or make rollout.batch_size smaller",
         )
     run.screen.say(f"{', '.join(exhausted)} exhausted: no further batch, the run ends after update {run.state.update}")
-    if run.state.update == begun:
+    if run.state.update == begun == run.state.validated:
         return
-    run.state.update -= 1  # what is due now is due in the last update
-    epoch_ended = run.is_due(run.updates_per_epoch)
-    best = not (epoch_ended or run.is_due(run.config.run.evaluate_every)) and evaluate_update(run)
+    missing = run.state.validated != run.state.update
+    run.state.update -= 1  # what is logged now is of the last update
+    best = missing and evaluate_update(run)
     run.state.update += 1
-    if not epoch_ended:
-        run.save(best)
+    run.save(best)
 
 
 def one_update(run: Run) -> str:
@@ -152,5 +151,5 @@ def evaluate_update(run: Run) -> bool:
     """Validate in PPO; True when the mean is below that of every checkpoint so far (nan never is)."""
     validation = evaluate(run, "ppo")
     run.settle()  # a best one that could not be written is none
-    run.state.validation["after"] = validation.as_summary()
+    run.state.validation["after"], run.state.validated = validation.as_summary(), run.state.update + 1
     return validation.mean < run.state.best_loss

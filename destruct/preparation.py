@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 from destruct.data.loader import LanguageLoader, language_orders
 from destruct.data.mixture import Mixture
@@ -25,8 +26,7 @@ def warm_up(run: Run) -> None:
     teach_value(run)
     # Where the policy was not trained, it is what it was before.
     same = state.validation["before"]
-    taught = run.config.warmup.lm_updates
-    state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary() if taught else same
+    state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary() if state.lm_steps else same
     begin_ppo(run)
     run.watch.take()  # the first update's seconds are its own
 
@@ -37,13 +37,14 @@ def teach_language(run: Run) -> None:
     # Whole windows of several documents each, in an order of their own: of the pieces none is drawn yet.
     orders = language_orders(run.names, run.inputs.language, run.config.run.seed)
     language, loader = Mixture(orders), LanguageLoader(run.inputs.language, orders)
-    if 0 < state.lm_steps < warmup.lm_updates:
-        language.load_state_dict(state.warmup_mixture)
+    if state.lm_steps > 0:
+        language.load_state_dict(state.language_mixture)
     with closing(loader), run.screen.phase("warm-up", warmup.lm_updates, done=state.lm_steps) as progress:
         while state.lm_steps < warmup.lm_updates:
             run.pause()
             step = state.lm_steps
-            windows = loader.read(language.draw(run.config.rollout.batch_size, prior))
+            drawn = language.draw(run.config.rollout.batch_size, prior)
+            windows = run.topology.together(partial(loader.read, drawn))
             state.tokens += windows.tokens.numel()
             lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
             loss, stepped = cross_entropy_step(run.policy, windows.to(run.topology.device), lr, run.topology)
@@ -51,7 +52,7 @@ def teach_language(run: Run) -> None:
             run.mark_first_step()
             run.log("warmup", step, {"warmup/lm_loss": loss})
             progress.advance(f"loss {loss:.3f}")
-            state.lm_steps, state.warmup_mixture = step + 1, language.state_dict()
+            state.lm_steps, state.language_mixture = step + 1, language.state_dict()
             run.save_if_due(state.lm_steps)
     for copy in run.networks.copies.values():
         copy.refresh(run.policy)
@@ -63,7 +64,7 @@ def teach_value(run: Run) -> None:
     # What is drawn before PPO counts in no epoch, and its random numbers have addresses of their own.
     pieces = run.mixture.afresh()
     if state.value_steps > 0:
-        pieces.load_state_dict(state.warmup_mixture)
+        run.topology.together(lambda: pieces.load_state_dict(state.value_mixture))
     with run.screen.phase("value", warmup.value_updates, done=state.value_steps) as progress:
         while state.value_steps < warmup.value_updates:
             run.pause()
@@ -78,7 +79,7 @@ def teach_value(run: Run) -> None:
             run.mark_first_step()
             run.log("value_warmup", step, {"warmup/value_loss": loss})
             progress.advance(f"loss {loss:.4f}")
-            state.value_steps, state.warmup_mixture = step + 1, pieces.state_dict()
+            state.value_steps, state.value_mixture = step + 1, pieces.state_dict()
             run.save_if_due(state.lm_steps + state.value_steps)
 
 
@@ -89,4 +90,3 @@ def begin_ppo(run: Run) -> None:
     temperature = run.config.rollout.temperature
     run.probe = Probe(rollouts, measure(run.policy, rollouts, temperature, run.topology), temperature)
     run.state.probe = run.probe.state_dict()
-    run.state.warmup_mixture = {}

@@ -188,6 +188,10 @@ class Run:
         self.best_before = state.best_update, state.best_loss
         if best:
             state.best_update, state.best_loss = state.update, state.validation["after"]["mean"]
+        if self.store.newest == state.name:  # its weights lie there, and are never written over
+            if best:
+                self.store.stand_at(self.store.folder / state.name, best=True)
+            return
         state.mixture, state.curriculum = self.mixture.state_dict(), self.curriculum.state_dict()
         state.seconds = self.seconds
         facts: dict[str, object] = {"run": self.config.run.name, CONFIG: config_digest(self.config)}

@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -96,22 +97,12 @@ def main(arguments: list[str] | None = None) -> int:
     # Without a launcher there is one rank, whatever is left over in RANK.
     first = os.environ.get("RANK", "0") == "0" or "LOCAL_RANK" not in os.environ
     write_anywhere()
-    everywhere = True  # what is wrong with the command line is so on every rank
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
-        settings = read(options)
-        everywhere = False
-        signals = Signals()
-        with signals.heeded():
-            _run(settings, started, signals)
-    except DestructError as error:
-        if not first:
-            # A launcher ends all ranks as soon as it sees one gone; the first one has to speak before that.
-            time.sleep(2 if everywhere else 5)
-        if first or not everywhere:  # still here: the first rank may be well
-            rank = "" if first else f"rank {os.environ['RANK']}: "
-            print(f"destruct: {rank}{error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        with _telling(first, everywhere=True):
+            settings = read(parse(sys.argv[1:] if arguments is None else arguments))
+        _run(settings, started, first)
+    except _Told as told:
+        return told.exit_code
     except Stopped as stop:
         if first:
             print(f"destruct: {stop}", file=sys.stderr, flush=True)
@@ -123,7 +114,34 @@ def main(arguments: list[str] | None = None) -> int:
     return Exit.DONE
 
 
-def _run(settings: Settings, started: float, signals: Signals) -> None:
+class _Told(Exception):
+    """A DestructError that the person has been told."""
+
+    def __init__(self, exit_code: int):
+        super().__init__()
+        self.exit_code = exit_code
+
+
+@contextmanager
+def _telling(first: bool, everywhere: bool) -> Iterator[None]:
+    """Print a DestructError, from one rank where all have it, and raise _Told.
+
+    Args:
+        everywhere: what is wrong is so on every rank, as with the command line.
+    """
+    try:
+        yield
+    except DestructError as error:
+        if not first:
+            # A launcher ends all ranks as soon as it sees one gone; the first one has to speak before that.
+            time.sleep(2 if everywhere else 5)
+        if first or not everywhere:  # still here: the first rank may be well
+            rank = "" if first else f"rank {os.environ['RANK']}: "
+            print(f"destruct: {rank}{error}", file=sys.stderr, flush=True)
+        raise _Told(error.exit_code) from None
+
+
+def _run(settings: Settings, started: float, first: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one rank says that the hub is asked again
@@ -133,9 +151,15 @@ def _run(settings: Settings, started: float, signals: Signals) -> None:
     from destruct.recording import summarize
     from destruct.tracking.console import Screen
 
-    topology = ranks.start()
+    with _telling(first, everywhere=False):
+        topology = ranks.start()
     with ExitStack() as at_end:
         at_end.callback(ranks.stop)
+        # Told before the ranks part, or the others would fail for want of this one before it has spoken.
+        at_end.enter_context(_telling(first, everywhere=False))
+        # Not before: a rank that waits for others to come hears nothing, and has nothing to save.
+        signals = Signals()
+        at_end.enter_context(signals.heeded())
         run = build(settings, topology, Screen(topology.is_first), started)
         at_end.callback(run.close)
         run.signals = signals

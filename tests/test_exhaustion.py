@@ -1,10 +1,13 @@
 """Runs whose sources end: the weight that falls to the others, and a run that ends before its plan does."""
 
+import signal
+
 import pytest
 
 from destruct.errors import DestructError
 from destruct.loop import train
 from destruct.recording import summarize
+from destruct.signals import Stopped
 from tests.test_loop import lines
 from tests.tiny import tiny_run
 
@@ -47,6 +50,38 @@ def test_a_source_that_ends_the_run_ends_it_with_a_validation_and_a_checkpoint(t
         assert (again.store.path(done) / "manifest.json").stat() == written, (
             "nothing is left to do, and nothing was done"
         )
+
+
+def test_stopped_right_before_the_data_end_a_run_is_still_validated_and_its_best_named(tmp_path):
+    plan = [SMALL % "stop", *ALIKE, "run.updates_per_epoch=50", "run.checkpoint_every=0", "run.evaluate_every=5"]
+    (tmp_path / "whole").mkdir()
+    with tiny_run(tmp_path / "whole", *plan) as whole:
+        told = summarize_of(whole)
+    done, boundaries = whole.state.update, iter(range(1000))
+    assert done % 5 != 0, "its last update has no validation of its own"
+    with tiny_run(tmp_path, *plan) as run:
+        pause = run.pause
+
+        def stopping() -> None:
+            if run.state.update == done and next(boundaries) == 0:
+                run.signals.received = signal.SIGTERM
+            pause()
+
+        run.pause = stopping
+        with pytest.raises(Stopped):
+            train(run)
+    with tiny_run(tmp_path, *plan, "run.resume=auto") as again:
+        assert again.state.update == done
+        assert summarize_of(again) == told
+        assert not (again.store.folder / "given-up").exists(), "nothing is saved twice"
+
+
+def summarize_of(run) -> tuple:
+    """Train; the last validation, the best one and where it lies."""
+    train(run)
+    summary = summarize(run)
+    pointer = (run.store.folder / "best").read_text()
+    return summary.validation_loss_after, summary.best_update, summary.best_validation_loss, pointer
 
 
 def test_sources_that_end_before_the_first_update_are_a_mistake_of_the_config(tmp_path):

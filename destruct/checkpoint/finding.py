@@ -23,8 +23,13 @@ def is_name(name: str) -> bool:
 
 
 def place(checkpoint: Path) -> tuple[int, str]:
-    """What checkpoints of one run are ordered by."""
-    return KINDS.index(checkpoint.name.partition("-")[0]), checkpoint.name
+    """What checkpoints of one run, and copies that are named after them, are ordered by."""
+    return KINDS.index(checkpoint.name.partition("-")[0]), checkpoint.name[: checkpoint.name.index("-") + 9]
+
+
+def is_named_after_one(name: str) -> bool:
+    """Whether it is the name of a checkpoint, or of a copy that still tells of which."""
+    return re.match(rf"({'|'.join(KINDS)})-\d{{8}}", name) is not None
 
 
 def checkpoints(folder: Path) -> list[Path]:

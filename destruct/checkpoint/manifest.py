@@ -113,7 +113,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
 
 
 def _contained(folder: Path, name: str) -> bool:

@@ -41,9 +41,13 @@ def publish(stage: Path, name: str, best: bool) -> None:
     pointers = [folder / pointer for pointer in ((LATEST, BEST) if best else (LATEST,))]
     # A disk that is full is so here at the latest: from the first rename on, nothing is written any more.
     asides = [_write_aside(pointer, name) for pointer in pointers]
-    if (folder / name).exists():
-        give_up(folder / name)
-    os.rename(stage, folder / name)
+    older = give_up(folder / name) if (folder / name).exists() else None
+    try:
+        os.rename(stage, folder / name)
+    except OSError:
+        if older is not None:
+            os.rename(older, folder / name)
+        raise
     sync(folder)
     for aside, pointer in zip(asides, pointers, strict=True):
         os.rename(aside, pointer)

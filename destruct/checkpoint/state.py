@@ -26,12 +26,14 @@ class TrainState:
     rewards: list[list[list[float]]] = field(default_factory=list)  # per update and source [sum of scores, rollouts]
     # "before", "after_warmup", "after" (the newest one in PPO) -> losses, nats per token, of the sources of that time
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    validated: int = 0  # updates after which the newest validation in PPO was made
     best_loss: float = math.inf  # smallest mean validation loss of a checkpoint, nats per token
     best_update: int | None = None  # of that checkpoint; None when there is none
     kl_from_initial: float = 0.0  # at the newest evaluation, nats per token
     probe: dict[str, Any] = field(default_factory=dict)  # Probe.state_dict(), made when PPO began
     mixture: dict[str, Any] = field(default_factory=dict)  # Mixture.state_dict()
-    warmup_mixture: dict[str, Any] = field(default_factory=dict)  # of what the warm-up draws now; empty in PPO
+    language_mixture: dict[str, Any] = field(default_factory=dict)  # of the policy's warm-up
+    value_mixture: dict[str, Any] = field(default_factory=dict)  # of the value network's warm-up
     curriculum: dict[str, Any] = field(default_factory=dict)  # Curriculum.state_dict()
 
     @property

@@ -114,8 +114,11 @@ class CheckpointStore:
     def scratch(self) -> Iterator[Path]:
         """A folder that all ranks see, for what is not needed after the block."""
         place = self.folder / ".stage-scratch"
-        yield place
-        self.topology.first_rank_makes(lambda: shutil.rmtree(place, ignore_errors=True))
+        try:
+            yield place
+        finally:
+            if self.topology.is_first:
+                shutil.rmtree(place, ignore_errors=True)
 
     def latest(self) -> Found | None:
         """The newest checkpoint that is whole; None when there is none at all.
@@ -187,7 +190,7 @@ class CheckpointStore:
         """Its path as `self.path` has it where it lies in this folder, however it was named, else the resolved one."""
         home, place = self.folder.resolve(), checkpoint.resolve()
         for known in (place, checkpoint.parent.resolve() / checkpoint.name):
-            if known.parent == home and known.name.startswith(("step-", "warmup-")):
+            if known.parent == home and finding.is_named_after_one(known.name):
                 return self.folder / known.name
         if home.parent in place.parents:
             raise DestructError(
@@ -196,18 +199,20 @@ class CheckpointStore:
             )
         return place
 
-    def stand_at(self, checkpoint: Path, state: TrainState) -> None:
+    def stand_at(self, checkpoint: Path, state: TrainState | None = None, best: bool = False) -> None:
         """Let a run go on from one of these checkpoints: later ones are given up, and both pointers agree.
 
         Args:
-            state: of that time.
+            state: of that time, which tells the best one.
+            best: it is the best one itself.
 
         Raises:
             DestructError: the folder cannot be written.
         """
 
         def stand() -> None:
-            shelf.stand_at(checkpoint, shelf.best_of(self.folder, state))
+            known = None if state is None else shelf.best_of(self.folder, state)
+            shelf.stand_at(checkpoint, checkpoint if best else known)
 
         if not self.topology.first_rank_makes(lambda: _tried(stand)):
             raise DestructError(

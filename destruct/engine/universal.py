@@ -9,6 +9,9 @@ from typing import Any
 
 from deepspeed.checkpoint import ds_to_universal
 
+from destruct.errors import DestructError
+from destruct.exits import Exit
+
 
 def convert(checkpoint: Path, to: Path) -> None:
     """Write whole float32 weights and moments, a folder for each parameter, from the shards of ZeRO 1 to 3.
@@ -18,6 +21,9 @@ def convert(checkpoint: Path, to: Path) -> None:
     Args:
         checkpoint: a network's folder, verified: it is unpickled.
         to: made; twice the checkpoint's size on the way.
+
+    Raises:
+        DestructError: the network has made no step, or the disk refuses.
     """
     settings = Namespace(
         input_folder=str(checkpoint),
@@ -28,8 +34,16 @@ def convert(checkpoint: Path, to: Path) -> None:
         strict=True,
         inject_missing_state=True,  # ZeRO 1 and 2 miss a version number that only Megatron writes
     )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        ds_to_universal.main(settings)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            ds_to_universal.main(settings)
+    except KeyError:  # of the moments, which the optimizer of ZeRO-3 makes in its first step
+        raise DestructError(
+            f"{checkpoint} is of a network that made no step yet, which DeepSpeed cannot convert for other ranks",
+            "go on at the number of ranks that wrote it, until the warm-up is over",
+        ) from None
+    except OSError as error:
+        raise DestructError(f"{to} cannot be written: {error.strerror}", "make room there", Exit.ENVIRONMENT) from None
 
 
 @contextlib.contextmanager

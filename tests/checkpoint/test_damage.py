@@ -83,6 +83,9 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(store, saved):
 
 
 def test_a_link_in_the_place_of_a_file_or_folder_is_refused(store, saved, tmp_path):
+    (saved / "more").symlink_to(tmp_path)
+    refused(store, saved / "more")
+    (saved / "more").unlink()
     for name in ("state.json", "policy"):
         os.rename(saved / name, tmp_path / "elsewhere")
         (saved / name).symlink_to(tmp_path / "elsewhere")

@@ -69,7 +69,19 @@ def test_a_checkpoint_of_the_runs_own_folder_is_known_however_it_is_named(run, t
     assert not own(tmp_path / "run.1").holds(store.named(run).folder)
 
 
-@pytest.mark.parametrize("place", ["copies/step-00000003", "checkpoints/mine"])
+def test_from_a_copy_that_tells_its_step_later_ones_are_given_up_too(run):
+    shutil.copytree(run / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000003-mine")
+    store = own(run)
+    store.stand_at(store.named(run / "checkpoints" / "step-00000003-mine").folder)
+    assert sorted(path.name for path in (run / "checkpoints" / "given-up").iterdir()) == [
+        "step-00000006",
+        "step-00000009",
+    ]
+    publish(store, 4, [write], FACTS)
+    assert store.latest().folder.name == "step-00000004"
+
+
+@pytest.mark.parametrize("place", ["copies/step-00000003", "checkpoints/mine", "checkpoints/step-good"])
 def test_a_copy_elsewhere_in_the_runs_own_folder_is_refused(run, place):
     shutil.copytree(run / "checkpoints" / "step-00000003", run / place)
     with pytest.raises(DestructError, match="lies in this run's own folder, but not as checkpoints/step-X") as caught:

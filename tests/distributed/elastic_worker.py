@@ -8,6 +8,7 @@ from torch import nn
 
 from destruct.engine import topology as ranks
 from destruct.engine.topology import Topology
+from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 from tests.distributed.engine_setup import close, sharded
 
@@ -41,10 +42,26 @@ def case(folder: Path, way: str, dtype: str, written_by: int, topology: Topology
     return {"weights": weights, "norm": norm, "after": after}
 
 
+def refusal(folder: Path, written_by: int, topology: Topology) -> str:
+    """Of a network that made no step; nothing where it was only saved."""
+    engine = sharded(nn.Linear(13, 7), "zero3", "bfloat16", 1, topology)
+    if written_by == topology.world_size:
+        engine.save(folder / "new", "policy")
+        return ""
+    try:
+        engine.load(folder / "new", "policy", written_by, folder / "new" / f"for {topology.world_size}")
+    except DestructError as error:
+        return str(error)
+    finally:
+        close(engine)
+    return "loaded"
+
+
 def main() -> None:
     folder, written_by = Path(sys.argv[1]), int(sys.argv[2])
     topology = ranks.start(timeout_s=60)
     results = {f"{way} {dtype}": case(folder, way, dtype, written_by, topology) for way, dtype in WAYS}
+    results["refusal"] = refusal(folder, written_by, topology)
     if topology.is_first:
         torch.save(results, folder / f"{topology.world_size}.pt")
     ranks.stop()

@@ -34,3 +34,10 @@ def test_weights_come_over_bit_for_bit_and_the_next_step_is_the_same_but_for_rou
     for name, whole in two["after"].items():
         assert not torch.equal(whole, two["weights"][name]), "a step changes it"
         assert torch.allclose(other["after"][name], whole, rtol=rounding, atol=1e-7), name
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_network_that_made_no_step_is_refused_in_words(results, ranks):
+    """DeepSpeed's conversion reads moments, which there are none of yet."""
+    assert "new/policy is of a network that made no step yet" in results[ranks]["refusal"]
+    assert "remedy: go on at the number of ranks that wrote it" in results[ranks]["refusal"]

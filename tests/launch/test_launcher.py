@@ -1,4 +1,4 @@
-"""`launch/bin/deepspeed` and `launch/env.sh`, on the real launcher of the interpreter that runs these tests."""
+"""`launch/bin/deepspeed`, on the real launcher of the interpreter that runs these tests."""
 
 import ast
 import importlib.util
@@ -127,15 +127,15 @@ def left(family: list[psutil.Process]) -> list[psutil.Process]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_reaches_every_rank_and_no_launcher_and_they_end_with_75(tmp_path, number):
-    """DeepSpeed's own launchers would die of it, and leave the ranks alone."""
+@pytest.mark.parametrize(("number", "got"), [(signal.SIGHUP, signal.SIGTERM), (signal.SIGUSR1, signal.SIGUSR1)])
+def test_a_signal_reaches_every_rank_and_no_launcher_and_they_end_with_75(tmp_path, number, got):
+    """DeepSpeed's own launchers would die of it, and leave the ranks alone; a closed terminal is a SIGTERM."""
     process = start(tmp_path, "--num_gpus", "2", "-m", "toy", "listen")
     family = ready(tmp_path, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (75, "")
-    assert [(tmp_path / f"got-{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
+    assert [(tmp_path / f"got-{rank}").read_text() for rank in range(2)] == [str(int(got))] * 2
     assert len(family) >= 4 and not left(family)
 
 
@@ -170,6 +170,32 @@ def test_the_rank_that_failed_first_is_named_with_its_last_lines_though_another_
     assert said[0] == "deepspeed: rank 1 failed, the first to end so"
     assert said[2] == f"  {tmp_path / 'log-1'}"
     assert said[3:] == [f"  line {n} of 1" for n in range(12, 20)]
+
+
+@pytest.mark.parametrize(
+    ("ended", "first"),
+    [
+        ({1: (76, 0.0), 0: (-9, 31.0)}, (1, 76)),  # killed by the launcher, when it lost patience
+        ({0: (76, 0.0), 1: (-9, 0.1)}, (1, -9)),  # the one that was killed is seen later than its echo
+        ({0: (-6, 0.0), 1: (-9, 0.1)}, (1, -9)),
+        ({1: (75, 0.0), 0: (-9, 31.0)}, (1, 75)),
+        ({0: (-15, 0.0), 1: (76, 0.1)}, (1, 76)),  # SIGTERM is the launcher's
+        ({0: (0, 0.0), 1: (0, 0.1)}, (None, None)),
+        ({0: (0x100, 0.0), 1: (-15, 1.0)}, (0, 5)),  # the launcher asked first; it tells the code
+    ],
+)
+def test_the_first_failure_is_the_one_that_the_others_failed_for(tmp_path, ended, first):
+    """By rank its exit code and when it was seen to have ended, in seconds."""
+    ranks = OURS["Ranks"](str(tmp_path))
+    ranks.ended = {rank: code for rank, (code, _) in ended.items()}
+    ranks.seen = {rank: int(when * 1e9) for rank, (_, when) in ended.items()}
+    assert ranks.first_failure(5) == first
+
+
+def test_patience_that_is_no_number_is_refused_before_anything_starts(tmp_path):
+    environment = {**os.environ, "GRACE_S": "10m"}
+    done = subprocess.run([WRAPPER, "-m", "toy"], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "deepspeed: GRACE_S='10m' is no number of seconds")
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("exit 0", 0), ("kill -KILL $$", 137), ("exit 247", 76)])
@@ -247,54 +273,3 @@ def test_two_checkouts_on_path_do_not_start_each_other_for_ever(tmp_path):
     environment = {"PATH": os.pathsep.join((str(WRAPPER.parent), str(other), str(tmp_path)))}
     done = subprocess.run([WRAPPER, "-m", "toy"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
-
-
-SHELLS = [
-    pytest.param(name, marks=pytest.mark.skipif(not shutil.which(name), reason=f"no {name}"))
-    for name in ("bash", "zsh")
-]
-
-
-def sourced(shell: str, checkout: Path, script: str) -> subprocess.CompletedProcess[str]:
-    """A script in another folder than the checkout, under a shell that reads no start-up files."""
-    quiet = ["--norc", "-u"] if shell == "bash" else ["-fu"]
-    environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "OMP_NUM_THREADS")}
-    script = script.replace("ENV", f"source '{checkout}/launch/env.sh'")
-    return subprocess.run(
-        [shell, *quiet, "-c", script], cwd="/", env=environment, capture_output=True, text=True, timeout=60
-    )
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    """A checkout whose folder has a blank and a bracket in its name, with a virtual environment."""
-    checkout = tmp_path / "my [check] out"
-    shutil.copytree(ROOT / "launch", checkout / "launch")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True, timeout=60)
-    return checkout
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_sourcing_twice_leaves_one_entry_each_and_launch_bin_first(checkout, shell):
-    once, twice, later = sourced(
-        shell, checkout, 'ENV; echo "$PATH"; ENV; echo "$PATH"; PATH="/mine:$PATH"; ENV; echo "$PATH"'
-    ).stdout.splitlines()
-    ours = [str(checkout / "launch/bin"), str(checkout / ".venv/bin")]
-    assert once == twice
-    assert once.split(":")[:2] == ours
-    assert later.split(":")[:3] == [*ours, "/mine"]
-    assert [later.split(":").count(entry) for entry in ours] == [1, 1]
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_sourcing_sets_threads_only_where_they_are_not_set(checkout, shell):
-    assert sourced(shell, checkout, "ENV; echo $OMP_NUM_THREADS").stdout == "1\n"
-    assert sourced(shell, checkout, "export OMP_NUM_THREADS=7; ENV; echo $OMP_NUM_THREADS").stdout == "7\n"
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_sourcing_without_a_venv_says_make_setup_and_returns_3(checkout, shell):
-    shutil.rmtree(checkout / ".venv")
-    done = sourced(shell, checkout, 'before="$PATH"; ENV || echo $?; [ "$before" = "$PATH" ] && echo unchanged')
-    assert done.stdout.split() == ["3", "unchanged"]
-    assert "make setup" in done.stderr and len(done.stderr.splitlines()) == 1
