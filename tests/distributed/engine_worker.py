@@ -184,7 +184,7 @@ def load_case(way: str, tied: bool, topology: Topology, folder: Path) -> dict[st
     close(policy, value)
     policy = sharded(networks("bfloat16", tied)[0], way, "bfloat16", 1, topology)
     response_logprobs(policy, batch, 1.0, ptx=False)
-    policy.load(folder, "policy")
+    policy.load(folder, "policy", topology.world_size, folder)
     loaded = response_logprobs(policy, batch, 1.0, ptx=False)
     close(policy)
     return {"moved": (trained - before).abs().max().item(), "gap": (loaded - trained).abs().max().item()}

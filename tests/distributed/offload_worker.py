@@ -102,7 +102,7 @@ def case(dtype: str, folders: OffloadFolders, folder: Path, topology: Topology) 
     close(*filed)
     again = engines(dtype, folders, topology)
     for engine, role in zip(again, ("policy", "value"), strict=True):
-        engine.load(folder, role)
+        engine.load(folder, role, topology.world_size, folder)
     held_back = len(mappings(folder))
     update(again, UPDATES - 1, topology)
     left.update(left_in_memory(again, folders))
@@ -135,7 +135,7 @@ def unstepped_case(folders: OffloadFolders, folder: Path, topology: Topology) ->
         engine.save(folder, role)
     filed = engines("bfloat16", folders, topology)
     for engine, role in zip(filed, ("policy", "value"), strict=True):
-        engine.load(folder, role)
+        engine.load(folder, role, topology.world_size, folder)
     for pair in (plain, filed):
         update(pair, 0, topology)
     result = {

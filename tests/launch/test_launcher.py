@@ -64,7 +64,13 @@ def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[s
     path = os.pathsep.join((str(WRAPPER.parent), str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **variables}
     outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(["deepspeed", *arguments], cwd=folder, env=environment, **outputs)
+
+    def as_on_a_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
+
+    return subprocess.Popen(
+        ["deepspeed", *arguments], cwd=folder, env=environment, preexec_fn=as_on_a_terminal, **outputs
+    )
 
 
 def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
