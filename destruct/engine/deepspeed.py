@@ -152,11 +152,11 @@ class DeepSpeedEngine:
             raise failures[0]
 
     def load(self, folder: Path, role: str, written_by: int, scratch: Path) -> None:
-        moved = written_by != self.topology.world_size and self.stage > 0
-        if moved:
+        resharded = written_by != self.topology.world_size and self.stage > 0  # stage 0 is whole on every rank
+        if resharded:
             self.topology.first_rank_makes(lambda: convert(folder / role, scratch / role))
-        with read_as_mapped(self.folders), read_as_universal(self.engine) if moved else nullcontext():
-            place = str(scratch if moved else folder)
+        with read_as_mapped(self.folders), read_as_universal(self.engine) if resharded else nullcontext():
+            place = str(scratch if resharded else folder)
             path, _ = self.engine.load_checkpoint(place, tag=role, load_lr_scheduler_states=False)
         if path is None:
             raise DestructError(
