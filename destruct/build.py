@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from destruct import run_folder
+from destruct import run_folder, setbacks
 from destruct.batch import RolloutBatch
 from destruct.checkpoint import contents
 from destruct.checkpoint.identity import find_checkpoint
@@ -127,7 +127,17 @@ def _resume(
     curriculum.load_state_dict(state.curriculum)
     if store.holds(checkpoint):
         store.stand_at(checkpoint, state)
+        _leave_out(store.folder.parent, mixture, topology, screen)
     return state
+
+
+def _leave_out(folder: Path, mixture: Mixture, topology: Topology, screen: Screen) -> None:
+    """Let the mixture draw on behind what the run diverged on since the checkpoint, if it did."""
+    here = mixture.state_dict()
+    there = topology.first_rank_makes(lambda: setbacks.beyond(folder, here))
+    if there["draws"] > here["draws"]:
+        screen.say(f"training diverged after that: {there['draws'] - here['draws']} batches are left out")
+        topology.together(lambda: mixture.load_state_dict(there))
 
 
 def _come_and_gone(saved: TrainState, state: TrainState, start: dict[str, float]) -> Iterator[str]:

@@ -21,3 +21,23 @@ class DestructError(Exception):
 
     def __str__(self) -> str:
         return f"{self.problem}\n  remedy: {self.remedy}"
+
+
+class Diverged(Exception):
+    """Training cannot go on from what it has become.
+
+    Args:
+        problem: one line that says what is not finite.
+        remedy: one line that says what happens, or is to be done, now.
+        exit_code: `Exit.RANK_FAILED` where the run is to start again from its last checkpoint, else `Exit.DIVERGED`.
+    """
+
+    def __init__(self, problem: str, remedy: str, exit_code: Exit):
+        super().__init__(f"{problem}\n  remedy: {remedy}")
+        self.exit_code = exit_code
+
+
+class Drifted(Exception):
+    """A rank is not what the others are."""
+
+    exit_code = Exit.RANK_FAILED

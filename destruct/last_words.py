@@ -22,3 +22,17 @@ def failed() -> None:
     if FOLDER in os.environ:
         with contextlib.suppress(OSError):
             (Path(os.environ[FOLDER]) / f"failed-{os.environ.get('RANK', '0')}").touch()
+
+
+def blamed(rank: int, why: str) -> None:
+    """Tell the launcher which rank is at fault, in a few words, where another one found out."""
+    if FOLDER in os.environ:
+        with contextlib.suppress(OSError):
+            (Path(os.environ[FOLDER]) / f"blamed-{rank}").write_text(why, encoding="utf-8")
+
+
+def again() -> None:
+    """Ask the launcher to start the run anew, from its last checkpoint."""
+    if FOLDER in os.environ:
+        with contextlib.suppress(OSError):
+            (Path(os.environ[FOLDER]) / "again").touch()

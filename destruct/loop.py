@@ -12,18 +12,20 @@ from destruct.config.ppo import KLConfig
 from destruct.data.mixture import OutOfData
 from destruct.errors import DestructError
 from destruct.minibatch import Minibatch, micro_batches
+from destruct.ppo.distance import kl_to_reference
 from destruct.ppo.kl import controlled_coef, next_coef
-from destruct.ppo.update import UpdateStats, kl_to_reference, ppo_update
+from destruct.ppo.update import UpdateStats, ppo_update
 from destruct.preparation import warm_up
 from destruct.recording import feedback_per_source, record_round, record_update
 from destruct.rollout.score import with_advantages
 from destruct.run import Run
-from destruct.steps import draw, evaluate, pack_and_score, roll_out
+from destruct.steps import draw, evaluate, heed_skips, pack_and_score, roll_out
 
 
 def train(run: Run) -> TrainState:
     """Warm up, then make the planned updates; each epoch ends with a validation and a checkpoint."""
     begun = run.state.update
+    run.compare()
     try:
         make_updates(run)
     except OutOfData as end:
@@ -101,6 +103,9 @@ def one_update(run: Run) -> str:
     epoch_ends = run.is_due(run.updates_per_epoch)
     best = (epoch_ends or run.is_due(config.run.evaluate_every)) and evaluate_update(run)
     save = best or epoch_ends or run.is_due(config.run.checkpoint_every)
+    if run.is_due(config.guard.compare_every):
+        run.compare()
+        run.compare_speeds()
     state.update += 1
     if save:
         with watch("checkpoint"):
@@ -126,6 +131,12 @@ def optimize(run: Run, batches: list[Minibatch[TrainBatch]]) -> UpdateStats:
     run.mark_first_step()
     state.optimizer_steps += stats.steps
     state.skipped += stats.skipped
+    if stats.not_finite:
+        run.screen.say(
+            f"{stats.skipped} of {stats.steps + stats.skipped} steps of update {state.update} were dropped: "
+            f"not finite: {', '.join(stats.not_finite)}"
+        )
+    heed_skips(run, bool(stats.not_finite), ", ".join(stats.not_finite))
     return stats
 
 

@@ -8,9 +8,10 @@ from destruct.data.loader import LanguageLoader, language_orders
 from destruct.data.mixture import Mixture
 from destruct.drift import Probe, measure, probe_prompts
 from destruct.engine.schedule import cosine_to_tenth
+from destruct.heartbeat import HEART
 from destruct.rollout.score import with_advantages
 from destruct.run import Run
-from destruct.steps import evaluate, pack_and_score, read_pieces, roll_out, sample
+from destruct.steps import evaluate, heed_skips, pack_and_score, read_pieces, roll_out, sample
 from destruct.warmup import cross_entropy_step, value_pass
 
 VALUE_DRAW = -3
@@ -22,13 +23,16 @@ def warm_up(run: Run) -> None:
     state = run.state
     if "before" not in state.validation:
         state.validation["before"] = evaluate(run, "before").as_summary()
-    teach_language(run)
-    teach_value(run)
+    with HEART.during("policy warm-up"):
+        teach_language(run)
+    with HEART.during("value warm-up"):
+        teach_value(run)
     # Where the policy was not trained, it is what it was before.
     same = state.validation["before"]
     state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary() if state.lm_steps else same
     begin_ppo(run)
     run.watch.take()  # the first update's seconds are its own
+    run.worked_alone_s = HEART.alone_s
 
 
 def teach_language(run: Run) -> None:
@@ -37,7 +41,9 @@ def teach_language(run: Run) -> None:
     # Whole windows of several documents each, in an order of their own: of the pieces none is drawn yet.
     orders = language_orders(run.names, run.inputs.language, run.config.run.seed)
     language, loader = Mixture(orders), LanguageLoader(run.inputs.language, orders)
-    if state.lm_steps > 0:
+    if state.lm_steps == 0:
+        refresh_copies(run)  # until then they hold whatever memory held, and a checkpoint of the warm-up holds them
+    else:
         language.load_state_dict(state.language_mixture)
     with closing(loader), run.screen.phase("warm-up", warmup.lm_updates, done=state.lm_steps) as progress:
         while state.lm_steps < warmup.lm_updates:
@@ -49,11 +55,17 @@ def teach_language(run: Run) -> None:
             lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
             loss, stepped = cross_entropy_step(run.policy, windows.to(run.topology.device), lr, run.topology)
             state.skipped += not stepped
+            heed_skips(run, not stepped, "the policy's loss or gradient")
             run.mark_first_step()
             run.log("warmup", step, {"warmup/lm_loss": loss})
             progress.advance(f"loss {loss:.3f}")
             state.lm_steps, state.language_mixture = step + 1, language.state_dict()
             run.save_if_due(state.lm_steps)
+    refresh_copies(run)
+
+
+def refresh_copies(run: Run) -> None:
+    """Let the frozen copies be what the policy is now."""
     for copy in run.networks.copies.values():
         copy.refresh(run.policy)
 
@@ -76,6 +88,7 @@ def teach_value(run: Run) -> None:
             ppo = run.config.ppo
             loss, skipped = value_pass(run.value, batches, ppo.value_clip_range, ppo.value_lr, run.topology)
             state.skipped += skipped
+            heed_skips(run, skipped > 0, "the value network's loss or gradient")
             run.mark_first_step()
             run.log("value_warmup", step, {"warmup/value_loss": loss})
             progress.advance(f"loss {loss:.4f}")

@@ -20,7 +20,7 @@ from destruct.ppo.update import UpdateStats
 from destruct.run import Run
 from destruct.tracking.summary import Summary
 
-_STATS = tuple(UpdateStats.__dataclass_fields__)
+_STATS = tuple(name for name in UpdateStats.__dataclass_fields__ if name != "not_finite")
 
 
 def record_round(run: Run, estimates: Estimates) -> None:

@@ -3,11 +3,14 @@
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
-from destruct.checkpoint import contents
+from destruct import last_words, setbacks
+from destruct.checkpoint import contents, finding
 from destruct.checkpoint.identity import CONFIG, DATA, config_digest, identity
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
@@ -20,8 +23,10 @@ from destruct.data.tokenizing import Tokenizer
 from destruct.drift import Probe
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
-from destruct.errors import DestructError
+from destruct.errors import DestructError, Diverged
 from destruct.exits import Exit
+from destruct.guard import broken, checksum, digest, refuse_drift, straggler
+from destruct.heartbeat import HEART
 from destruct.inputs import Inputs
 from destruct.models.policy import PolicyNetwork
 from destruct.ops.rows import LossCoefficients
@@ -34,6 +39,9 @@ from destruct.signals import Signals, Stopped
 from destruct.tracking.console import Screen
 from destruct.tracking.sinks import Sinks
 from destruct.tracking.watch import Watch
+
+COMPARED = 4
+"""Parameters of a network that are compared over ranks at a time."""
 
 
 @dataclass
@@ -68,6 +76,8 @@ class Run:
     signals: Signals = field(default_factory=Signals)
     saved: bool = True  # the last checkpoint of which the end is known was published; the same on every rank
     best_before: tuple[int | None, float] = (None, math.inf)  # update and loss, before the save under way
+    has_sampled: bool = False  # the replica holds weights
+    worked_alone_s: float = 0.0  # HEART.alone_s at the last comparison of speeds
 
     @property
     def config(self) -> Config:
@@ -161,6 +171,71 @@ class Run:
             raise self.unsaved()
         raise Stopped(number, f"{self.store.folder / self.state.name} is saved, and --resume auto goes on from there")
 
+    def compare(self) -> None:
+        """Hold against each other what must be equal on all ranks, which all call it.
+
+        Raises:
+            Drifted: one is not what the others are.
+        """
+        if self.topology.world_size > 1:
+            refuse_drift(self.facts(), self.topology)
+
+    def compare_speeds(self) -> None:
+        """Log, and say where it is much, how far the slowest rank is behind the others.  All ranks call it."""
+        before, self.worked_alone_s = self.worked_alone_s, HEART.alone_s
+        ratio, slow = straggler(HEART.alone_s - before, self.topology)
+        self.log("ppo", self.state.update, {"time/slowest_rank": ratio})
+        if slow is not None:
+            self.screen.say(slow)
+
+    def facts(self) -> dict[str, object]:
+        """What must be equal on all ranks, by name; of the networks a few parameters, others each time."""
+        state, lrs, step = self.state, self.update_settings, self.state.optimizer_steps
+        replica = [p for p in self.replica.parameters() if self.has_sampled and not p.is_meta]
+        return {
+            "config": config_digest(self.config),
+            "number of steps": (state.update, state.lm_steps, state.value_steps, step, state.tokens),
+            "KL coefficient": state.kl_coef,
+            "pair of learning rates": (lrs.policy_lr(step), lrs.value_lr(step)),
+            "vector of sampling weights": self.curriculum.weights.tolist(),
+            "state of the curriculum": digest(self.curriculum.state_dict()),
+            "place in the data": digest(self.mixture.state_dict()),
+            "policy": checksum(self._some(self.policy)),
+            "value network": checksum(self._some(self.value)),
+            "copy of the policy to sample from": checksum(replica),
+        }
+
+    def _some(self, engine: TrainEngine) -> list[torch.Tensor]:
+        names = [name for name, _ in engine.module.named_parameters()]
+        turn = self.state.update * COMPARED
+        return [engine.in_full(names[(turn + place) % len(names)]) for place in range(min(COMPARED, len(names)))]
+
+    def set_back(self, why: str) -> NoReturn:
+        """End this life, as training cannot go on from what it has become; all ranks call it.
+
+        Args:
+            why: what is not finite, in words.
+
+        Raises:
+            Diverged: they all do.
+        """
+        self.settle()
+        allowed = self.config.guard.restarts
+        last = self.topology.first_rank_makes(lambda: next(iter(finding.checkpoints(self.store.folder)), None))
+        where = f"update {self.state.update}" if self.probe else "the warm-up"
+        problem = f"training diverged in {where}: not finite: {why}"
+        if self.probe is None or last is None:
+            remedy = "lower the learning rates or the reward's scale, and start it anew with run.resume=never"
+            raise Diverged(problem, remedy, Exit.DIVERGED)
+        record = partial(setbacks.record, self.folder, self.state.update, why, self.mixture.state_dict())
+        times = self.topology.first_rank_makes(record)
+        if times > allowed:
+            remedy = f"lower the learning rates, or go on from an older checkpoint (destruct checkpoints {self.folder})"
+            raise Diverged(f"{problem}; set back {allowed} times before (guard.restarts)", remedy, Exit.DIVERGED)
+        last_words.again()
+        remedy = f"--resume auto goes on from {last}, without the texts drawn since (set-back {times} of {allowed})"
+        raise Diverged(problem, remedy, Exit.RANK_FAILED)
+
     def close(self) -> None:
         """End what writes files and what reads ahead."""
         self.store.close()
@@ -182,8 +257,16 @@ class Run:
 
         Args:
             best: the newest validation is of its weights, and the lowest so far.
+
+        Raises:
+            Drifted: a rank is not what the others are.
+            Diverged: what would be saved is not finite.
         """
         self.settle()
+        self.compare()
+        copies = {file.parent.name: copy for file, copy in self.networks.copies.items()}
+        if wrong := broken({"policy": self.policy, "value": self.value, **copies}, self.topology):
+            self.set_back(", ".join(wrong))
         state = self.state
         self.best_before = state.best_update, state.best_loss
         if best:

@@ -63,6 +63,19 @@ def fill_replica(run: Run) -> None:
     """Copy the policy's weights into the replica, unless it takes them layer by layer as it speaks."""
     if not run.in_step:
         run.policy.fill(run.replica)
+        run.has_sampled = True
+
+
+def heed_skips(run: Run, skipped: bool, why: str) -> None:
+    """Count updates in a row of which a step was dropped, in the warm-up steps; too many end this life.
+
+    Raises:
+        Diverged: on all ranks.
+    """
+    state = run.state
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+    if state.skipped_in_a_row >= run.config.guard.skipped_updates:
+        run.set_back(f"{why}, {state.skipped_in_a_row} times in a row")
 
 
 def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBatch]]:

@@ -20,13 +20,17 @@ from typing import Any, NoReturn
 from destruct import last_words
 from destruct.config.settings import Settings, load
 from destruct.doors import Parser, write_anywhere
-from destruct.errors import DestructError
+from destruct.errors import DestructError, Diverged, Drifted
 from destruct.exits import Exit, leave
 from destruct.signals import Signals, Stopped
 
 EPILOG = """Every key with its default and bounds: docs/config.md.
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save after the step under way and end the run; a second Ctrl-C ends it at once.
-Exit codes: 0 done, 2 configuration, 3 environment, 75 stopped and saved; 76 a rank failed."""
+Exit codes: 0 done, 2 configuration, 3 environment, 75 stopped and saved, 76 a rank failed or the run was set back
+(start it again), 77 it diverged too often."""
+
+AGAIN = "DESTRUCT_AGAIN"
+"""Variable that `launch/bin/deepspeed` sets where it starts a run again."""
 
 
 class OncePrinting(Parser):
@@ -79,10 +83,14 @@ def world_size() -> int:
 def read(options: argparse.Namespace) -> Settings:
     """The settings that the command line asks for, `--resume` being another way to write `run.resume=`.
 
+    A launcher that starts a run again, as it was set back, lets it go on from its last checkpoint.
+
     Raises:
         DestructError: both are given and differ, or anything that `load` refuses.
     """
     overrides, resume = list(options.overrides), options.resume
+    if AGAIN in os.environ:
+        overrides, resume = [each for each in overrides if not each.startswith("run.resume=")], "auto"
     if resume is not None and not any(override.startswith("run.resume=") for override in overrides):
         overrides.append(f"run.resume={json.dumps(resume, ensure_ascii=False)}")
     settings = load(options.config, overrides, world_size())
@@ -107,6 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
         if first:
             print(f"destruct: {stop}", file=sys.stderr, flush=True)
         return Exit.PREEMPTED
+    except (Diverged, Drifted) as end:
+        if first:
+            print(f"destruct: {end}", file=sys.stderr, flush=True)
+        return end.exit_code
     except KeyboardInterrupt:
         if first:
             print("destruct: interrupted", file=sys.stderr, flush=True)
@@ -147,12 +159,15 @@ def _run(settings: Settings, started: float, first: bool) -> None:
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one rank says that the hub is asked again
     from destruct.build import build
     from destruct.engine import topology as ranks
+    from destruct.guard import refuse_other_settings
     from destruct.loop import train
     from destruct.recording import summarize
     from destruct.tracking.console import Screen
+    from destruct.watchdog import watched
 
     with _telling(first, everywhere=False):
         topology = ranks.start()
+        refuse_other_settings(settings, topology)
     with ExitStack() as at_end:
         at_end.callback(ranks.stop)
         # Told before the ranks part, or the others would fail for want of this one before it has spoken.
@@ -164,6 +179,7 @@ def _run(settings: Settings, started: float, first: bool) -> None:
         at_end.callback(run.close)
         run.signals = signals
         signals.defer()
+        at_end.enter_context(watched(run.folder, settings.config.guard.stall_s, topology))
         train(run)
         summary = summarize(run)
         if topology.is_first:

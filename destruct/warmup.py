@@ -24,7 +24,7 @@ def cross_entropy_step(policy: TrainEngine, windows: TokenWindows, lr: float, to
 
     Returns:
         loss: nats per predicted token, over all ranks; 0 where there is none.
-        stepped: False when a loss was not finite and the step was dropped.
+        stepped: False when the loss or the gradient was not finite and the step was dropped.
     """
     weight = 1.0 / max(1, int(windows.target_counts.sum()))
     nats = torch.zeros((), dtype=torch.float64, device=topology.device)
@@ -35,11 +35,17 @@ def cross_entropy_step(policy: TrainEngine, windows: TokenWindows, lr: float, to
         policy.backward(output.loss)
         nats += output.loss.detach().double()
     loss = topology.sum(nats).item()
-    if not math.isfinite(loss):
-        policy.drop_gradients()
-        return loss, False
-    policy.step(lr)
-    return loss, True
+    return loss, _stepped(policy, loss, lr)
+
+
+def _stepped(engine: TrainEngine, loss: float, lr: float) -> bool:
+    """Step, unless the loss or the gradient is not finite; whether it did."""
+    finite = math.isfinite(engine.grad_norm()) and math.isfinite(loss)
+    if finite:
+        engine.step(lr)
+    else:
+        engine.drop_gradients()
+    return finite
 
 
 def _ptx_rows(targets: Tensor, weight: float) -> LossRows:
@@ -55,7 +61,7 @@ def value_pass(
 
     Returns:
         loss: mean over the minibatches, reward units squared.
-        skipped: steps that were dropped because the loss was not finite.
+        skipped: steps that were dropped because the loss or the gradient was not finite.
     """
     losses, skipped = [], 0
     for minibatch in minibatches:
@@ -65,9 +71,5 @@ def value_pass(
             value.backward(loss)
             total += loss.detach().double()
         losses.append(topology.sum(total).item())
-        if math.isfinite(losses[-1]):
-            value.step(lr)
-        else:
-            value.drop_gradients()
-            skipped += 1
+        skipped += not _stepped(value, losses[-1], lr)
     return sum(losses) / len(losses), skipped

@@ -15,52 +15,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "destruct"
 
-LAYER = {
-    "__init__.py": 0,
-    "errors.py": 0,
-    "exits.py": 0,
-    "batch.py": 0,
-    "minibatch.py": 0,
-    "seeding.py": 0,
-    "user_function.py": 0,
-    "durable.py": 0,
-    "signals.py": 0,
-    "last_words.py": 0,
-    "config/": 0,
-    "ops/": 1,
-    "ppo/": 1,
-    "curriculum/": 1,
-    "data/": 2,
-    "models/": 2,
-    "engine/": 2,
-    "ppo/update.py": 3,
-    "curriculum/dials.py": 3,
-    "curriculum/probing.py": 3,
-    "curriculum/replay.py": 3,
-    "curriculum/round.py": 3,
-    "rollout/": 3,
-    "checkpoint/": 3,
-    "tracking/": 3,
-    "evaluation.py": 3,
-    "run_folder.py": 3,
-    "warmup.py": 3,
-    "prompting.py": 3,
-    "drift.py": 3,
-    "run.py": 4,
-    "inputs.py": 4,
-    "networks.py": 4,
-    "planning/": 4,
-    "build.py": 4,
-    "loop.py": 4,
-    "preparation.py": 4,
-    "steps.py": 4,
-    "recording.py": 4,
-    "doors.py": 5,
-    "train.py": 5,
-    "plan.py": 5,
-    "explain.py": 5,
-    "checkpoints.py": 5,
-}
+LAYERS = (
+    "__init__.py errors.py exits.py batch.py minibatch.py seeding.py user_function.py durable.py signals.py "
+    "last_words.py config/ heartbeat.py",
+    "ops/ ppo/ curriculum/",
+    "data/ models/ engine/",
+    "ppo/update.py curriculum/dials.py curriculum/probing.py curriculum/replay.py curriculum/round.py rollout/ "
+    "checkpoint/ tracking/ evaluation.py run_folder.py warmup.py prompting.py drift.py ppo/distance.py "
+    "watchdog.py guard.py setbacks.py",
+    "run.py inputs.py networks.py planning/ build.py loop.py preparation.py steps.py recording.py",
+    "doors.py train.py plan.py explain.py checkpoints.py",
+)
+LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names.split()}
 """A file's layer is that of the longest prefix of its path; it imports its own layer or a lower number."""
 
 HOME = {

@@ -125,7 +125,7 @@ def identity(settings: Settings) -> dict[str, Any]:
         "bf16": training.bf16.enabled,
         "zero_optimization.stage": training.zero_optimization.stage,
         # The optimizer's state and beta are those of the checkpoint: another value here would change nothing.
-        **dict(_leaves(training.optimizer.model_dump(mode="json", exclude={"params": {"lr"}}), "optimizer")),
+        **dict(leaves(training.optimizer.model_dump(mode="json", exclude={"params": {"lr"}}), "optimizer")),
         "kl.coef": config.kl.coef,
         "kl.reference": config.kl.reference,
         "run.seed": config.run.seed,
@@ -134,8 +134,8 @@ def identity(settings: Settings) -> dict[str, Any]:
         "rollout.response_tokens": config.rollout.response_tokens,
         "curriculum.strategy": config.curriculum.strategy,
         "curriculum.unit": config.curriculum.unit,
-        **dict(_leaves(whole["model"], "model")),
-        **dict(_leaves(whole["data"], "data")),
+        **dict(leaves(whole["model"], "model")),
+        **dict(leaves(whole["data"], "data")),
     }
 
 
@@ -153,9 +153,10 @@ def _source_of(key: str) -> str | None:
     return found and found[1]
 
 
-def _leaves(value: Any, dotted: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, dotted: str) -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value of nested dicts, `dotted` being the key of the whole."""
     if not isinstance(value, dict):
         yield dotted, value
         return
     for key, item in value.items():
-        yield from _leaves(item, f"{dotted}.{key}")
+        yield from leaves(item, f"{dotted}.{key}" if dotted else key)

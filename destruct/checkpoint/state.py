@@ -21,7 +21,8 @@ class TrainState:
     seconds: float = 0.0  # of training, before a resume included
     kl_max: float = 0.0  # largest k3(policy || reference) after an update, nats per token
     breaches: int = 0  # updates that ended beyond kl.bound
-    skipped: int = 0  # optimizer steps dropped because a loss was not finite
+    skipped: int = 0  # optimizer steps dropped because a loss or a gradient was not finite
+    skipped_in_a_row: int = 0  # of the newest updates (in the warm-up: steps) how many had one, without a break
     sources: list[str] = field(default_factory=list)  # names, in the order of what is kept per source
     rewards: list[list[list[float]]] = field(default_factory=list)  # per update and source [sum of scores, rollouts]
     # "before", "after_warmup", "after" (the newest one in PPO) -> losses, nats per token, of the sources of that time

@@ -13,6 +13,7 @@ from destruct.config.data import DataConfig
 from destruct.config.deepspeed import FrozenJSON, TrainingJSON, frozen_json, read_json, training_json
 from destruct.config.engine import EngineConfig
 from destruct.config.fsdp import check_fsdp
+from destruct.config.guard import GuardConfig
 from destruct.config.model import ModelConfig
 from destruct.config.offload import IN_MEMORY, OffloadFolders, offload_folders
 from destruct.config.ppo import KLConfig, PPOConfig, WarmupConfig
@@ -37,6 +38,7 @@ class Config(Section):
     warmup: WarmupConfig = WarmupConfig()
     frozen: FrozenConfig = FrozenConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    guard: GuardConfig = GuardConfig()
     prompts: PromptsConfig = PromptsConfig()
 
     @model_validator(mode="after")

@@ -29,12 +29,14 @@ class TrainEngine(Protocol):
                 ranks.  The sum over micro-batches and ranks of these losses is what is differentiated.
         """
 
-    def step(self, lr: float) -> float:
-        """Clip, step, clear.  Called after exactly `accumulation` backwards.
+    def grad_norm(self) -> float:
+        """The accumulated gradient's norm over all ranks, before clipping; not finite where the gradient is not.
 
-        Returns:
-            The gradient's norm over all ranks before clipping.
+        Called after exactly `accumulation` backwards.  `step` or `drop_gradients` comes next.
         """
+
+    def step(self, lr: float) -> None:
+        """Clip by the norm that `grad_norm` has just told, step, clear."""
 
     def drop_gradients(self) -> None:
         """Forget what was accumulated; the weights and the optimizer stay as they are."""
@@ -47,6 +49,9 @@ class TrainEngine(Protocol):
 
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter by name, gathered one at a time."""
+
+    def states(self) -> Iterator[Tensor]:
+        """What this rank holds of weights, master weights and moments; not to be written to."""
 
     def save(self, folder: Path, role: str) -> None:
         """Write weights, master weights and optimizer state below `folder/role`."""
@@ -82,6 +87,9 @@ class FrozenEngine(InferenceEngine, Protocol):
 
     def refresh(self, policy: Any) -> None:
         """Take over the weights of `policy`, an engine of the same backend."""
+
+    def states(self) -> Iterator[Tensor]:
+        """What this rank holds of the weights; not to be written to."""
 
     def head(self) -> Tensor:
         """(V, H) the weight of its language-model head in full, on this rank's device; not to be written to."""

@@ -2,12 +2,15 @@
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import deepspeed
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.utils import combine_grad_norm_groups, get_global_norm_of_tensors
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
@@ -18,11 +21,14 @@ from transformers.integrations.deepspeed import (
 )
 
 from destruct.config.offload import IN_MEMORY, OffloadFolders
+from destruct.engine.adam import adam_states
 from destruct.engine.deepspeed_files import made_in_files, moved, read_as_mapped
 from destruct.engine.topology import Topology
 from destruct.engine.units import layers_of
 from destruct.engine.universal import convert, read_as_universal
+from destruct.engine.zero3 import gathered, shard_bounds, whole_of, write_shard
 from destruct.errors import DestructError
+from destruct.heartbeat import HEART
 
 # A shared-memory all-reduce for CPU inference, which DeepSpeed would compile for 30 s at the first start on a machine;
 # nothing here calls it (gloo and NCCL do the work).
@@ -89,12 +95,15 @@ class DeepSpeedEngine:
             self.engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=config)
         self.module = self.engine.module
         self._backwards = 0
+        self._known: AbstractContextManager[object] = nullcontext()  # in which DeepSpeed knows the gradient's norm
         self._zero_shard_padding()
 
     def __call__(self, *args: Any) -> Any:
+        HEART.beat()
         return self.engine(*args)
 
     def backward(self, loss: Tensor) -> None:
+        HEART.beat()
         # DeepSpeed averages over ranks; the product is also what keeps `scale_wrt_gas=False` from being ignored,
         # which happens (stage 0, and 1 with bf16) when the tensor is the very one that the forward returned.
         self.engine.backward(loss * self.topology.world_size, scale_wrt_gas=False)
@@ -102,16 +111,28 @@ class DeepSpeedEngine:
         if self._backwards < self.accumulation:
             self.engine.step()  # counts the micro-batch; steps at the last one alone
 
-    def step(self, lr: float) -> float:
+    def grad_norm(self) -> float:
         assert self._backwards == self.accumulation, f"{self._backwards} of {self.accumulation} micro-batches"
+        optimizer, self._known = self.engine.optimizer, nullcontext()
+        if self.stage == 0:  # float32, as the config demands: a bare torch optimizer
+            return float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+        if isinstance(optimizer, BF16_Optimizer):
+            norm = float(get_global_norm_of_tensors(optimizer.get_grads_for_norm()[0], mpu=optimizer.mpu))
+            return norm if norm >= 0 else float("nan")  # it says -1 where the gradient is not finite
+        if self.stage < 3:
+            optimizer._wait_for_offload_copies()
+        method = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        norm = getattr(optimizer, method)()
+        # Else `step` would measure it again.
+        self._known = patch.object(optimizer, method, lambda: norm)
+        return float(combine_grad_norm_groups(norm) if self.stage == 3 else norm)
+
+    def step(self, lr: float) -> None:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        # Stage 0 (float32, as the config demands) is a bare torch optimizer: DeepSpeed clips it but keeps no norm.
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients) if self.stage == 0 else None
-        self.engine.step()
+        with self._known:
+            self.engine.step()
         self._backwards = 0
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     def drop_gradients(self) -> None:
         # DeepSpeed has no call for this: each stage keeps partial gradients and a count of micro-batches of its own.
@@ -134,11 +155,16 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def in_full(self, name: str) -> Tensor:
-        return _whole(self.module.get_parameter(name), self.topology)
+        return whole_of(self.module.get_parameter(name), self.topology)
 
     @torch.no_grad()
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
-        yield from _gathered(self.module, self.topology)
+        yield from gathered(self.module, self.topology)
+
+    def states(self) -> Iterator[Tensor]:
+        for p in self.module.parameters():
+            yield getattr(p, "ds_tensor", p).data
+        yield from adam_states(getattr(self.engine.optimizer, "optimizer", self.engine.optimizer))
 
     def save(self, folder: Path, role: str) -> None:
         # DeepSpeed meets in collectives after each write: a rank whose write failed goes through them and raises then.
@@ -174,7 +200,7 @@ class DeepSpeedEngine:
         for group, masters in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
             position = 0
             for p in group:
-                start, end = _shard_bounds(p, self.topology)
+                start, end = shard_bounds(p, self.topology)
                 size = p.ds_tensor.numel()
                 p.ds_tensor.view(-1)[end - start :].zero_()
                 masters.data[position + end - start : position + size].zero_()
@@ -199,6 +225,7 @@ class DeepSpeedFrozen:
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Any:
+        HEART.beat()
         return self.engine(*args)
 
     @torch.no_grad()
@@ -210,58 +237,37 @@ class DeepSpeedFrozen:
             if policy.stage == 3:
                 q.ds_tensor.copy_(p.ds_tensor)
             else:
-                _write_shard(q, p, self.topology)
+                write_shard(q, p, self.topology)
 
     def _drop_gathered(self) -> None:
         """Parameters still gathered after a forward would be used again as they are, a refresh unseen."""
-        gathered = [q for q in self.module.parameters() if q.ds_status is ZeroParamStatus.AVAILABLE]
-        if gathered:
-            gathered[0].partition(param_list=gathered, has_been_updated=False)
+        still = [q for q in self.module.parameters() if q.ds_status is ZeroParamStatus.AVAILABLE]
+        if still:
+            still[0].partition(param_list=still, has_been_updated=False)
+
+    def states(self) -> Iterator[Tensor]:
+        for q in self.module.parameters():
+            yield q.ds_tensor.data
 
     @torch.no_grad()
     def head(self) -> Tensor:
-        return _whole(self.module.head.weight, self.topology)
+        return whole_of(self.module.head.weight, self.topology)
 
     @torch.no_grad()
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
-        yield from _gathered(self.module, self.topology)
+        yield from gathered(self.module, self.topology)
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         self._drop_gathered()
         for name, q in self.module.named_parameters():
-            _write_shard(q, tensors[name], self.topology)
+            write_shard(q, tensors[name], self.topology)
 
 
 def _gather_by_layers(network: nn.Module) -> None:
     """Fetch a decoder layer's parameters together, an eighth less of an iteration than module by module."""
     for layer in layers_of(network):
         set_z3_leaf_module(layer, True)
-
-
-def _gathered(module: nn.Module, topology: Topology) -> Iterator[tuple[str, Tensor]]:
-    """Whole parameters one at a time; the engine's own state is not touched (no GatheredParameters)."""
-    p: Any
-    for name, p in module.named_parameters():
-        yield name, _whole(p, topology)
-
-
-def _whole(p: Any, topology: Topology) -> Tensor:
-    if not hasattr(p, "ds_tensor"):
-        return p.detach()
-    return topology.gather_flat(p.ds_tensor.data.to(topology.device))[: p.ds_numel].view(p.ds_shape)
-
-
-def _shard_bounds(p: Any, topology: Topology) -> tuple[int, int]:
-    """This rank's part of a ZeRO-3 parameter as [start, end) of its flat elements, padding left out."""
-    size = p.ds_tensor.numel()
-    start = min(topology.rank * size, p.ds_numel)
-    return start, min(start + size, p.ds_numel)
-
-
-def _write_shard(q: Any, whole: Tensor, topology: Topology) -> None:
-    start, end = _shard_bounds(q, topology)
-    q.ds_tensor.view(-1)[: end - start].copy_(whole.reshape(-1)[start:end])
 
 
 @contextmanager

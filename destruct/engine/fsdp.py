@@ -20,9 +20,11 @@ from transformers import PreTrainedModel
 
 from destruct.config.deepspeed import Optimizer
 from destruct.config.offload import Offload
+from destruct.engine.adam import adam_states
 from destruct.engine.topology import Topology
 from destruct.engine.units import layers_of
 from destruct.errors import DestructError
+from destruct.heartbeat import HEART
 from destruct.ops.head import FusedHead
 
 
@@ -55,6 +57,7 @@ class FsdpEngine:
             self.optimizer.state[p] = {"step": torch.tensor(0.0, device=topology.device), **moments}
 
     def __call__(self, *args: Any) -> Any:
+        HEART.beat()
         output = self.module(*args)
         if not torch.is_grad_enabled():
             # Else the root stays gathered until a backward, takes memory, and does not see what is loaded in between.
@@ -62,16 +65,22 @@ class FsdpEngine:
         return output
 
     def backward(self, loss: Tensor) -> None:
+        HEART.beat()
         # FSDP averages over the ranks.  It reduces each micro-batch, so that no rank ever holds a whole gradient.
         (loss * self.topology.world_size).backward()
 
-    def step(self, lr: float) -> float:
+    def grad_norm(self) -> float:
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return float(self._norm)
+
+    def step(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
+        nn.utils.clip_grads_with_norm_(self.parameters.values(), self.max_grad_norm, self._norm)
         self.optimizer.step()
         self.drop_gradients()
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def drop_gradients(self) -> None:
         self.optimizer.zero_grad()
@@ -89,6 +98,10 @@ class FsdpEngine:
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
         for name in self.parameters:
             yield name, self.in_full(name)
+
+    def states(self) -> Iterator[Tensor]:
+        for state in adam_states(self.optimizer):
+            yield state.to_local() if isinstance(state, DTensor) else state
 
     def save(self, folder: Path, role: str) -> None:
         try:
@@ -137,6 +150,7 @@ class FsdpFrozen:
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Any:
+        HEART.beat()
         output = self.module(*args)
         if hasattr(self.module, "reset_iter_state"):  # from torch 2.13 on
             # Else the order of all forwards is remembered for a backward that never comes.
@@ -149,6 +163,10 @@ class FsdpFrozen:
         for (name, q), (policy_name, p) in pairs:
             assert name == policy_name, f"frozen {name} against policy {policy_name}"
             q.to_local().copy_(p.to_local())
+
+    def states(self) -> Iterator[Tensor]:
+        for q in self.module.parameters():
+            yield q.to_local()
 
     @torch.no_grad()
     def head(self) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from destruct.config.deepspeed import Optimizer
+from destruct.engine.adam import adam_states
 from destruct.errors import DestructError
+from destruct.heartbeat import HEART
 
 PART = 2**20
 """Elements of a gradient that are cast at a time, in memory that stays in the cache."""
@@ -36,9 +38,11 @@ class SingleEngine:
         self.optimizer = torch.optim.AdamW(self.masters, lr=0.0, fused=True, **arguments)
 
     def __call__(self, *args: Any) -> Any:
+        HEART.beat()
         return self.module(*args)
 
     def backward(self, loss: Tensor) -> None:
+        HEART.beat()
         loss.backward()
         for p, master in zip(self.parameters, self.masters, strict=True):
             if master is p or p.grad is None:
@@ -56,14 +60,18 @@ class SingleEngine:
                     part.add_(more.float())
             master.grad, p.grad = total, None
 
-    def step(self, lr: float) -> float:
+    def grad_norm(self) -> float:
+        gradients = [master.grad for master in self.masters if master.grad is not None]
+        self._norm = nn.utils.get_total_norm(gradients)
+        return float(self._norm)
+
+    def step(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
+        nn.utils.clip_grads_with_norm_(self.masters, self.max_grad_norm, self._norm)
         self.optimizer.step()
         self.drop_gradients()
         self._publish()
-        return float(norm)
 
     def drop_gradients(self) -> None:
         self.optimizer.zero_grad()
@@ -85,6 +93,10 @@ class SingleEngine:
     def tensors_in_full(self) -> Iterator[tuple[str, Tensor]]:
         for name, p in self.module.named_parameters():
             yield name, p.detach()
+
+    def states(self) -> Iterator[Tensor]:
+        yield from self.parameters
+        yield from adam_states(self.optimizer)
 
     def save(self, folder: Path, role: str) -> None:
         (folder / role).mkdir(parents=True)
@@ -112,10 +124,14 @@ class SingleFrozen:
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Any:
+        HEART.beat()
         return self.module(*args)
 
     def refresh(self, policy: SingleEngine) -> None:
         self.load_tensors(dict(policy.tensors_in_full()))
+
+    def states(self) -> Iterator[Tensor]:
+        yield from self.module.parameters()
 
     def head(self) -> Tensor:
         return self.module.head.weight.detach()

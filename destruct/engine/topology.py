@@ -13,6 +13,7 @@ from torch import Tensor
 
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.heartbeat import HEART
 
 T = TypeVar("T")
 
@@ -43,14 +44,16 @@ class Topology:
         """Sum over ranks, in float64 for floats so that the order of ranks does not show."""
         total = x.to(self.device, torch.float64 if x.is_floating_point() else torch.int64, copy=True)
         if self.world_size > 1:
-            dist.all_reduce(total)
+            with HEART.waiting():
+                dist.all_reduce(total)
         return total
 
     def max(self, x: Tensor) -> Tensor:
         """Elementwise maximum over ranks."""
         top = x.to(self.device, copy=True)
         if self.world_size > 1:
-            dist.all_reduce(top, dist.ReduceOp.MAX)
+            with HEART.waiting():
+                dist.all_reduce(top, dist.ReduceOp.MAX)
         return top
 
     def interleave(self, x: Tensor) -> Tensor:
@@ -61,13 +64,15 @@ class Topology:
         if self.world_size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(self.world_size)]
-        dist.all_gather(parts, x.contiguous())
+        with HEART.waiting():
+            dist.all_gather(parts, x.contiguous())
         return torch.stack(parts, 1).flatten(0, 1)
 
     def gather_flat(self, shard: Tensor) -> Tensor:
         """Concatenate equal flat shards (k,) of all ranks in rank order: (world_size * k,)."""
         if self.world_size == 1:
             return shard.clone()
+        HEART.beat()
         whole = torch.empty(self.world_size * shard.numel(), dtype=shard.dtype, device=shard.device)
         dist.all_gather(list(whole.chunk(self.world_size)), shard)
         return whole
@@ -82,7 +87,8 @@ class Topology:
                 box[0] = (True, make())
             except Exception as error:
                 box[0] = (False, error)
-        dist.broadcast_object_list(box, src=0)
+        with HEART.waiting():
+            dist.broadcast_object_list(box, src=0)
         assert box[0] is not None
         made, result = box[0]
         if not made:
@@ -113,7 +119,8 @@ class Topology:
         """The (picklable) value of each rank, in rank order."""
         values = [value] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(values, value)
+            with HEART.waiting():
+                dist.all_gather_object(values, value)
         return values
 
     def all_agree(self, fine: bool) -> bool:

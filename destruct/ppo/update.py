@@ -1,22 +1,21 @@
 """The update: E epochs of clipped policy and value optimisation over packed minibatches (arXiv:1707.06347)."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from destruct.batch import ScoredBatch, TrainBatch
+from destruct.batch import TrainBatch
 from destruct.engine.base import TrainEngine
 from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
-from destruct.minibatch import Minibatch, micro_batches
+from destruct.minibatch import Minibatch
 from destruct.ops.rows import SUM_NAMES, LossCoefficients, LossRows, PolicyLoss, ReferenceStates
-from destruct.ppo.kl import LOG_RATIO_CLAMP, k3
+from destruct.ppo.distance import kl_from_old
+from destruct.ppo.kl import LOG_RATIO_CLAMP
 from destruct.ppo.loss import clipped_value_loss
-from destruct.rollout.packing import joined
-from destruct.rollout.score import PolicyInputs, policy_inputs, response_logprobs
+from destruct.rollout.score import PolicyInputs, policy_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +54,9 @@ class UpdateStats:
     value_grad_norm: float
     steps: int  # optimizer steps taken by each network
     steps_planned: int
-    skipped: int  # steps neither network took because a loss was not finite
+    skipped: int  # steps neither network took because a loss, a ratio, a KL or a gradient was not finite
     epochs: int  # passes made before the early stop
+    not_finite: tuple[str, ...]  # what was not finite in the skipped ones, and on which ranks the losses were not
 
 
 class Tally:
@@ -74,6 +74,10 @@ class Tally:
     def add_value(self, loss: Tensor) -> None:
         self.sums[-2] += loss.detach().double()
         self.sums[-1] += (~torch.isfinite(loss)).double()
+
+    def ranks_at_fault(self, topology: Topology) -> list[int]:
+        """Those whose own loss was not finite."""
+        return [rank for rank, bad in enumerate(topology.from_all(bool(self.sums[-1]))) if bad]
 
     def over_ranks(self, topology: Topology) -> tuple[dict[str, float], list[float]]:
         """Sums by name (with `value_loss` and `not_finite`), largest log ratio and largest -log ratio."""
@@ -108,6 +112,7 @@ def ppo_update(
     """
     log: list[dict[str, float]] = []
     first_ratio_error: float | None = None
+    not_finite: dict[str, None] = {}
     skipped = epochs = 0
     while epochs < settings.epochs and not _moved_too_far(policy, minibatches, settings, epochs, topology):
         epochs += 1
@@ -116,17 +121,21 @@ def ppo_update(
             sums, (rise, fall) = tally.over_ranks(topology)
             facts = _means(sums, minibatches[m]) | {"ratio_max": _ratio(rise), "ratio_min": _ratio(-fall)}
             first_ratio_error = max(rise, fall) if first_ratio_error is None else first_ratio_error
-            if sums["not_finite"]:
+            facts |= {"policy_grad_norm": policy.grad_norm(), "value_grad_norm": value.grad_norm()}
+            wrong = [name for name, fact in facts.items() if not math.isfinite(fact)]
+            if wrong or sums["not_finite"]:
                 policy.drop_gradients()
                 value.drop_gradients()
                 skipped += 1
+                ranks = tally.ranks_at_fault(topology)
+                not_finite |= dict.fromkeys([*wrong, *(f"the loss of rank {rank}" for rank in ranks)])
             else:
                 step = first_step + len(log)
-                facts["policy_grad_norm"] = policy.step(settings.policy_lr(step))
-                facts["value_grad_norm"] = value.step(settings.value_lr(step))
+                policy.step(settings.policy_lr(step))
+                value.step(settings.value_lr(step))
                 log.append(facts)
     assert first_ratio_error is not None, "an update has at least one epoch and one minibatch"
-    return _stats(log, first_ratio_error, skipped, epochs, settings.epochs * len(minibatches))
+    return _stats(log, first_ratio_error, skipped, epochs, settings.epochs * len(minibatches), tuple(not_finite))
 
 
 def _moved_too_far(
@@ -209,46 +218,6 @@ def value_loss(value: TrainEngine, train: TrainBatch, response_tokens: int, clip
     return per_token.sum() / max(1, response_tokens)
 
 
-def kl_to_reference(
-    policy: TrainEngine, minibatches: list[Minibatch[ScoredBatch]], temperature: float, topology: Topology
-) -> float:
-    """k3(policy now || reference) on the update's own tokens, unweighted mean, nats per token: the KL constraint.
-
-    All ranks call it.
-    """
-    return _mean_k3(policy, minibatches, temperature, topology, lambda scored, now: scored.reference_logprobs - now)
-
-
-def kl_from_old(
-    policy: TrainEngine, minibatches: list[Minibatch[ScoredBatch]], temperature: float, topology: Topology
-) -> float:
-    """k3(old || policy now) on the update's own tokens, mean, nats per token: what the early stop bounds.
-
-    All ranks call it.
-    """
-    return _mean_k3(policy, minibatches, temperature, topology, lambda scored, now: now - scored.old_logprobs)
-
-
-@torch.no_grad()
-def _mean_k3(
-    policy: TrainEngine,
-    minibatches: list[Minibatch[ScoredBatch]],
-    temperature: float,
-    topology: Topology,
-    log_ratio: Callable[[ScoredBatch, Tensor], Tensor],
-) -> float:
-    def several(parts: tuple[ScoredBatch, ...]) -> Iterator[Tensor]:
-        now = response_logprobs(policy, joined([scored.rollouts for scored in parts]), temperature, ptx=False)
-        for scored, said in zip(parts, now.split([len(scored.rollouts.responses) for scored in parts]), strict=True):
-            yield k3(log_ratio(scored, said))[scored.rollouts.mask].double().sum()
-
-    total = torch.zeros((), dtype=torch.float64, device=topology.device)
-    for nats in micro_batches(minibatch.map_together(several) for minibatch in minibatches):
-        total += nats
-    tokens = sum(minibatch.response_tokens for minibatch in minibatches)
-    return topology.sum(total).item() / max(1, tokens)
-
-
 def _means(sums: dict[str, float], minibatch: Minibatch[TrainBatch]) -> dict[str, float]:
     """Per response token; PTX per continuation token; the value loss is normalised already."""
     counts = {"ptx_nll": minibatch.continuation_tokens, "value_loss": 1, "not_finite": 1}
@@ -265,7 +234,12 @@ def _mean(values: list[float]) -> float:
 
 
 def _stats(
-    log: list[dict[str, float]], first_ratio_error: float, skipped: int, epochs: int, planned: int
+    log: list[dict[str, float]],
+    first_ratio_error: float,
+    skipped: int,
+    epochs: int,
+    planned: int,
+    not_finite: tuple[str, ...],
 ) -> UpdateStats:
     def mean(name: str) -> float:
         return _mean([facts[name] for facts in log])
@@ -292,4 +266,5 @@ def _stats(
         steps_planned=planned,
         skipped=skipped,
         epochs=epochs,
+        not_finite=not_finite,
     )

@@ -1,6 +1,7 @@
 """`rollout.mode: generate`: sample responses with a KV cache on a hook-free replica of the policy."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from transformers import StopStringCriteria
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
+from destruct.heartbeat import HEART
 from destruct.models.policy import PolicyNetwork, speaking
 from destruct.rollout.key_value_cache import reserve, without
 from destruct.rollout.packed_weights import packed
@@ -73,6 +75,7 @@ def sample_responses(
     over = False  # all have ended, and the last rows are read on for the sake of other ranks
     with speaking(replica), packed(replica, n):
         for t in range(limit):
+            HEART.alive()
             body = replica.body(
                 input_ids=tokens,
                 position_ids=positions,
@@ -147,7 +150,8 @@ def generate(
     # By the prompts of all ranks, which so make the same calls whatever their shares hold.
     lengths = prompts.prompt_lengths[mine] if bool((prompts.prompt_lengths < p).any()) else None
     go_on = (lambda alive: not topology.all_agree(not alive)) if in_step else bool
-    sampled = sample_responses(replica, prompts.windows[mine, :p], uniforms, how, lengths, go_on)
+    with nullcontext() if in_step else HEART.alone():
+        sampled = sample_responses(replica, prompts.windows[mine, :p], uniforms, how, lengths, go_on)
     responses, lengths, stopped = (topology.interleave(part) for part in sampled)
     mask = torch.arange(limit, device=lengths.device) < lengths[:, None]
     return RolloutBatch(prompts, responses, mask, stopped, teacher_forced=False)

@@ -58,7 +58,7 @@ class Screen:
         facts.add_row("largest KL to the reference", f"{kl:.4f}, {where} its bound {bound}")
         facts.add_row("updates, rounds", f"{summary.updates}, {summary.rounds}")
         if summary.skipped_steps:
-            facts.add_row("SKIPPED STEPS", f"{summary.skipped_steps}: a loss was not finite")
+            facts.add_row("SKIPPED STEPS", f"{summary.skipped_steps}: a loss or a gradient was not finite")
         facts.add_row("tokens", f"{summary.tokens:,}")
         facts.add_row("seconds, peak memory", f"{summary.seconds:.0f} s, {summary.peak_rss_mib:.0f} MiB per rank")
         if summary.best_update is not None:

@@ -37,7 +37,9 @@ METRICS: dict[str, Metric] = {
     "ppo/steps": Metric("count", "optimizer steps taken by each network"),
     "ppo/steps_planned": Metric("count", "optimizer steps without early stop"),
     "ppo/epochs": Metric("count", "passes over the rollouts before the early stop"),
-    "ppo/skipped": Metric("count", "steps neither network took because a loss was not finite"),
+    "ppo/skipped": Metric(
+        "count", "steps neither network took because a loss, a ratio, a KL or a gradient was not finite"
+    ),
     "kl/to_reference": Metric("nats/token", "k3(policy after the update || reference) on the update's tokens"),
     "kl/sampled": Metric("nats/token", "k1(policy that sampled || reference), the penalty's estimate"),
     "kl/from_initial": Metric(
@@ -97,6 +99,9 @@ METRICS: dict[str, Metric] = {
     "time/round": Metric("s", "refresh, panels, weights"),
     "time/evaluate": Metric("s", "validation since the line before"),
     "time/checkpoint": Metric("s", "saving since the line before"),
+    "time/slowest_rank": Metric(
+        "ratio", "work of the slowest rank by itself (sampling), as a multiple of the others' median; where compared"
+    ),
     "time/tokens_per_s": Metric("tokens/s", "drawn and sampled tokens per second since the line before"),
     "memory/peak_rss_mib": Metric("MiB", "peak resident memory of the largest rank"),
     "memory/peak_gpu_mib": Metric("MiB", "peak memory that torch has taken of the fullest GPU; absent without one"),

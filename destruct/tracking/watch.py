@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from destruct.heartbeat import HEART
+
 
 class Watch:
     """`with watch("generate"): ...` adds the block's wall-clock seconds to that phase."""
@@ -15,7 +17,8 @@ class Watch:
     def __call__(self, phase: str) -> Iterator[None]:
         begun = time.perf_counter()
         try:
-            yield
+            with HEART.during(phase):
+                yield
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begun
 

@@ -1,6 +1,7 @@
 """What every rank does for test_engines.py: all engine cases in one launch; rank 0 writes the figures as JSON."""
 
 import copy
+import functools
 import itertools
 import json
 import sys
@@ -131,6 +132,35 @@ def skip_cases(topology: Topology) -> dict[str, Any]:
     return results
 
 
+def gradient_skip_cases(topology: Topology) -> dict[str, Any]:
+    """All losses finite, the value network's gradient not, on the last rank alone; then a clean update, against it."""
+    results: dict[str, Any] = {}
+    clean = minibatches(2, topology, count=2)
+    kinds = [(dtype, way, None) for dtype, ways in WAYS.items() for way in ways]
+    for dtype, way, offload in [*kinds, *OFFLOADED]:
+        after = []
+        for broken in (True, False):
+            policy, value = (sharded(m, way, dtype, 2, topology, offload) for m in networks(dtype, tied=True))
+            order = torch.Generator().manual_seed(0)
+            if broken:
+                last = topology.rank == topology.world_size - 1
+                hook = value.module.head.register_forward_hook(functools.partial(spoil, last))
+                stats = ppo_update(policy, value, [clean[0]], COEFFICIENTS, settings(), 0, order, topology)
+                hook.remove()
+            ppo_update(policy, value, [clean[1]], COEFFICIENTS, settings(), 0, order, topology)
+            after.append([t.clone() for engine in (policy, value) for _, t in engine.tensors_in_full()])
+            close(policy, value)
+        equal = all(torch.equal(a, b) for a, b in zip(*after, strict=True))
+        results[f"{dtype} {way}{' offloaded' if offload else ''}"] = [stats.steps, stats.not_finite, equal]
+    return results
+
+
+def spoil(here: bool, head: Any, inputs: Any, values: Tensor) -> Tensor:
+    if here and values.requires_grad:
+        values.register_hook(lambda gradient: gradient * float("inf"))
+    return values
+
+
 def refresh_case(way: str, threshold: int, topology: Topology) -> dict[str, float]:
     """Two forwards of the frozen engine, policy steps that move the logprobs, a refresh, the next forward.
 
@@ -245,6 +275,7 @@ def main() -> None:
         "gradients": gradient_cases(topology),
         "scores": score_cases(topology),
         "skips": skip_cases(topology),
+        "gradient skips": gradient_skip_cases(topology),
         "refresh": {f"{way} threshold{t}": refresh_case(way, t, topology) for way, t in REFRESHED},
         "loads": {
             f"{way} {'tied' if tied else 'untied'}": load_case(way, tied, topology, folder / f"{way} {tied}")

@@ -92,6 +92,13 @@ def test_a_loss_that_is_not_finite_on_one_rank_steps_neither_network_and_leaves_
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_a_gradient_that_is_not_finite_on_one_rank_steps_neither_network_and_leaves_nothing_behind(figures, ranks):
+    assert len(figures[ranks]["gradient skips"]) == 11
+    for name, case in figures[ranks]["gradient skips"].items():
+        assert case == [0, ["value_grad_norm"], True], name
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", ["zero1 threshold0", "zero3 threshold0", "zero3 threshold100000", "fsdp threshold0"])
 def test_a_refresh_is_seen_by_the_frozen_engines_next_forward(figures, ranks, name):
     """The engine had been used twice before each of three refreshes, and the policy had moved far."""

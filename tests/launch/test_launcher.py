@@ -207,7 +207,9 @@ def test_patience_that_is_no_number_is_refused_before_anything_starts(tmp_path):
 @pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("exit 0", 0), ("kill -KILL $$", 137), ("exit 247", 76)])
 def test_the_code_of_the_launcher_underneath_is_ours_and_a_signal_becomes_a_code(script, code):
     """A launcher that SIGKILL ends has 128 + 9, as in a shell; one that exits with 256 - 9 tells of a rank."""
-    call = f"import os, runpy, sys; sys.exit(runpy.run_path(sys.argv[1])['run'](['sh', '-c', {script!r}], os.environ))"
+    call = (
+        f"import os, runpy, sys; sys.exit(runpy.run_path(sys.argv[1])['run'](['sh', '-c', {script!r}], os.environ, []))"
+    )
     done = subprocess.run([sys.executable, "-c", call, WRAPPER], capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
 

@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 from destruct.batch import PromptBatch, TrainBatch
 from destruct.models.policy import build_policy, llama_config
 from destruct.models.value import build_value
-from destruct.ppo.update import accumulate, kl_to_reference, loss_rows, ppo_update
+from destruct.ppo.distance import kl_to_reference
+from destruct.ppo.update import accumulate, loss_rows, ppo_update
 from tests.ppo.rollouts import (
     ALONE,
     COEFFICIENTS,

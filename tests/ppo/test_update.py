@@ -11,7 +11,8 @@ from destruct.batch import ScoredBatch, TrainBatch
 from destruct.engine.single import SingleEngine
 from destruct.models.policy import build_policy, llama_config
 from destruct.ppo import update
-from destruct.ppo.update import accumulate, kl_to_reference, ppo_update
+from destruct.ppo.distance import kl_to_reference
+from destruct.ppo.update import accumulate, ppo_update
 from destruct.rollout.score import response_logprobs
 from tests.ppo.rollouts import (
     ALONE,
@@ -184,12 +185,29 @@ def test_a_loss_of_either_network_that_is_not_finite_steps_neither_and_leaves_no
         returns[0, 0] = math.inf
         bad = TrainBatch(s, batch.advantages, returns)
     policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
-    untouched = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
     stats = ppo_update(policy, value, packed(bad), COEFFICIENTS, settings(), 0, torch.Generator(), ALONE)
     assert (stats.steps, stats.skipped) == (0, 1)
+    told = {"policy": "kl_reference_k3", "value": "value_loss"}[network]
+    assert told in stats.not_finite and "the loss of rank 0" in stats.not_finite
+    nothing_was_done(policy, value)
+
+
+def nothing_was_done(policy: SingleEngine, value: SingleEngine) -> None:
+    untouched = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
     for mine, other in zip((policy, value), untouched, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters, other.parameters, strict=True))
         assert all(p.grad is None for p in mine.parameters)
+        assert not mine.optimizer.state
+
+
+@pytest.mark.parametrize("network", ["policy", "value"])
+def test_a_gradient_of_either_network_that_is_not_finite_though_all_losses_are_steps_neither(batch, network):
+    policy, value = engines(build_policy(SHAPE, V, torch.float32, 1, "chunked"))
+    trained = policy if network == "policy" else value
+    trained.parameters[0].register_hook(lambda gradient: gradient * math.inf)
+    stats = ppo_update(policy, value, packed(batch), COEFFICIENTS, settings(), 0, torch.Generator(), ALONE)
+    assert (stats.steps, stats.skipped, stats.not_finite) == (0, 1, (f"{network}_grad_norm",))
+    nothing_was_done(policy, value)
 
 
 def test_the_early_stop_reads_k3_of_old_against_new_over_all_tokens(batch):

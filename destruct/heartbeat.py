@@ -1,0 +1,64 @@
+"""Where this process is: the phase, how many calls it has made, and how long it has worked by itself."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Heartbeat:
+    """Signs of life of one rank, written by what runs and read by its watchdog.
+
+    All ranks make the same calls of models and of collectives: the one that has made fewer is late.
+    """
+
+    count: int = 0  # calls of models and collectives so far
+    at: float = field(default_factory=time.monotonic)  # of the last sign of life
+    phase: str = "start"
+    waits: bool = False  # in a collective of ours
+    alone_s: float = 0.0  # seconds of work in which no rank waits for another, so that ranks can be compared by it
+
+    def beat(self) -> None:
+        """A call that all ranks make."""
+        self.count += 1
+        self.at = time.monotonic()
+
+    def alive(self) -> None:
+        """A sign of life within a call; other ranks may give more or fewer."""
+        self.at = time.monotonic()
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Within the block this rank is in that phase."""
+        before, self.phase = self.phase, phase
+        self.alive()
+        try:
+            yield
+        finally:
+            self.phase = before
+            self.alive()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within the block this rank may wait for others."""
+        self.beat()
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
+            self.alive()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within the block this rank does its share of what all do at the same time, without a collective."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.alone_s += time.monotonic() - begun
+
+
+HEART = Heartbeat()
+"""That of this process."""
