@@ -101,7 +101,7 @@ def compare_ours(work: Work, folder: Path) -> dict[str, float]:
     from destruct.minibatch import micro_batches
     from destruct.ppo.update import accumulate
     from destruct.rollout.score import with_advantages
-    from destruct.steps import pack_and_score
+    from destruct.steps import loss_coefficients, pack_and_score
 
     peer = torch.load(folder / "peer.pt", weights_only=True)
     run = made(folder / "single.yaml", "never")
@@ -115,7 +115,7 @@ def compare_ours(work: Work, folder: Path) -> dict[str, float]:
     rollouts = RolloutBatch(prompts, said, torch.ones_like(said, dtype=torch.bool), never, teacher_forced=False)
     batches = with_advantages(pack_and_score(run, rollouts), run.config.gamma, run.config.ppo.lam, run.topology)
     settings, device = run.update_settings, run.topology.device
-    tally = accumulate(run.policy, run.value, batches[0], run.coefficients(), settings, device, None)
+    tally = accumulate(run.policy, run.value, batches[0], loss_coefficients(run), settings, device, None)
     sums, _ = tally.over_ranks(run.topology)
     ours = {
         name: torch.empty_like(peer[name])

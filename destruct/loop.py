@@ -19,7 +19,7 @@ from destruct.preparation import warm_up
 from destruct.recording import feedback_per_source, record_round, record_update
 from destruct.rollout.score import with_advantages
 from destruct.run import Run
-from destruct.steps import draw, evaluate, heed_skips, pack_and_score, roll_out
+from destruct.steps import draw, evaluate, heed_skips, loss_coefficients, pack_and_score, roll_out
 
 
 def train(run: Run) -> TrainState:
@@ -115,7 +115,7 @@ def one_update(run: Run) -> str:
 
 def optimize(run: Run, batches: list[Minibatch[TrainBatch]]) -> UpdateStats:
     """The PPO epochs of one update, with beta and the learning rates as they stand now."""
-    state, coefficients = run.state, run.coefficients()
+    state, coefficients = run.state, loss_coefficients(run)
     stats = ppo_update(
         run.policy,
         run.value,
@@ -131,12 +131,7 @@ def optimize(run: Run, batches: list[Minibatch[TrainBatch]]) -> UpdateStats:
     run.mark_first_step()
     state.optimizer_steps += stats.steps
     state.skipped += stats.skipped
-    if stats.not_finite:
-        run.screen.say(
-            f"{stats.skipped} of {stats.steps + stats.skipped} steps of update {state.update} were dropped: "
-            f"not finite: {', '.join(stats.not_finite)}"
-        )
-    heed_skips(run, bool(stats.not_finite), ", ".join(stats.not_finite))
+    heed_skips(run, stats.skipped, stats.not_finite)
     return stats
 
 

@@ -136,6 +136,8 @@ def make_networks(settings: Settings, architectures: Architectures, vocab_size: 
     """
     maker = _Maker(settings, architectures, architectures.vocab_size(vocab_size), topology)
     made = MAKERS[settings.config.engine.backend](maker)
+    for copy in made.networks.copies.values():
+        copy.refresh(made.networks.policy)  # of whatever memory held, a checkpoint of the warm-up would keep it
     if settings.config.model.policy.path is not None:
         if settings.config.rollout.gather == "once":
             made.networks.policy.fill(made.replica)

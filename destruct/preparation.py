@@ -41,9 +41,7 @@ def teach_language(run: Run) -> None:
     # Whole windows of several documents each, in an order of their own: of the pieces none is drawn yet.
     orders = language_orders(run.names, run.inputs.language, run.config.run.seed)
     language, loader = Mixture(orders), LanguageLoader(run.inputs.language, orders)
-    if state.lm_steps == 0:
-        refresh_copies(run)  # until then they hold whatever memory held, and a checkpoint of the warm-up holds them
-    else:
+    if state.lm_steps > 0:
         language.load_state_dict(state.language_mixture)
     with closing(loader), run.screen.phase("warm-up", warmup.lm_updates, done=state.lm_steps) as progress:
         while state.lm_steps < warmup.lm_updates:
@@ -55,17 +53,12 @@ def teach_language(run: Run) -> None:
             lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
             loss, stepped = cross_entropy_step(run.policy, windows.to(run.topology.device), lr, run.topology)
             state.skipped += not stepped
-            heed_skips(run, not stepped, "the policy's loss or gradient")
+            heed_skips(run, not stepped, ["the policy's loss or gradient"])
             run.mark_first_step()
             run.log("warmup", step, {"warmup/lm_loss": loss})
             progress.advance(f"loss {loss:.3f}")
             state.lm_steps, state.language_mixture = step + 1, language.state_dict()
             run.save_if_due(state.lm_steps)
-    refresh_copies(run)
-
-
-def refresh_copies(run: Run) -> None:
-    """Let the frozen copies be what the policy is now."""
     for copy in run.networks.copies.values():
         copy.refresh(run.policy)
 
@@ -88,7 +81,7 @@ def teach_value(run: Run) -> None:
             ppo = run.config.ppo
             loss, skipped = value_pass(run.value, batches, ppo.value_clip_range, ppo.value_lr, run.topology)
             state.skipped += skipped
-            heed_skips(run, skipped > 0, "the value network's loss or gradient")
+            heed_skips(run, skipped, ["the value network's loss or gradient"])
             run.mark_first_step()
             run.log("value_warmup", step, {"warmup/value_loss": loss})
             progress.advance(f"loss {loss:.4f}")

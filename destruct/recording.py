@@ -1,5 +1,6 @@
 """What the loop writes down: figures per source, figures per update, samples, and the summary of a run."""
 
+import math
 import resource
 import sys
 
@@ -90,8 +91,9 @@ def record_update(
     state, topology = run.state, run.topology
     trains = micro_batches(minibatches)
     scored = [train.scored for train in trains]
-    count = rewards[:, 1].sum().item()
-    reward = rewards[:, 0].sum().item() / count
+    total, told = rewards.sum(0).tolist()
+    reward = total / told if told else math.nan
+    count = run.config.rollout.batch_size
     facts = {name: getattr(stats, name) for name in _STATS}
     if run.config.ppo.dual_clip is None:
         del facts["dual_clip_fraction"]
@@ -126,13 +128,15 @@ def record_update(
 
 def feedback_per_source(trains: list[TrainBatch], sources: int, topology: Topology) -> Tensor:
     """Sums of `curriculum.feedback.COLUMNS` over the rollouts of each source and over all ranks, which all call it:
-    (S, 7) float64, of which the first two columns are the sum of scores (reward units) and the number of rollouts."""
+    (S, 7) float64, of which the first two columns are the sum of scores (reward units) and the number of rollouts.
+    A rollout whose score or advantage is not finite counts in none."""
     table = torch.zeros(sources, len(COLUMNS), dtype=torch.float64, device=topology.device)
     for train in trains:
         score, mask = train.scored.rewarded.score.double(), train.scored.rollouts.mask
         size = (train.advantages.double().abs() * mask).sum(1) / mask.sum(1).clamp(min=1)
-        powers = [score, torch.ones_like(score), score**2, score**3, score**4, size, size**2]
-        table.index_add_(0, train.scored.rollouts.prompts.source, torch.stack(powers, 1))
+        powers = torch.stack([score, torch.ones_like(score), score**2, score**3, score**4, size, size**2], 1)
+        fine = torch.isfinite(powers).all(1)
+        table.index_add_(0, train.scored.rollouts.prompts.source[fine], powers[fine])
     return topology.sum(table)
 
 

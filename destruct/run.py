@@ -29,11 +29,9 @@ from destruct.guard import broken, checksum, digest, refuse_drift, straggler
 from destruct.heartbeat import HEART
 from destruct.inputs import Inputs
 from destruct.models.policy import PolicyNetwork
-from destruct.ops.rows import LossCoefficients
 from destruct.ppo.update import UpdateSettings
 from destruct.rollout.generate import Sampling
 from destruct.rollout.rewards import Reward
-from destruct.rollout.score import ScoreSettings
 from destruct.seeding import derive
 from destruct.signals import Signals, Stopped
 from destruct.tracking.console import Screen
@@ -123,29 +121,6 @@ class Run:
         if self.sinks is not None:
             self.sinks.scalars(phase, step, values)
 
-    def coefficients(self) -> LossCoefficients:
-        """The loss's coefficients, with beta as it stands now."""
-        c = self.config
-        in_loss = c.kl.in_loss != "none"
-        return LossCoefficients(
-            clip_low=c.ppo.clip_range,
-            clip_high=c.ppo.upper_clip_range,
-            kl_coef=self.state.kl_coef if in_loss else 0.0,
-            kl=c.kl.in_loss,
-            entropy_coef=c.ppo.entropy_coef,
-            dual_clip=c.ppo.dual_clip,
-        )
-
-    def score_settings(self) -> ScoreSettings:
-        """What scoring depends on, with beta as it stands now."""
-        c = self.config
-        return ScoreSettings(
-            temperature=c.rollout.temperature,
-            ptx=c.ppo.ptx_coef > 0,
-            kl_coef=self.state.kl_coef if c.kl.in_reward else 0.0,
-            exact_kl=self.coefficients().exact_kl,
-        )
-
     def mark_first_step(self) -> None:
         """Note when this process made its first optimizer step; later calls change nothing."""
         if not self.seconds_to_first_step:
@@ -210,6 +185,11 @@ class Run:
         turn = self.state.update * COMPARED
         return [engine.in_full(names[(turn + place) % len(names)]) for place in range(min(COMPARED, len(names)))]
 
+    def broken(self) -> list[str]:
+        """The networks that are not finite, and on which ranks; the same on every rank, and all of them call it."""
+        copies = {file.parent.name: copy for file, copy in self.networks.copies.items()}
+        return broken({"policy": self.policy, "value": self.value, **copies}, self.topology)
+
     def set_back(self, why: str) -> NoReturn:
         """End this life, as training cannot go on from what it has become; all ranks call it.
 
@@ -264,8 +244,7 @@ class Run:
         """
         self.settle()
         self.compare()
-        copies = {file.parent.name: copy for file, copy in self.networks.copies.items()}
-        if wrong := broken({"policy": self.policy, "value": self.value, **copies}, self.topology):
+        if wrong := self.broken():
             self.set_back(", ".join(wrong))
         state = self.state
         self.best_before = state.best_update, state.best_loss

@@ -1,5 +1,7 @@
 """What the warm-up and PPO both do: draw, sample, score, evaluate."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -8,13 +10,17 @@ from destruct.data.mixture import Mixture
 from destruct.drift import kl_from_initial
 from destruct.evaluation import Validation, validate
 from destruct.minibatch import Minibatch
+from destruct.ops.rows import LossCoefficients
 from destruct.prompting import continue_prompts
 from destruct.recording import record_prompts, record_validation
 from destruct.rollout.generate import generate
 from destruct.rollout.packing import pack
 from destruct.rollout.per_position import draw_everywhere
-from destruct.rollout.score import score
+from destruct.rollout.score import ScoreSettings, score
 from destruct.run import Run
+
+NAMED = 3
+"""Figures that were not finite of which a line tells the names."""
 
 
 def draw(run: Run, weights: np.ndarray) -> PromptBatch:
@@ -66,14 +72,25 @@ def fill_replica(run: Run) -> None:
         run.has_sampled = True
 
 
-def heed_skips(run: Run, skipped: bool, why: str) -> None:
-    """Count updates in a row of which a step was dropped, in the warm-up steps; too many end this life.
+def heed_skips(run: Run, skipped: int, not_finite: Sequence[str]) -> None:
+    """Say that steps were dropped; end this life where that helps no more.  All ranks call it.
+
+    Args:
+        skipped: steps of this update (of this step, in the warm-up) that were dropped.
+        not_finite: what of them was not finite, in words.
 
     Raises:
-        Diverged: on all ranks.
+        Diverged: on all ranks; the weights themselves are broken, or too many updates in a row had such a step.
     """
     state = run.state
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+    if not skipped:
+        return
+    more = f" and {len(not_finite) - NAMED} more" if len(not_finite) > NAMED else ""
+    why = f"{', '.join(not_finite[:NAMED])}{more}"
+    run.screen.say(f"{skipped} step(s) after update {state.update} dropped, as this was not finite: {why}")
+    if wrong := run.broken():
+        run.set_back(", ".join(wrong))
     if state.skipped_in_a_row >= run.config.guard.skipped_updates:
         run.set_back(f"{why}, {state.skipped_in_a_row} times in a row")
 
@@ -82,13 +99,38 @@ def pack_and_score(run: Run, rollouts: RolloutBatch) -> list[Minibatch[ScoredBat
     """Pack once, then score on exactly the micro-batches that the update will use."""
     order = torch.Generator().manual_seed(run.key("packing", rollouts.prompts.draw))
     shuffled = torch.randperm(len(rollouts.responses), generator=order)
-    networks, settings = run.networks, run.score_settings()
+    networks, settings = run.networks, score_settings(run)
     minibatches = run.config.ppo.minibatches
     packed = pack(rollouts, shuffled, minibatches, run.policy.accumulation, run.topology, settings.ptx)
     return [
         score(minibatch, networks.policy, networks.reference, networks.value, settings)
         for minibatch in run.reward(packed, run.topology)
     ]
+
+
+def loss_coefficients(run: Run) -> LossCoefficients:
+    """The loss's coefficients, with beta as it stands now."""
+    c = run.config
+    in_loss = c.kl.in_loss != "none"
+    return LossCoefficients(
+        clip_low=c.ppo.clip_range,
+        clip_high=c.ppo.upper_clip_range,
+        kl_coef=run.state.kl_coef if in_loss else 0.0,
+        kl=c.kl.in_loss,
+        entropy_coef=c.ppo.entropy_coef,
+        dual_clip=c.ppo.dual_clip,
+    )
+
+
+def score_settings(run: Run) -> ScoreSettings:
+    """What scoring depends on, with beta as it stands now."""
+    c = run.config
+    return ScoreSettings(
+        temperature=c.rollout.temperature,
+        ptx=c.ppo.ptx_coef > 0,
+        kl_coef=run.state.kl_coef if c.kl.in_reward else 0.0,
+        exact_kl=loss_coefficients(run).exact_kl,
+    )
 
 
 def evaluate(run: Run, phase: str) -> Validation:

@@ -12,6 +12,7 @@ from destruct.data.tokenizing import train_tokenizer
 from destruct.errors import DestructError
 from destruct.evaluation import validate
 from destruct.loop import one_update
+from destruct.steps import loss_coefficients, score_settings
 from tests.curriculum.rounds import estimates_for
 from tests.tiny import ROOT, tiny_run
 
@@ -24,8 +25,8 @@ def test_beta_as_it_stands_now_goes_where_the_config_says(tmp_path, in_reward, i
     """A breach has raised it from 0.05 to 0.3."""
     with tiny_run(tmp_path, f"kl.in_reward={in_reward}", f"kl.in_loss={in_loss}") as run:
         run.state.kl_coef = 0.3
-        assert run.score_settings().kl_coef == reward
-        assert (run.coefficients().kl_coef, run.coefficients().kl) == (loss, in_loss)
+        assert score_settings(run).kl_coef == reward
+        assert (loss_coefficients(run).kl_coef, loss_coefficients(run).kl) == (loss, in_loss)
 
 
 @pytest.mark.parametrize(("mib", "rows"), [("null", "1024"), ("1", "640")])
@@ -54,7 +55,7 @@ def test_the_numbers_of_the_update_and_of_scoring_are_the_configs(tmp_path):
     numbers |= {"policy_lr": 2e-4, "value_lr": 3e-4, "value_clip_range": 0.4}
     overrides = [f"ppo.{name}={value}" for name, value in numbers.items()]
     with tiny_run(tmp_path, *overrides, "rollout.temperature=0.8") as run:
-        update, loss, scoring = run.update_settings, run.coefficients(), run.score_settings()
+        update, loss, scoring = run.update_settings, loss_coefficients(run), score_settings(run)
     assert (update.epochs, update.early_stop_kl, update.ptx_coef, update.value_clip_range) == (3, 0.02, 0.7, 0.4)
     assert (update.policy_lr(0), update.value_lr(0)) == (2e-4, 3e-4)
     assert (update.policy_lr.total_steps, update.value_lr.total_steps) == (36, 36)
@@ -75,7 +76,7 @@ def test_the_bounds_of_the_ratio_are_the_configs_and_the_upper_one_is_the_lower_
     tmp_path, overrides, bounds
 ):
     with tiny_run(tmp_path, *overrides) as run:
-        loss = run.coefficients()
+        loss = loss_coefficients(run)
     assert (loss.clip_low, loss.clip_high, loss.dual_clip) == bounds
 
 
@@ -188,7 +189,7 @@ def test_a_resumed_run_stands_where_its_checkpoint_was_taken(tmp_path):
     with tiny_run(tmp_path, "run.checkpoint_every=1", *target) as first:
         one_update(first)
     with tiny_run(tmp_path, "run.resume=auto", *target) as again:
-        assert again.score_settings().kl_coef == first.state.kl_coef != 0.05, "beta where the target had led it"
+        assert score_settings(again).kl_coef == first.state.kl_coef != 0.05, "beta where the target had led it"
         assert dataclasses.asdict(again.state) == dataclasses.asdict(first.state)
         assert again.seconds_before == first.state.seconds > 0
         assert again.mixture.state_dict() == first.mixture.state_dict()

@@ -265,11 +265,12 @@ def test_the_steps_of_the_run_go_on_from_update_to_update(tmp_path):
 def test_steps_that_neither_network_took_are_counted_and_take_no_place_in_the_schedule(tmp_path):
     """A value network that says nan: both epochs of both minibatches are dropped."""
     with tiny_run(tmp_path) as run:
-        with torch.no_grad():
-            run.value.module.head.bias.fill_(math.nan)
+        run.value.module.head.register_forward_hook(lambda *answered: answered[-1] * math.nan)
         before = [master.detach().clone() for master in run.policy.masters]
         one_update(run)
-        assert (run.state.skipped, run.state.optimizer_steps) == (4, 0)
+        assert (run.state.skipped, run.state.optimizer_steps, run.state.skipped_in_a_row) == (4, 0, 1)
+        (line,) = lines(run, "ppo/steps")
+        assert (line["ppo/skipped"], line["rollout/reward"]) == (4, None), "advantages are not finite either"
         assert all(torch.equal(a, b) for a, b in zip(before, run.policy.masters, strict=True))
 
 
