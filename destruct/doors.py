@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<13}{what}" for name, what in DOORS.items()]
+    lines = [f"  {name:<15}{what}" for name, what in DOORS.items()]
     return "\n".join(["usage: destruct COMMAND ...", "", "commands:", *lines, "", "destruct COMMAND --help says more."])
 
 
