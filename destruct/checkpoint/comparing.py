@@ -118,7 +118,7 @@ def _difference(entry: Entry | None, other: Entry | None) -> tuple[Any, ...] | N
         return None if repr(a) == repr(b) else (f"{_short(a)} against {_short(b)}",)
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return (f"{tuple(a.shape)} {a.dtype} against {tuple(b.shape)} {b.dtype}",)
-    count, largest = _gap(a, b)
+    count, largest = _gap(a.detach(), b.detach())  # masters are parameters
     if not count:
         return None
     apart = f"{largest:.3g} at most" if math.isfinite(largest) else "what is not finite"

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_one_element_of_one_rank_is_named_by_its_parameter(both, tmp_path):
     assert (found.part, found.name, found.elements) == ("policy moments", name, 1)
     (found,) = compared(last(folder, "resumed"), copy).differences
     assert found.name == name
+
+
+def test_masters_of_two_times_are_told_by_their_parameters(both):
+    """After two updates and after four every weight has moved, and no warning is in the way."""
+    backend, folder = both
+    with warnings.catch_warnings(action="error"):
+        found = compared(last(folder, "whole").with_name("step-00000002"), last(folder, "whole")).differences
+    masters = [each for each in found if each.part == "policy master weights"]
+    assert len(masters) == {"deepspeed": 40, "fsdp": 20}[backend] and found[: len(masters)] == masters
+    assert all(each.name.endswith("weight") and each.elements and each.largest for each in masters)
 
 
 def change_zero(policy: Path) -> str:
