@@ -16,6 +16,7 @@ DOORS = {
     "plan": "memory, collectives, time and disk of a run before it starts",
     "explain": "what each source of a run taught, and why it has its weight",
     "checkpoints": "a run's checkpoints: list, verify, prune, or pick the one to go on from",
+    "verify_resume": "make a short run twice, once with a resume in it, and compare all that it leaves",
 }
 """Commands that there are -> what they do; each is the module of its name here, with `main(arguments) -> exit code`."""
 
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<13}{what}" for name, what in DOORS.items()]
+    lines = [f"  {name:<15}{what}" for name, what in DOORS.items()]
     return "\n".join(["usage: destruct COMMAND ...", "", "commands:", *lines, "", "destruct COMMAND --help says more."])
 
 

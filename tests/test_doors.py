@@ -13,6 +13,7 @@ from destruct.doors import DOORS, main
 from tests.test_layout import LAYER
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = "commands: train, plan, explain, checkpoints, verify_resume; destruct --help says more"
 HEAVY = {"torch", "deepspeed", "transformers", "datasets", "numpy", "pydantic"}
 
 
@@ -55,8 +56,8 @@ def test_help_lists_the_commands_and_imports_nothing_that_takes_long(tmp_path):
     [
         (["explian", "local"], "'explian' is not a command", "did you mean 'explain'?"),
         (["Train"], "'Train' is not a command", "did you mean 'train'?"),
-        (["xyz"], "'xyz' is not a command", "commands: train, plan, explain, checkpoints; destruct --help says more"),
-        ([], "no command is given", "commands: train, plan, explain, checkpoints; destruct --help says more"),
+        (["xyz"], "'xyz' is not a command", COMMANDS),
+        ([], "no command is given", COMMANDS),
     ],
 )
 def test_an_unknown_command_is_told_with_the_nearest_one(capsys, arguments, problem, remedy):

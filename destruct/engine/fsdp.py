@@ -4,6 +4,7 @@ Each decoder layer is a unit that is gathered for its forward and its backward; 
 head, unless they are one tied weight, which stays with the root.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,21 @@ class FsdpEngine:
             "weights": {name: p.detach() for name, p in self.parameters.items()},
             "adam": {name: self.optimizer.state[p] for name, p in self.parameters.items()},
         }
+
+
+def saved_names(folder: Path) -> list[str]:
+    """Of the tensors that `FsdpEngine.save` wrote into a network's folder: `weights.<name>`, `adam.<name>.exp_avg`."""
+    return list(dcp.FileSystemReader(folder).read_metadata().state_dict_metadata)
+
+
+def saved_tensor(folder: Path, name: str) -> Tensor:
+    """One of these, put together from the shards of all ranks; in any process, which needs no others."""
+    about: Any = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata[name]
+    whole = torch.empty(about.size, dtype=about.properties.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that there is one process
+        dcp.load({name: whole}, checkpoint_id=folder, no_dist=True)
+    return whole
 
 
 class FsdpFrozen:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from destruct.engine.zero_files import LAYOUTS, read_saved
 from tests.distributed.elastic_worker import WAYS
 from tests.distributed.launching import ROOT, run, torchrun
 
@@ -12,13 +13,19 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[int, dict]:
-    """By the number of ranks."""
+def folder(tmp_path_factory) -> Path:
+    """What all of them left."""
     folder: Path = tmp_path_factory.mktemp("elastic")
     worker = str(ROOT / "tests" / "distributed" / "elastic_worker.py")
     for ranks in (2, 1, 3):
         done = run(torchrun(ranks, worker, str(folder), "2"))
         assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> dict[int, dict]:
+    """By the number of ranks."""
     return {ranks: torch.load(folder / f"{ranks}.pt") for ranks in (1, 2, 3)}
 
 
@@ -34,6 +41,24 @@ def test_weights_come_over_bit_for_bit_and_the_next_step_is_the_same_but_for_rou
     for name, whole in two["after"].items():
         assert not torch.equal(whole, two["weights"][name]), "a step changes it"
         assert torch.allclose(other["after"][name], whole, rtol=rounding, atol=1e-7), name
+
+
+@pytest.mark.parametrize(("way", "dtype"), [way for way in WAYS if way[0] in ("zero1", "zero2", "zero3")])
+def test_shards_cut_into_parameters_are_the_parts_of_the_weights_and_moments_that_deepspeed_makes_whole(
+    results, folder, way, dtype
+):
+    """DeepSpeed's own conversion for one rank has them whole."""
+    saved = folder / f"{way} {dtype}" / "policy"
+    zero = [read_saved(path)["optimizer_state_dict"] for path in sorted(saved.glob("*optim_states.pt"))]
+    weights, optimizer = next(names for names in LAYOUTS.items() if names[0] in zero[0])
+    for name in results[2][f"{way} {dtype}"]["weights"]:
+        for kind in ("fp32", "exp_avg", "exp_avg_sq"):
+            converted = torch.load(folder / f"{way} {dtype}" / "for 1" / "policy" / "zero" / name / f"{kind}.pt")
+            whole = converted["param"] if isinstance(converted, dict) else converted
+            flat = [each[weights][0] if kind == "fp32" else each[optimizer]["state"][0][kind] for each in zero]
+            parts = torch.cat([rank[name] for rank in flat if name in rank])
+            assert torch.equal(parts[: whole.numel()], whole.flatten()), (name, kind)
+            assert not parts[whole.numel() :].any(), "padding"
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
