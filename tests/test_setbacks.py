@@ -14,7 +14,8 @@ from destruct.errors import Diverged
 from destruct.exits import Exit
 from destruct.loop import train
 from destruct.run import Run
-from tests.tiny import tiny_run
+from destruct.train import parse, read
+from tests.tiny import ROOT, tiny_run
 
 AUTO = ["run.resume=auto", "run.checkpoint_every=1", "run.keep_checkpoints=9"]
 
@@ -121,6 +122,14 @@ def test_three_bad_updates_in_a_row_set_the_run_back_though_its_weights_are_well
         with pytest.raises(Diverged, match="in update 1: .*, 3 times in a row") as end:
             train(run)
     assert end.value.exit_code is Exit.RANK_FAILED
+
+
+def test_a_launcher_that_starts_a_run_again_lets_it_go_on_whatever_it_was_started_with(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DESTRUCT_AGAIN", "1")
+    for asked in ([], ["--resume", "never"], ["run.resume=runs/old"]):
+        assert read(parse(["--config", str(ROOT / "configs/local.yaml"), *asked])).config.run.resume == "auto"
 
 
 def test_a_warm_up_that_diverges_ends_with_77_and_says_so(tmp_path):

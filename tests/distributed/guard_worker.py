@@ -43,7 +43,9 @@ def flipped(topology: Topology) -> str | None:
 def other_settings(topology: Topology) -> str | None:
     changes = ["ppo.clip_range=0.1"] if topology.rank == 1 else []
     try:
-        refuse_other_settings(load(ROOT / "configs" / "local.yaml", [*changes, "rollout.batch_size=72"], topology.world_size), topology)
+        refuse_other_settings(
+            load(ROOT / "configs" / "local.yaml", [*changes, "rollout.batch_size=72"], topology.world_size), topology
+        )
     except DestructError as error:
         return error.problem
     return None

@@ -37,9 +37,7 @@ def test_one_flipped_bit_of_a_parameter_is_seen(found):
 
 
 def test_a_rank_that_was_started_with_another_config_is_refused_by_the_key(found):
-    assert found["settings"] == (
-        "rank 1 was started with config.ppo.clip_range = 0.1, and rank 0 with 0.2"
-    )
+    assert found["settings"] == ("rank 1 was started with config.ppo.clip_range = 0.1, and rank 0 with 0.2")
 
 
 def test_what_is_not_finite_is_named_by_network_and_rank(found):

@@ -52,6 +52,14 @@ if act == "raise":
     (reports / "failed-1").touch()
     time.sleep(1)  # the other one ends first, for want of this one
     sys.exit(76)
+if act == "again" and "DESTRUCT_AGAIN" not in os.environ:
+    (pathlib.Path(os.environ["DESTRUCT_REPORTS"]) / "again").touch()
+    sys.exit(76)
+if act == "blame" and rank == "0":
+    (pathlib.Path(os.environ["DESTRUCT_REPORTS"]) / "blamed-1").write_text("is late in phase score")
+    sys.exit(76)
+if act == "blame":
+    os.kill(os.getpid(), signal.SIGSTOP)
 pathlib.Path(f"ready-{rank}").touch()
 if act in ("exit5", "die", "listen", "deaf"):
     time.sleep(600)
