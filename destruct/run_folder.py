@@ -16,7 +16,9 @@ from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.secrets import masked
 from destruct.tracking.console import Screen
+from destruct.user_function import place_of
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "pydantic", "safetensors")
 
@@ -50,6 +52,8 @@ def prepare(
         DestructError: it cannot be written.
     """
     folder = path(settings)
+    for name, place in _user_functions(settings).items():
+        screen.say(f"{name} is {place}")
     if checkpoint is None and settings.config.run.resume == "auto":
         screen.say(f"no checkpoint in {folder}: this run starts from the beginning")
     try:
@@ -67,6 +71,14 @@ def prepare(
     if obstacle is not None:
         screen.say(f"no link from ./{LINK} to {settings.config.run.folder}: {obstacle}")
     return folder
+
+
+def _user_functions(settings: Settings) -> dict[str, str]:
+    """The functions that the config names, and nothing else can: by their names their places."""
+    config = settings.config
+    named = {name: "reward term" for name in config.reward.terms if ":" in name}
+    named |= {source.format: "format" for source in config.data.sources.values() if ":" in source.format}
+    return {name: place_of(role, name) for name, role in named.items()}
 
 
 def _link_logs(runs: Path) -> str | None:
@@ -104,7 +116,7 @@ def _write_facts(
     tokenizer.save(folder / "tokenizer")
     resolved = dump_with_provenance(settings.config, settings.provenance) + "# derived from it:\n"
     resolved += "".join(f"#   {key}: {words}\n" for key, words in derived.items())
-    (folder / "resolved.yaml").write_text(resolved, encoding="utf-8")
+    (folder / "resolved.yaml").write_text(masked(resolved), encoding="utf-8")
     _write_json(folder / "deepspeed.json", settings.deepspeed())
     environment = {
         "python": platform.python_version(),
@@ -114,12 +126,13 @@ def _write_facts(
         "world_size": topology.world_size,
         "device": torch.cuda.get_device_name() if topology.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "functions": _user_functions(settings),
     }
     _write_json(folder / "environment.json", environment)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(masked(json.dumps(content, indent=1)) + "\n", encoding="utf-8")
 
 
 def _commit() -> str | None:

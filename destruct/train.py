@@ -22,6 +22,7 @@ from destruct.config.settings import Settings, load
 from destruct.doors import Parser, write_anywhere
 from destruct.errors import DestructError, Diverged, Drifted
 from destruct.exits import Exit, leave
+from destruct.secrets import mask_stderr, masked
 from destruct.signals import Signals, Stopped
 
 EPILOG = """Every key with its default and bounds: docs/config.md.
@@ -113,17 +114,22 @@ def main(arguments: list[str] | None = None) -> int:
         return told.exit_code
     except Stopped as stop:
         if first:
-            print(f"destruct: {stop}", file=sys.stderr, flush=True)
+            say(str(stop))
         return Exit.PREEMPTED
     except (Diverged, Drifted) as end:
         if first:
-            print(f"destruct: {end}", file=sys.stderr, flush=True)
+            say(str(end))
         return end.exit_code
     except KeyboardInterrupt:
         if first:
-            print("destruct: interrupted", file=sys.stderr, flush=True)
+            say("interrupted")
         return 128 + signal.SIGINT
     return Exit.DONE
+
+
+def say(line: str) -> None:
+    """Tell the person why the run ends."""
+    print(f"destruct: {masked(line)}", file=sys.stderr, flush=True)
 
 
 class _Told(Exception):
@@ -149,7 +155,7 @@ def _telling(first: bool, everywhere: bool) -> Iterator[None]:
             time.sleep(2 if everywhere else 5)
         if first or not everywhere:  # still here: the first rank may be well
             rank = "" if first else f"rank {os.environ['RANK']}: "
-            print(f"destruct: {rank}{error}", file=sys.stderr, flush=True)
+            say(f"{rank}{error}")
         raise _Told(error.exit_code) from None
 
 
@@ -192,11 +198,12 @@ def _run(settings: Settings, started: float, first: bool) -> None:
 def enter() -> NoReturn:
     """Run one rank as a process, which ends with 76 where the program fails."""
     faulthandler.enable()
+    mask_stderr()
     try:
         code = main()
     except Exception:
         last_words.failed()
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr, end="")
         logging.getLogger(__name__).exception("this rank failed")
         code = Exit.RANK_FAILED
     leave(code)

@@ -1,6 +1,7 @@
 """Functions that a config names as `module:function`."""
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -27,3 +28,12 @@ def import_function(role: str, path: str) -> Callable[..., Any]:
     if not callable(function):
         raise DestructError(f"{role} {path!r} is {function!r}, not a function", "name a function of that module")
     return function
+
+
+def place_of(role: str, path: str) -> str:
+    """The file and line of the function of `module:function`, or what else is known of it."""
+    function = import_function(role, path)
+    try:
+        return f"{inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"
+    except (OSError, TypeError):
+        return f"{function!r} of {importlib.import_module(path.partition(':')[0]).__file__}"

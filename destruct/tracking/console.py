@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from destruct.secrets import masked
 from destruct.tracking.summary import Summary
 
 
@@ -21,7 +22,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         """One line, however long where output is piped."""
-        self.console.print(line, soft_wrap=not self.console.is_terminal)
+        self.console.print(masked(line), soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def phase(self, name: str, total: int, done: int = 0) -> Iterator["Phase"]:

@@ -11,6 +11,7 @@ import transformers
 from torch.utils.tensorboard import SummaryWriter
 
 from destruct.last_words import log_is_at
+from destruct.secrets import Masking, masked
 from destruct.tracking.metrics import check_name
 
 WARMUP_PHASES = ("before", "warmup", "after_warmup", "value_warmup")
@@ -49,13 +50,13 @@ class Sinks:
 
     def text(self, name: str, markdown: str, step: int) -> None:
         """Show a text of an update in TensorBoard."""
-        self._board.add_text(name, markdown, step)
+        self._board.add_text(name, masked(markdown), step)
 
     def sample(self, update: int, fields: dict[str, Any]) -> None:
         """Log one rollout."""
-        self._samples.write(json.dumps({"update": update, **fields}, ensure_ascii=False) + "\n")
+        self._samples.write(masked(json.dumps({"update": update, **fields}, ensure_ascii=False)) + "\n")
         text = f"**{fields['source']}** reward {fields['reward']:.3f}\n\n{fields['prompt']} **→** {fields['response']}"
-        self._board.add_text(f"samples/{fields['source']}", text, update)
+        self._board.add_text(f"samples/{fields['source']}", masked(text), update)
         self._samples.flush()
 
     def prompt(self, phase: str, step: int, topic: str, prompt: str, response: str) -> None:
@@ -106,7 +107,7 @@ def log_to_file(folder: Path, rank: int) -> None:
     file = folder / "logs" / f"rank-{rank}.log"
     log_is_at(file, rank)
     handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Masking("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     for name in (None, "DeepSpeed", "transformers", "torch", "datasets"):
         logger = logging.getLogger(name)
