@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from destruct import last_words
-from destruct.engine.topology import Topology
 from destruct.exits import Exit
 from destruct.heartbeat import HEART, Heartbeat
+
+if TYPE_CHECKING:
+    from destruct.engine.topology import Topology
 
 LOOKS = 20
 """How often a watchdog looks within the time that it grants."""
@@ -130,7 +133,7 @@ class Watchdog:
 
 
 @contextmanager
-def watched(run_folder: Path, stall_s: float, topology: Topology) -> Iterator[None]:
+def watched(run_folder: Path, stall_s: float, topology: "Topology") -> Iterator[None]:
     """Within the block a stall ends the run; all ranks enter it.
 
     Args:

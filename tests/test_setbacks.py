@@ -50,8 +50,7 @@ def windows(run: Run) -> set[tuple[int, int]]:
     return {pair for draw in draws for pair in zip(draw.source.tolist(), draw.ordinal.tolist(), strict=True)}
 
 
-@pytest.mark.parametrize("network", ["policy", "value"])
-@pytest.mark.parametrize("where", ["weight", "moment"])
+@pytest.mark.parametrize(("network", "where"), [("policy", "moment"), ("value", "weight")])
 def test_of_a_state_that_is_not_finite_nothing_is_saved_and_the_next_life_goes_on_elsewhere(tmp_path, network, where):
     with tiny_run(tmp_path, *AUTO) as run:
         before_update(run, 2, lambda: spoil(getattr(run, network), where))

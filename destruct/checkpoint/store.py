@@ -3,7 +3,7 @@
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from destruct.checkpoint.state import TrainState, step_name
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.heartbeat import HEART
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class CheckpointStore:
         begun, publishing, self._begun, self._publishing = self._begun, self._publishing, None, None
 
         def outcome() -> bool:
+            while publishing is not None and wait([publishing], timeout=1.0).not_done:
+                HEART.alive()  # a checkpoint of a large model is hashed for longer than a rank may be silent
             published = publishing is not None and publishing.result()
             if not published:
                 with suppress(OSError):

@@ -21,7 +21,7 @@ from transformers.integrations.deepspeed import (
 )
 
 from destruct.config.offload import IN_MEMORY, OffloadFolders
-from destruct.engine.adam import adam_states
+from destruct.engine.adam import adam_states, begin_adam
 from destruct.engine.deepspeed_files import made_in_files, moved, read_as_mapped
 from destruct.engine.topology import Topology
 from destruct.engine.units import layers_of
@@ -97,6 +97,9 @@ class DeepSpeedEngine:
         self._backwards = 0
         self._known: AbstractContextManager[object] = nullcontext()  # in which DeepSpeed knows the gradient's norm
         self._zero_shard_padding()
+        zero = self.engine.optimizer
+        if self.stage == 3 and isinstance(zero.optimizer, torch.optim.Adam | torch.optim.AdamW):
+            begin_adam(zero.optimizer, zero.fp32_partitioned_groups_flat, torch.device("cpu"))
 
     def __call__(self, *args: Any) -> Any:
         HEART.beat()

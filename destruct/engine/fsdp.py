@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from destruct.config.deepspeed import Optimizer
 from destruct.config.offload import Offload
-from destruct.engine.adam import adam_states
+from destruct.engine.adam import adam_states, begin_adam
 from destruct.engine.topology import Topology
 from destruct.engine.units import layers_of
 from destruct.errors import DestructError
@@ -52,10 +52,7 @@ class FsdpEngine:
         arguments = optimizer.params.model_dump(exclude={"lr", "torch_adam"})
         # DeepSpeed's "Adam" decouples weight decay too (adam_w_mode is its default), so both names are AdamW.
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, fused=True, **arguments)
-        # Made here and not at the first step, so that a checkpoint has one shape at any time.
-        for p in self.parameters.values():
-            moments = {"exp_avg": torch.zeros_like(p.detach()), "exp_avg_sq": torch.zeros_like(p.detach())}
-            self.optimizer.state[p] = {"step": torch.tensor(0.0, device=topology.device), **moments}
+        begin_adam(self.optimizer, self.parameters.values(), topology.device)
 
     def __call__(self, *args: Any) -> Any:
         HEART.beat()

@@ -23,7 +23,7 @@ def convert(checkpoint: Path, to: Path) -> None:
         to: made; twice the checkpoint's size on the way.
 
     Raises:
-        DestructError: the network has made no step, or the disk refuses.
+        DestructError: the network has made no step of an optimizer of DeepSpeed's own, or the disk refuses.
     """
     settings = Namespace(
         input_folder=str(checkpoint),
@@ -37,7 +37,7 @@ def convert(checkpoint: Path, to: Path) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             ds_to_universal.main(settings)
-    except KeyError:  # of the moments, which the optimizer of ZeRO-3 makes in its first step
+    except KeyError:  # of the moments, which another Adam than torch's makes in its first step under ZeRO-3
         raise DestructError(
             f"{checkpoint} is of a network that made no step yet, which DeepSpeed cannot convert for other ranks",
             "go on at the number of ranks that wrote it, until the warm-up is over",

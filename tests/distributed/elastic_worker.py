@@ -8,7 +8,6 @@ from torch import nn
 
 from destruct.engine import topology as ranks
 from destruct.engine.topology import Topology
-from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 from tests.distributed.engine_setup import close, sharded
 
@@ -44,26 +43,26 @@ def case(folder: Path, way: str, dtype: str, written_by: int, topology: Topology
     return {"weights": weights, "norm": norm, "after": after}
 
 
-def refusal(folder: Path, written_by: int, topology: Topology) -> str:
-    """Of a network that made no step; nothing where it was only saved."""
+def unstepped(folder: Path, written_by: int, topology: Topology) -> dict:
+    """As `case`, of a network of ZeRO-3 that made no step before it was saved."""
+    torch.manual_seed(written_by)
     engine = sharded(nn.Linear(13, 7), "zero3", "bfloat16", 1, topology)
     if written_by == topology.world_size:
         engine.save(folder / "new", "policy")
-        return ""
-    try:
+    else:
         engine.load(folder / "new", "policy", written_by, folder / "new" / f"for {topology.world_size}")
-    except DestructError as error:
-        return str(error)
-    finally:
-        close(engine)
-    return "loaded"
+    weights = {name: whole.clone() for name, whole in engine.tensors_in_full()}
+    norm = one_step(engine, "zero3", "bfloat16", topology)
+    after = {name: whole.clone() for name, whole in engine.tensors_in_full()}
+    close(engine)
+    return {"weights": weights, "norm": norm, "after": after}
 
 
 def main() -> None:
     folder, written_by = Path(sys.argv[1]), int(sys.argv[2])
     topology = ranks.start(timeout_s=60)
     results = {f"{way} {dtype}": case(folder, way, dtype, written_by, topology) for way, dtype in WAYS}
-    results["refusal"] = refusal(folder, written_by, topology)
+    results["unstepped"] = unstepped(folder, written_by, topology)
     if topology.is_first:
         torch.save(results, folder / f"{topology.world_size}.pt")
     ranks.stop()
