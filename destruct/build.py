@@ -127,14 +127,14 @@ def _resume(
     curriculum.load_state_dict(state.curriculum)
     if store.holds(checkpoint):
         store.stand_at(checkpoint, state)
-        _leave_out(store.folder.parent, mixture, topology, screen)
+        _leave_out(checkpoint, mixture, topology, screen)
     return state
 
 
-def _leave_out(folder: Path, mixture: Mixture, topology: Topology, screen: Screen) -> None:
+def _leave_out(checkpoint: Path, mixture: Mixture, topology: Topology, screen: Screen) -> None:
     """Let the mixture draw on behind what the run diverged on since the checkpoint, if it did."""
     here = mixture.state_dict()
-    there = topology.first_rank_makes(lambda: setbacks.beyond(folder, here))
+    there = topology.first_rank_makes(lambda: setbacks.beyond(checkpoint.parents[1], checkpoint.name, here))
     if there["draws"] > here["draws"]:
         screen.say(f"training diverged after that: {there['draws'] - here['draws']} batches are left out")
         topology.together(lambda: mixture.load_state_dict(there))

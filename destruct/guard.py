@@ -5,47 +5,65 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from destruct import last_words
 from destruct.checkpoint.identity import leaves
 from destruct.config.settings import Settings
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
-from destruct.errors import DestructError, Drifted
+from destruct.errors import DestructError
+from destruct.heartbeat import Work
 
 SLOWER = 1.5
 """Times the work of the others from which on a rank is named as a straggler."""
+
+PART = 2**22
+"""Elements that are summed at a time, as the sum of integers casts them first."""
+
+MOST_VALUES = 4
+"""Ranks whose values are told where no majority has one."""
 
 COUNTS_FROM_S = 2.0
 """Seconds of work from which on a rank is called slow: less of it differs by chance."""
 
 
-def refuse_drift(facts: Mapping[str, object], topology: Topology) -> None:
-    """Compare what must be equal on all ranks.  All of them call it.
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Ranks that are not what the others are.
+
+    Args:
+        odd: they; none where no more than half of the ranks agree, as with two.
+        words: what of them is another, and how.
+    """
+
+    odd: list[int]
+    words: str
+
+    def __str__(self) -> str:
+        return f"rank {' and '.join(map(str, self.odd))} {self.words}" if self.odd else self.words
+
+
+def drift(facts: Mapping[str, object], topology: Topology) -> Drift | None:
+    """Compare what must be equal on all ranks; None where it is.  All of them call it and get the same.
 
     Args:
         facts: (picklable) values by name, the same names on every rank.
-
-    Raises:
-        Drifted: on all ranks; one of them has another value than most, or than the first where there are two.
     """
     everyone = topology.from_all(facts)
     for name in facts:
-        values = [each[name] for each in everyone]
-        usual, times = Counter(map(repr, values)).most_common(1)[0]
+        values = [repr(each[name]) for each in everyone]
+        usual, times = Counter(values).most_common(1)[0]
         if times == topology.world_size:
             continue
-        usual = usual if times > topology.world_size / 2 else repr(values[0])
-        odd = [rank for rank, value in enumerate(values) if repr(value) != usual]
-        said = f"has another {name} than the other ranks: {values[odd[0]]!r} against {usual}"
-        for rank in odd:
-            last_words.blamed(rank, said)
-        who = ", ".join(map(str, odd))
-        raise Drifted(f"rank {who} {said}\n  remedy: look at its machine, then go on with --resume auto")
+        if times > topology.world_size / 2:
+            odd = [rank for rank, value in enumerate(values) if value != usual]
+            return Drift(odd, f"has another {name} than the other ranks: {values[odd[0]]} against {usual}")
+        return Drift([], f"the ranks have different values of {name}: {', '.join(values[:MOST_VALUES])}")
+    return None
 
 
 def refuse_other_settings(settings: Settings, topology: Topology) -> None:
@@ -89,7 +107,8 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
 def checksum(tensors: Iterable[Tensor]) -> int:
     """The sum of the bits of floating-point tensors, read as integers: one flipped bit changes it."""
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return sum(int(t.contiguous().view(kinds[t.element_size()]).sum(dtype=torch.int64)) for t in tensors)
+    parts = (part for t in tensors for part in t.contiguous().view(-1).view(kinds[t.element_size()]).split(PART))
+    return sum(int(part.sum(dtype=torch.int64)) for part in parts)
 
 
 def digest(state: object) -> str:
@@ -97,24 +116,36 @@ def digest(state: object) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def straggler(alone_s: float, topology: Topology) -> tuple[float, str | None]:
-    """Compare the seconds of work that each rank has done by itself.  All ranks call it.
+def straggler(work: Work, topology: Topology) -> tuple[float, str | None]:
+    """Compare the pace of what each rank has done by itself.  All ranks call it.
+
+    Responses differ in their lengths, so that a rank is slow only by the step and by the token: where few are left to
+    be sampled a step is cheap and a token is not.
 
     Args:
-        alone_s: of this rank, since the last comparison.
+        work: of this rank, since the last comparison.
 
     Returns:
-        The slowest rank's seconds as a multiple of the others' median, 1 on one rank; and a line that names the rank
-        where it is much slower.
+        How many times as long as the median of the others the slowest rank takes, 1 on one rank; and a line that names
+        it where that is much.
     """
-    seconds = topology.from_all(alone_s)
-    if len(seconds) == 1:
-        return 1.0, None
-    slowest = max(range(len(seconds)), key=seconds.__getitem__)
-    others = median(seconds[:slowest] + seconds[slowest + 1 :])
-    ratio = seconds[slowest] / others if others else 1.0
-    if ratio < SLOWER or seconds[slowest] < COUNTS_FROM_S:
-        return ratio, None
-    return ratio, (
-        f"rank {slowest} is slow: {seconds[slowest]:.1f} s for what takes the others {others:.1f} s; all wait for it"
+    everyone = topology.from_all(work)
+    ratios = [_slower(everyone, rank) for rank in range(len(everyone))]
+    slowest = max(range(len(ratios)), key=ratios.__getitem__)
+    if ratios[slowest] < SLOWER or everyone[slowest].seconds < COUNTS_FROM_S:
+        return ratios[slowest], None
+    return ratios[slowest], (
+        f"rank {slowest} is slow: it takes {ratios[slowest]:.1f} times as long as the others to sample; all wait for it"
     )
+
+
+def _slower(everyone: list[Work], rank: int) -> float:
+    def pace(work: Work) -> tuple[float, float]:
+        return work.seconds / max(1, work.steps), work.seconds / max(1, work.tokens)
+
+    others = [pace(work) for place, work in enumerate(everyone) if place != rank and work.seconds]
+    if not others:
+        return 1.0
+    by_step, by_token = zip(*others, strict=True)
+    step, token = pace(everyone[rank])
+    return min(step / median(by_step), token / median(by_token))

@@ -6,6 +6,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a rank has done by itself, so that ranks can be compared by it."""
+
+    seconds: float = 0.0
+    steps: int = 0  # of sampling: forwards
+    tokens: int = 0  # sampled
+
+    def __sub__(self, before: "Work") -> "Work":
+        return Work(self.seconds - before.seconds, self.steps - before.steps, self.tokens - before.tokens)
+
+
 @dataclass(slots=True)
 class Heartbeat:
     """Signs of life of one rank, written by what runs and read by its watchdog.
@@ -17,7 +29,7 @@ class Heartbeat:
     at: float = field(default_factory=time.monotonic)  # of the last sign of life
     phase: str = "start"
     waits: bool = False  # in a collective of ours
-    alone_s: float = 0.0  # seconds of work in which no rank waits for another, so that ranks can be compared by it
+    alone_work: "Work" = field(default_factory=lambda: Work())  # in which no rank waits for another
 
     def beat(self) -> None:
         """A call that all ranks make."""
@@ -51,13 +63,25 @@ class Heartbeat:
             self.alive()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within the block this rank does its share of what all do at the same time, without a collective."""
-        begun = time.monotonic()
+    def writing(self) -> Iterator[None]:
+        """Within the block, in one of `waiting`, others may wait for this rank."""
+        before, self.waits = self.waits, False
+        self.alive()
         try:
             yield
         finally:
-            self.alone_s += time.monotonic() - begun
+            self.waits = before
+            self.alive()
+
+    def worked_alone(self, since: float, steps: int, tokens: int) -> None:
+        """This rank has done its share of what all do at the same time, without a collective.
+
+        Args:
+            since: time.monotonic() when it began.
+        """
+        before = self.alone_work
+        seconds = before.seconds + time.monotonic() - since
+        self.alone_work = Work(seconds, before.steps + steps, before.tokens + tokens)
 
 
 HEART = Heartbeat()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = "DESTRUCT_REPORTS"
@@ -24,11 +25,16 @@ def failed() -> None:
             (Path(os.environ[FOLDER]) / f"failed-{os.environ.get('RANK', '0')}").touch()
 
 
-def blamed(rank: int, why: str) -> None:
-    """Tell the launcher which rank is at fault, in a few words, where another one found out."""
+def blamed(ranks: Iterable[int], why: str) -> None:
+    """Tell the launcher which ranks are at fault, in a few words, where the others found out.
+
+    Args:
+        ranks: none where it cannot be told; then the words say what is wrong.
+    """
     if FOLDER in os.environ:
-        with contextlib.suppress(OSError):
-            (Path(os.environ[FOLDER]) / f"blamed-{rank}").write_text(why, encoding="utf-8")
+        for rank in [str(rank) for rank in ranks] or ["nobody"]:
+            with contextlib.suppress(OSError):
+                (Path(os.environ[FOLDER]) / f"blamed-{rank}").write_text(why, encoding="utf-8")
 
 
 def again() -> None:

@@ -102,14 +102,16 @@ def one_update(run: Run) -> str:
     line = record_update(run, batches, stats, rewards, kl, beta)
     epoch_ends = run.is_due(run.updates_per_epoch)
     best = (epoch_ends or run.is_due(config.run.evaluate_every)) and evaluate_update(run)
-    save = best or epoch_ends or run.is_due(config.run.checkpoint_every)
+    # What comes of updates with dropped steps is not known yet; but the end of the run is kept in any case.
+    well = state.skipped_in_a_row == 0 or state.update + 1 == run.updates
+    save = well and (best or epoch_ends or run.is_due(config.run.checkpoint_every))
     if run.is_due(config.guard.compare_every):
         run.compare()
         run.compare_speeds()
     state.update += 1
     if save:
         with watch("checkpoint"):
-            run.save(best)
+            run.save(best and state.skipped_in_a_row == 0)
     return line
 
 

@@ -32,7 +32,7 @@ def warm_up(run: Run) -> None:
     state.validation["after_warmup"] = evaluate(run, "after_warmup").as_summary() if state.lm_steps else same
     begin_ppo(run)
     run.watch.take()  # the first update's seconds are its own
-    run.worked_alone_s = HEART.alone_s
+    run.worked_alone = HEART.alone_work
 
 
 def teach_language(run: Run) -> None:
@@ -53,7 +53,7 @@ def teach_language(run: Run) -> None:
             lr = cosine_to_tenth(warmup.lm_lr, step, warmup.lm_updates)
             loss, stepped = cross_entropy_step(run.policy, windows.to(run.topology.device), lr, run.topology)
             state.skipped += not stepped
-            heed_skips(run, not stepped, ["the policy's loss or gradient"])
+            heed_skips(run, int(not stepped), ["the policy's loss or gradient"])
             run.mark_first_step()
             run.log("warmup", step, {"warmup/lm_loss": loss})
             progress.advance(f"loss {loss:.3f}")

@@ -2,15 +2,15 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 from destruct import last_words, setbacks
-from destruct.checkpoint import contents, finding
+from destruct.checkpoint import contents, shelf
 from destruct.checkpoint.identity import CONFIG, DATA, config_digest, identity
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
@@ -23,10 +23,10 @@ from destruct.data.tokenizing import Tokenizer
 from destruct.drift import Probe
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
-from destruct.errors import DestructError, Diverged
+from destruct.errors import DestructError, Diverged, Drifted
 from destruct.exits import Exit
-from destruct.guard import broken, checksum, digest, refuse_drift, straggler
-from destruct.heartbeat import HEART
+from destruct.guard import broken, checksum, digest, drift, straggler
+from destruct.heartbeat import HEART, Work
 from destruct.inputs import Inputs
 from destruct.models.policy import PolicyNetwork
 from destruct.ppo.update import UpdateSettings
@@ -75,7 +75,7 @@ class Run:
     saved: bool = True  # the last checkpoint of which the end is known was published; the same on every rank
     best_before: tuple[int | None, float] = (None, math.inf)  # update and loss, before the save under way
     has_sampled: bool = False  # the replica holds weights
-    worked_alone_s: float = 0.0  # HEART.alone_s at the last comparison of speeds
+    worked_alone: Work = Work()  # HEART.alone_work at the last comparison of speeds
 
     @property
     def config(self) -> Config:
@@ -130,13 +130,17 @@ class Run:
         """True in the update that completes `every` of them once more; never for 0."""
         return every > 0 and (self.state.update + 1) % every == 0
 
+    def asked_to_stop(self) -> int:
+        """Number of a signal that any rank has got, 0 without one.  All ranks call it."""
+        return int(self.topology.max(torch.tensor(self.signals.received)).item())
+
     def pause(self) -> None:
         """A boundary between two steps: where a signal asked any rank to stop, save and leave.  All ranks call it.
 
         Raises:
             Stopped: they all do.
         """
-        number = int(self.topology.max(torch.tensor(self.signals.received)).item())
+        number = self.asked_to_stop()
         if number == 0:
             return
         if self.store.newest != self.state.name:
@@ -152,13 +156,15 @@ class Run:
         Raises:
             Drifted: one is not what the others are.
         """
-        if self.topology.world_size > 1:
-            refuse_drift(self.facts(), self.topology)
+        if self.topology.world_size > 1 and (found := drift(self.facts(), self.topology)):
+            self.settle()  # what is being published was well
+            last_words.blamed(found.odd, found.words)
+            raise Drifted(f"{found}\n  remedy: look at the machines, then go on with --resume auto")
 
     def compare_speeds(self) -> None:
         """Log, and say where it is much, how far the slowest rank is behind the others.  All ranks call it."""
-        before, self.worked_alone_s = self.worked_alone_s, HEART.alone_s
-        ratio, slow = straggler(HEART.alone_s - before, self.topology)
+        before, self.worked_alone = self.worked_alone, HEART.alone_work
+        ratio, slow = straggler(self.worked_alone - before, self.topology)
         self.log("ppo", self.state.update, {"time/slowest_rank": ratio})
         if slow is not None:
             self.screen.say(slow)
@@ -180,10 +186,11 @@ class Run:
             "copy of the policy to sample from": checksum(replica),
         }
 
-    def _some(self, engine: TrainEngine) -> list[torch.Tensor]:
+    def _some(self, engine: TrainEngine) -> Iterator[torch.Tensor]:
         names = [name for name, _ in engine.module.named_parameters()]
         turn = self.state.update * COMPARED
-        return [engine.in_full(names[(turn + place) % len(names)]) for place in range(min(COMPARED, len(names)))]
+        for place in range(min(COMPARED, len(names))):
+            yield engine.in_full(names[(turn + place) % len(names)])
 
     def broken(self) -> list[str]:
         """The networks that are not finite, and on which ranks; the same on every rank, and all of them call it."""
@@ -201,18 +208,20 @@ class Run:
         """
         self.settle()
         allowed = self.config.guard.restarts
-        last = self.topology.first_rank_makes(lambda: next(iter(finding.checkpoints(self.store.folder)), None))
+        last = self.topology.first_rank_makes(lambda: shelf.newest_well(self.store.folder))
         where = f"update {self.state.update}" if self.probe else "the warm-up"
         problem = f"training diverged in {where}: not finite: {why}"
         if self.probe is None or last is None:
-            remedy = "lower the learning rates or the reward's scale, and start it anew with run.resume=never"
+            remedy = "lower the learning rates or the reward's scale, and start it anew"
             raise Diverged(problem, remedy, Exit.DIVERGED)
-        record = partial(setbacks.record, self.folder, self.state.update, why, self.mixture.state_dict())
-        times = self.topology.first_rank_makes(record)
+        entry = setbacks.Setback(self.state.update, last.name, why, self.mixture.state_dict())
+        times = self.topology.first_rank_makes(lambda: setbacks.record(self.folder, entry))
         if times > allowed:
             remedy = f"lower the learning rates, or go on from an older checkpoint (destruct checkpoints {self.folder})"
-            raise Diverged(f"{problem}; set back {allowed} times before (guard.restarts)", remedy, Exit.DIVERGED)
-        last_words.again()
+            problem += f"; set back to {last.name} {times - 1} times before (guard.restarts={allowed})"
+            raise Diverged(problem, remedy, Exit.DIVERGED)
+        if not self.asked_to_stop():
+            last_words.again()
         remedy = f"--resume auto goes on from {last}, without the texts drawn since (set-back {times} of {allowed})"
         raise Diverged(problem, remedy, Exit.RANK_FAILED)
 

@@ -52,7 +52,7 @@ def prepare(
         DestructError: it cannot be written.
     """
     folder = path(settings)
-    for name, place in _user_functions(settings).items():
+    for name, place in topology.together(lambda: _user_functions(settings)).items():
         screen.say(f"{name} is {place}")
     if checkpoint is None and settings.config.run.resume == "auto":
         screen.say(f"no checkpoint in {folder}: this run starts from the beginning")

@@ -117,10 +117,6 @@ def main(arguments: list[str] | None = None) -> int:
         if first:
             say(str(stop))
         return Exit.PREEMPTED
-    except (Diverged, Drifted) as end:
-        if first:
-            say(str(end))
-        return end.exit_code
     except KeyboardInterrupt:
         if first:
             say("interrupted")
@@ -159,6 +155,13 @@ def _telling(first: bool, everywhere: bool) -> Iterator[None]:
             rank = "" if first else f"rank {os.environ['RANK']}: "
             say(f"{rank}{error}")
         raise _Told(error.exit_code) from None
+    except (Diverged, Drifted) as end:  # on all ranks
+        logging.getLogger(__name__).error("%s", end)
+        if first:
+            say(str(end))
+        else:
+            time.sleep(2)
+        raise _Told(end.exit_code) from None
 
 
 def _run(settings: Settings, started: float, first: bool) -> None:

@@ -36,4 +36,4 @@ def place_of(role: str, path: str) -> str:
     try:
         return f"{inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"
     except (OSError, TypeError):
-        return f"{function!r} of {importlib.import_module(path.partition(':')[0]).__file__}"
+        return f"{function!r} of the module {function.__module__}"

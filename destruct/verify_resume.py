@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import glob
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -87,7 +88,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def default_launcher() -> list[str]:
     """DeepSpeed's, with a rank for each GPU of this machine; two ranks where there is none."""
-    return ["deepspeed", "--num_gpus", str(len(glob.glob("/dev/nvidia[0-9]*")) or 2)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = glob.glob("/dev/nvidia[0-9]*") if visible is None else visible.split(",")
+    return ["deepspeed", "--num_gpus", str(len(gpus) or 2)]
 
 
 def read_config(path: Path, overrides: list[str]) -> Config:

@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from destruct import last_words
 from destruct.exits import Exit
@@ -82,8 +83,9 @@ class Watchdog:
                 self._show()
                 # A thread of C's: it writes the stacks where this one cannot run, as another keeps the interpreter.
                 faulthandler.dump_traceback_later(self.stall_s, file=log)
-                if now - self.heart.at > self.stall_s or (self.folder / STALLED).exists():
-                    self._end(log)
+                if now - self.heart.at > self.stall_s or os.path.exists(self.folder / STALLED):
+                    faulthandler.dump_traceback(file=log)
+                    self._end()
 
     def _show(self) -> None:
         """Write this rank's file; a disk that refuses is the business of whoever saves."""
@@ -94,39 +96,38 @@ class Watchdog:
             aside.write_text(json.dumps(asdict(seen)), encoding="utf-8")
             os.replace(aside, self.folder / f"rank-{self.rank}")
 
-    def _end(self, log: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        faulthandler.dump_traceback(file=log)  # type: ignore[arg-type]
-        with suppress(OSError):
-            (self.folder / STALLED).touch()
-        before = self._all()
-        for _ in range(LOOKS // 2):  # until the others have written their stacks, too
-            time.sleep(self.look_s)
-            self._show()
-        mine = verdict(before, self._all())
-        (late, words), is_first = self._first_verdict(mine)
-        for rank in late:
-            last_words.blamed(rank, words)
-        if is_first:
-            named = " and ".join(f"rank {rank}" for rank in late)
-            remedy = f"see its stacks at the end of {self.log.with_name(f'rank-{late[0]}.log')}"
-            told = f"destruct: nothing has gone on for {self.stall_s:g} s: {named} {words}\n  remedy: {remedy}\n"
-            os.write(sys.stderr.fileno(), told.encode())
-        os._exit(Exit.RANK_FAILED)
+    def _end(self) -> NoReturn:
+        try:
+            faulthandler.cancel_dump_traceback_later()
+            with suppress(OSError):
+                (self.folder / STALLED).touch()
+            before = self._all()
+            for _ in range(LOOKS // 2):  # until the others have written their stacks, too
+                time.sleep(self.look_s)
+                self._show()
+            self._say(*self._first_verdict(verdict(before, self._all())))
+        finally:
+            os._exit(Exit.RANK_FAILED)
 
-    def _first_verdict(self, mine: tuple[list[int], str]) -> tuple[tuple[list[int], str], bool]:
+    def _say(self, late: list[int], words: str, is_first: bool) -> None:
+        last_words.blamed(late, words)
+        if is_first:
+            who = " and ".join(f"rank {rank}" for rank in late)
+            remedy = f"see the stacks at the end of {self.log.with_name(f'rank-{late[0] if late else 0}.log')}"
+            said = f"nothing has gone on for {self.stall_s:g} s: {who} {words}" if late else words
+            os.write(sys.stderr.fileno(), f"destruct: {said}\n  remedy: {remedy}\n".encode())
+
+    def _first_verdict(self, mine: tuple[list[int], str]) -> tuple[list[int], str, bool]:
         """That of the rank that came to one first, as those after it see ranks that have ended; whether it is ours."""
-        path = self.folder / VERDICT
-        aside = self.folder / f".{VERDICT}-{self.rank}"
+        path, aside = self.folder / VERDICT, self.folder / f".{VERDICT}-{self.rank}"
         try:
             aside.write_text(json.dumps(mine), encoding="utf-8")
-            os.link(aside, path)
-        except FileExistsError:
+            with suppress(FileExistsError):
+                os.link(aside, path)
             late, words = json.loads(path.read_text(encoding="utf-8"))
-            return (late, words), False
-        except OSError:
-            pass
-        return mine, True
+            return late, words, os.stat(aside).st_nlink == 2
+        except (OSError, ValueError):
+            return *mine, True
 
     def _all(self) -> list[Seen | None]:
         return [_read(self.folder / f"rank-{rank}") for rank in range(self.world_size)]
@@ -142,16 +143,17 @@ def watched(run_folder: Path, stall_s: float, topology: "Topology") -> Iterator[
     if stall_s == 0:
         yield
         return
-    folder = run_folder / "heartbeats"
-    topology.first_rank_makes(lambda: _emptied(folder))
+    folder = topology.first_rank_makes(lambda: _new_folder(run_folder / "heartbeats"))
     log = run_folder / "logs" / f"rank-{topology.rank}.log"
     with Watchdog(HEART, folder, log, topology.rank, topology.world_size, stall_s).looking():
         yield
 
 
-def _emptied(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
+def _new_folder(place: Path) -> Path:
+    """One for this life alone, as a rank of the life before may still be ending."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(mode=0o700, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=place))
 
 
 def _read(path: Path) -> Seen | None:
@@ -162,7 +164,7 @@ def _read(path: Path) -> Seen | None:
 
 
 def verdict(before: list[Seen | None], after: list[Seen | None]) -> tuple[list[int], str]:
-    """The ranks that the others wait for, and in words what is wrong with them.
+    """The ranks that the others wait for, none where it cannot be told, and in words what is wrong.
 
     Args:
         before, after: what each rank showed at the first and at the last look of a stalled one.
@@ -176,7 +178,10 @@ def verdict(before: list[Seen | None], after: list[Seen | None]) -> tuple[list[i
         return still, f"is stopped, or keeps its interpreter busy; last seen in phase {seen[still[0]].phase}"
     furthest = max(each.count for each in seen)
     least = min(each.count for each in seen)
-    late = [rank for rank, each in enumerate(seen) if each.count == least]
-    alone = [rank for rank in late if not seen[rank].waits] or late
-    behind = f"{furthest - least} calls behind" if furthest > least else "not where the others wait"
-    return alone, f"is late in phase {seen[alone[0]].phase}, {behind}"
+    behind = [rank for rank, each in enumerate(seen) if each.count == least]
+    late = [rank for rank in behind if not seen[rank].waits] or behind
+    phase = seen[late[0]].phase
+    if 1 < len(seen) == len(late):
+        return [], f"nothing goes on in phase {phase}, and no rank is behind the others: their stacks tell"
+    calls = f"{furthest - least} calls behind" if furthest > least else "not where the others wait"
+    return late, f"is late in phase {phase}, {calls}"

@@ -1,5 +1,6 @@
 """No value of the environment that looks like a secret reaches what a run writes or says."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,14 +37,28 @@ def test_values_are_masked_by_the_names_of_their_variables(monkeypatch):
     for name, value in {**CANARIES, "USER_HOME": "not a secret", "SHORT_TOKEN": "abc"}.items():
         monkeypatch.setenv(name, value)
     for value in CANARIES.values():
-        assert masked(f"x{value}y {value}") == "x***y ***"
+        assert masked(f"x{value}y {value}") == "x<secret>y <secret>"
     assert masked("not a secret, abc") == "not a secret, abc"
+
+
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "GIT_AUTHOR_NAME", "XAUTHORITY", "SSH_AUTH_SOCK", "HF_TOKEN_PATH"]
+)
+def test_what_only_sounds_like_a_secret_stays(monkeypatch, name):
+    monkeypatch.setenv(name, "a plain value")
+    assert masked("a plain value") == "a plain value"
+
+
+def test_a_value_is_found_in_the_text_of_json_too(monkeypatch):
+    monkeypatch.setenv("A_SECRET", 'quote " and é')
+    for text in (json.dumps({"a": 'quote " and é'}), json.dumps(['quote " and é'], ensure_ascii=False)):
+        assert "quote" not in masked(text) and json.loads(masked(text))
 
 
 def test_the_longer_of_two_values_goes_first(monkeypatch):
     monkeypatch.setenv("A_TOKEN", "beginning")
     monkeypatch.setenv("B_TOKEN", "beginning-and-end")
-    assert masked("beginning-and-end") == "***"
+    assert masked("beginning-and-end") == "<secret>"
 
 
 @pytest.mark.slow
@@ -62,7 +77,8 @@ def test_a_run_whose_code_tells_them_in_logs_warnings_and_errors_writes_none(tmp
     files = [path for path in (tmp_path / "tiny").rglob("*") if path.is_file()]
     assert len(files) > 6 and any("tfevents" in path.name for path in files)
     log = (tmp_path / "tiny/logs/rank-0.log").read_text()
-    assert "logged ***" in log and "warned ***" in log
+    assert "logged <secret>" in log and "warned <secret>" in log
+    assert "warned <secret>" in done.stderr, "before there is a log"
     for secret in CANARIES.values():
         assert secret not in done.stdout + done.stderr
         assert not [path for path in files if secret.encode() in path.read_bytes()]

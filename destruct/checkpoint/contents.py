@@ -68,7 +68,8 @@ def save(
             state.save(stage / STATE)
             (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
 
-    store.save(state.name, [write_policy, write_value, write_the_rest], {"update": state.update, **facts}, best)
+    writers = [write_policy, write_value, write_the_rest]
+    store.save(state.name, writers, {"update": state.update, **facts}, best, state.skipped_in_a_row == 0)
 
 
 def _whole(engine: FrozenEngine, keep: bool) -> dict[str, Tensor]:

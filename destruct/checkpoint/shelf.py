@@ -80,6 +80,15 @@ def stand_at(checkpoint: Path, best: Path | None) -> None:
     sync(folder)
 
 
+def newest_well(folder: Path) -> Path | None:
+    """The newest checkpoint before which no step was dropped, after later ones were given up; None without one."""
+    for checkpoint in finding.checkpoints(folder):
+        if TrainState.load(checkpoint / STATE).skipped_in_a_row == 0:
+            return checkpoint
+        give_up(checkpoint)
+    return None
+
+
 def give_up(checkpoint: Path) -> Path:
     """Put a checkpoint where none is resumed from, under the first free name; returns that place."""
     shelf = checkpoint.parent / GIVEN_UP

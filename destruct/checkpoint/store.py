@@ -18,7 +18,8 @@ from destruct.checkpoint.state import TrainState, step_name
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.exits import Exit
-from destruct.heartbeat import HEART
+
+ASK_AGAIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,12 @@ class CheckpointStore:
         return self._begun is not None
 
     def save(
-        self, name: str, writers: Sequence[Callable[[Path], None]], facts: dict[str, Any], best: bool = False
+        self,
+        name: str,
+        writers: Sequence[Callable[[Path], None]],
+        facts: dict[str, Any],
+        best: bool = False,
+        older_may_go: bool = True,
     ) -> None:
         """Let all ranks write into one stage; behind what they do next, the first one publishes it.
 
@@ -68,6 +74,7 @@ class CheckpointStore:
             writers: called with the stage, one after the other, each by all ranks.
             facts: what identifies the checkpoint, for its manifest.
             best: the pointer `best` is to name it, too.
+            older_may_go: all but the newest `keep` are deleted then.
         """
         self.settle()
         self._begun, self.newest = self.folder / name, name
@@ -77,7 +84,7 @@ class CheckpointStore:
             # A vote after each: engines meet in a barrier when they save, and a rank that failed must not miss one.
             written = written and self.topology.all_agree(_tried(partial(write, stage)))
         if written and self.topology.is_first:
-            publish = partial(self._publish, stage, name, facts, best)
+            publish = partial(self._publish, stage, name, facts, best, older_may_go)
             self._publishing = self._publisher.submit(_tried, publish)
 
     def settle(self) -> Path | None:
@@ -90,9 +97,14 @@ class CheckpointStore:
             return None
         begun, publishing, self._begun, self._publishing = self._begun, self._publishing, None, None
 
+        def goes_on() -> bool:
+            return publishing is not None and bool(wait([publishing], timeout=ASK_AGAIN_S).not_done)
+
+        # Asked for again and again, as hashing a large model takes longer than ranks may wait in one collective.
+        while self.topology.first_rank_makes(goes_on):
+            pass
+
         def outcome() -> bool:
-            while publishing is not None and wait([publishing], timeout=1.0).not_done:
-                HEART.alive()  # a checkpoint of a large model is hashed for longer than a rank may be silent
             published = publishing is not None and publishing.result()
             if not published:
                 with suppress(OSError):
@@ -111,10 +123,11 @@ class CheckpointStore:
             with suppress(OSError):
                 shelf.tidy(self.folder)
 
-    def _publish(self, stage: Path, name: str, facts: dict[str, Any], best: bool) -> None:
+    def _publish(self, stage: Path, name: str, facts: dict[str, Any], best: bool, older_may_go: bool) -> None:
         manifest.seal(stage, facts)
         shelf.publish(stage, name, best)
-        shelf.retire(self.folder, self.keep)
+        if older_may_go:
+            shelf.retire(self.folder, self.keep)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

@@ -10,7 +10,8 @@ class GuardConfig(Section):
 
     stall_s: float = Field(900.0, ge=0)
     """Seconds without a sign of life of a rank, after which every rank writes its stacks to its log, the late one is
-    named and the run ends with 76; 0: never.  Longer than the longest write of a checkpoint."""
+    named and the run ends with 76; 0: never.  Longer than the longest write of a
+    checkpoint; 0 under a debugger."""
     compare_every: int = Field(10, ge=0)
     """Updates between comparisons of what must be equal on all ranks, and of their speeds; 0: at the start and before
     each checkpoint alone."""

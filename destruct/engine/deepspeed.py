@@ -173,6 +173,7 @@ class DeepSpeedEngine:
         # DeepSpeed meets in collectives after each write: a rank whose write failed goes through them and raises then.
         failures: list[Exception] = []
         with (
+            HEART.waiting(),
             _late(failures, self.engine.checkpoint_engine, "save"),
             _late(failures, self.engine, "_copy_recovery_script"),
         ):
@@ -222,8 +223,10 @@ class DeepSpeedFrozen:
         _gather_by_layers(module)
         self.engine, *_ = deepspeed.initialize(model=module.requires_grad_(False).eval(), config=config)
         self.module = self.engine.module
-        if folder is not None:
-            for q in self.module.parameters():
+        for q in self.module.parameters():
+            start, end = shard_bounds(q, topology)
+            q.ds_tensor.data.view(-1)[end - start :].zero_()  # what pads the last shards is whatever memory held
+            if folder is not None:
                 q.ds_tensor.data = moved(folder, q.ds_tensor)
 
     @torch.no_grad()
@@ -280,7 +283,8 @@ def _late(failures: list[Exception], owner: Any, name: str) -> Iterator[None]:
 
     def attempt(*args: Any, **kwargs: Any) -> None:
         try:
-            method(*args, **kwargs)
+            with HEART.writing():
+                method(*args, **kwargs)
         except Exception as error:
             failures.append(error)
 

@@ -103,7 +103,8 @@ class FsdpEngine:
 
     def save(self, folder: Path, role: str) -> None:
         try:
-            dcp.save(self._state(), checkpoint_id=folder / role)
+            with HEART.waiting():
+                dcp.save(self._state(), checkpoint_id=folder / role)
         except dcp.CheckpointException as error:  # on every rank; it is no Exception
             failures = list(error.failures.values())
             for failure, trace in failures:

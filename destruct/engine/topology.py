@@ -46,6 +46,7 @@ class Topology:
         if self.world_size > 1:
             with HEART.waiting():
                 dist.all_reduce(total)
+                _arrive(total)
         return total
 
     def max(self, x: Tensor) -> Tensor:
@@ -54,6 +55,7 @@ class Topology:
         if self.world_size > 1:
             with HEART.waiting():
                 dist.all_reduce(top, dist.ReduceOp.MAX)
+                _arrive(top)
         return top
 
     def interleave(self, x: Tensor) -> Tensor:
@@ -66,6 +68,7 @@ class Topology:
         parts = [torch.empty_like(x) for _ in range(self.world_size)]
         with HEART.waiting():
             dist.all_gather(parts, x.contiguous())
+            _arrive(parts[0])
         return torch.stack(parts, 1).flatten(0, 1)
 
     def gather_flat(self, shard: Tensor) -> Tensor:
@@ -126,6 +129,12 @@ class Topology:
     def all_agree(self, fine: bool) -> bool:
         """True when `fine` is true on every rank."""
         return bool(self.sum(torch.tensor([int(not fine)])).item() == 0)
+
+
+def _arrive(x: Tensor) -> None:
+    """Wait for a collective on a GPU, which has only been queued, so that a rank is seen to wait where it does."""
+    if x.is_cuda:
+        torch.cuda.current_stream(x.device).synchronize()
 
 
 def start(timeout_s: float = 1800.0) -> Topology:

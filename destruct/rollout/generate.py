@@ -1,7 +1,7 @@
 """`rollout.mode: generate`: sample responses with a KV cache on a hook-free replica of the policy."""
 
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -150,8 +150,10 @@ def generate(
     # By the prompts of all ranks, which so make the same calls whatever their shares hold.
     lengths = prompts.prompt_lengths[mine] if bool((prompts.prompt_lengths < p).any()) else None
     go_on = (lambda alive: not topology.all_agree(not alive)) if in_step else bool
-    with nullcontext() if in_step else HEART.alone():
-        sampled = sample_responses(replica, prompts.windows[mine, :p], uniforms, how, lengths, go_on)
+    begun = time.monotonic()
+    sampled = sample_responses(replica, prompts.windows[mine, :p], uniforms, how, lengths, go_on)
+    if not in_step and len(mine):
+        HEART.worked_alone(begun, int(sampled[1].max()), int(sampled[1].sum()))
     responses, lengths, stopped = (topology.interleave(part) for part in sampled)
     mask = torch.arange(limit, device=lengths.device) < lengths[:, None]
     return RolloutBatch(prompts, responses, mask, stopped, teacher_forced=False)

@@ -4,12 +4,15 @@ The state of each action is the true text before it, so one forward serves all o
 is an episode of one step (gamma = 0).
 """
 
+import time
+
 import torch
 from torch import Tensor
 
 from destruct.batch import PromptBatch, RolloutBatch
 from destruct.engine.topology import Topology
 from destruct.evaluation import WINDOWS_PER_FORWARD
+from destruct.heartbeat import HEART
 from destruct.models.documents import body_states
 from destruct.models.policy import PolicyNetwork
 from destruct.rollout.sampling import inverse_cdf
@@ -67,8 +70,11 @@ def draw_everywhere(
     uniforms = torch.from_numpy(numbers).to(topology.device)
     parts = zip(mine.split(WINDOWS_PER_FORWARD), uniforms.split(WINDOWS_PER_FORWARD), strict=True)
     windows, positions = prompts.windows, prompts.positions
+    begun = time.monotonic()
     shares = [draw_tokens(replica, windows[rows], positions[rows], u, temperature) for rows, u in parts]
-    drawn = topology.interleave(torch.cat(shares))
+    mine_drawn = torch.cat(shares)
+    HEART.worked_alone(begun, len(shares), mine_drawn.numel())
+    drawn = topology.interleave(mine_drawn)
     mask, padding = prompts.continuation_mask, windows[:, prompts.prompt_tokens :]
     nothing = torch.zeros(len(drawn), dtype=torch.bool, device=drawn.device)
     return RolloutBatch(prompts, torch.where(mask, drawn, padding), mask, nothing, teacher_forced=True)

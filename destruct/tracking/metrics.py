@@ -100,7 +100,9 @@ METRICS: dict[str, Metric] = {
     "time/evaluate": Metric("s", "validation since the line before"),
     "time/checkpoint": Metric("s", "saving since the line before"),
     "time/slowest_rank": Metric(
-        "ratio", "work of the slowest rank by itself (sampling), as a multiple of the others' median; where compared"
+        "ratio",
+        "time of the slowest rank to sample a token, as a multiple of the others' median; every guard.compare_every "
+        "updates; 1 where a rank never samples by itself (rollout.gather: layers)",
     ),
     "time/tokens_per_s": Metric("tokens/s", "drawn and sampled tokens per second since the line before"),
     "memory/peak_rss_mib": Metric("MiB", "peak resident memory of the largest rank"),

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from destruct.durable import writing_to
 from destruct.last_words import log_is_at
-from destruct.secrets import Masking, masked
+from destruct.secrets import WARNINGS, Masking, masked
 from destruct.tracking.metrics import check_name
 
 WARMUP_PHASES = ("before", "warmup", "after_warmup", "value_warmup")
@@ -123,7 +123,7 @@ def log_to_file(folder: Path, rank: int) -> None:
     handler.setFormatter(Masking("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     threading.excepthook = _log_end_of_thread
-    for name in (None, "DeepSpeed", "transformers", "torch", "datasets"):
+    for name in (None, WARNINGS, "DeepSpeed", "transformers", "torch", "datasets"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name is None else []
         logger.propagate = True

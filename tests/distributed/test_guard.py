@@ -48,6 +48,20 @@ def test_a_slow_rank_is_named_and_small_differences_and_short_times_are_not(foun
     """9 against the median of 4 and 4.4; 5 against the same; 0.9 s is no time."""
     ratio, line = found["slow"]
     assert ratio == pytest.approx(9 / 4.2)
-    assert line == "rank 2 is slow: 9.0 s for what takes the others 4.2 s; all wait for it"
+    assert line == "rank 2 is slow: it takes 2.1 times as long as the others to sample; all wait for it"
     assert found["alike"] == [pytest.approx(5 / 4.2), None]
     assert found["little"] == [pytest.approx(9), None]
+
+
+def test_a_rank_with_longer_responses_or_more_of_them_is_not_slow(found):
+    """9 s instead of 4: 220 steps instead of 100, of few tokens; 900 tokens instead of 400, in as many steps."""
+    assert found["longer"] == [pytest.approx((9 / 220) / (4 / 100)), None]
+    assert found["fuller"] == [pytest.approx(1.0), None]
+
+
+def test_all_ranks_give_signs_of_life_while_the_first_one_publishes_a_checkpoint(found):
+    assert found["beats"] is True
+
+
+def test_where_no_majority_agrees_all_values_are_told_and_nobody_is_blamed(found):
+    assert found["two differ"] == "the ranks have different values of count: 0, 1, 2"

@@ -58,6 +58,9 @@ if act == "again" and "DESTRUCT_AGAIN" not in os.environ:
 if act == "blame" and rank == "0":
     (pathlib.Path(os.environ["DESTRUCT_REPORTS"]) / "blamed-1").write_text("is late in phase score")
     sys.exit(76)
+if act == "nobody":
+    (pathlib.Path(os.environ["DESTRUCT_REPORTS"]) / "blamed-nobody").write_text("nothing goes on")
+    sys.exit(76)
 if act == "blame":
     os.kill(os.getpid(), signal.SIGSTOP)
 pathlib.Path(f"ready-{rank}").touch()

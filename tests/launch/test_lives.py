@@ -19,3 +19,8 @@ def test_a_rank_that_another_holds_at_fault_is_named_and_killed_though_it_is_sto
     assert done.returncode == 76
     assert done.stderr.splitlines()[0] == "deepspeed: rank 1 is late in phase score"
     assert not ranks_left(tmp_path)
+
+
+def test_where_nobody_is_at_fault_it_is_said_what_is_wrong(tmp_path):
+    done = launch(tmp_path, "--num_gpus", "2", "-m", "toy", "nobody")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (76, "deepspeed: nothing goes on")
