@@ -60,6 +60,8 @@ def read(folder: Path) -> dict[str, Any]:
         Damaged: naming the first file that is missing, of another size, or not of this checkpoint.
     """
     path = folder / NAME
+    if links := [each for each in (path, folder / CHECK) if each.is_symlink()]:
+        raise Damaged(links[0], "it is a link")
     try:
         if (folder / CHECK).read_bytes() != _check_line(path).encode():
             raise Damaged(path, f"its digest is not that of {CHECK}")

@@ -86,7 +86,7 @@ def test_a_link_in_the_place_of_a_file_or_folder_is_refused(store, saved, tmp_pa
     (saved / "more").symlink_to(tmp_path)
     refused(store, saved / "more")
     (saved / "more").unlink()
-    for name in ("state.json", "policy"):
+    for name in ("state.json", "manifest.json", "manifest.sha256", "policy"):
         os.rename(saved / name, tmp_path / "elsewhere")
         (saved / name).symlink_to(tmp_path / "elsewhere")
         refused(store, saved / {"policy": "policy/state.pt"}.get(name, name))
