@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from destruct import last_words
 from destruct.config.settings import Settings, load
 from destruct.doors import Parser, write_anywhere
+from destruct.durable import writing_to
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 from destruct.signals import Signals, Stopped
@@ -167,7 +168,8 @@ def _run(settings: Settings, started: float, first: bool) -> None:
         train(run)
         summary = summarize(run)
         if topology.is_first:
-            summary.save(run.folder / "summary.json")
+            with writing_to(run.folder):
+                summary.save(run.folder / "summary.json")
         run.screen.table(summary)
         if not run.saved:
             raise run.unsaved()

@@ -1,6 +1,7 @@
 """A run small enough for tests: config values by dotted key, for files and command lines, and the run itself."""
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,7 @@ def logging_as_before() -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
+        logging.raiseExceptions, threading.excepthook = True, threading.__excepthook__
         for handler in logging.getLogger().handlers:
             handler.close()
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):

@@ -102,8 +102,11 @@ class CheckpointStore:
         return None
 
     def close(self) -> None:
-        """End the publisher, after what it is at; a rank calls it for itself."""
+        """End the publisher, after what it is at; a stage that nobody settles goes.  A rank calls it for itself."""
         self._publisher.shutdown()
+        if self.is_saving and self.topology.is_first:
+            with suppress(OSError):
+                shelf.tidy(self.folder)
 
     def _publish(self, stage: Path, name: str, facts: dict[str, Any], best: bool) -> None:
         manifest.seal(stage, facts)

@@ -4,12 +4,15 @@ import json
 import logging
 import math
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import transformers
 from torch.utils.tensorboard import SummaryWriter
 
+from destruct.durable import writing_to
 from destruct.last_words import log_is_at
 from destruct.tracking.metrics import check_name
 
@@ -23,14 +26,19 @@ class Sinks:
     Args:
         folder: the run's folder.
         done: first step to come of each phase; what was written of it, and of later ones, before a resume is dropped.
+
+    Raises:
+        DestructError: the folder cannot be written, here or in what is called later.
     """
 
     def __init__(self, folder: Path, done: dict[str, int]):
-        self._metrics = _reopen(folder / "metrics.jsonl", "step", done)
-        self._samples = _reopen(folder / "samples.jsonl", "update", done)
-        self._board = SummaryWriter(str(folder / "logs"), purge_step=done.get("ppo") or None)
-        # The purge takes all steps from there on; those of the warm-up count something else and lie apart.
-        self._warmup_board = SummaryWriter(str(folder / "logs" / "warmup"))
+        self._folder = folder
+        with writing_to(folder):
+            self._metrics = _reopen(folder / "metrics.jsonl", "step", done)
+            self._samples = _reopen(folder / "samples.jsonl", "update", done)
+            self._board = SummaryWriter(str(folder / "logs"), purge_step=done.get("ppo") or None)
+            # The purge takes all steps from there on; those of the warm-up count something else and lie apart.
+            self._warmup_board = SummaryWriter(str(folder / "logs" / "warmup"))
 
     def scalars(self, phase: str, step: int, values: dict[str, float]) -> None:
         """Log one line of figures; every name must stand in METRICS.
@@ -40,23 +48,26 @@ class Sinks:
             step: number of the warm-up step or of the update.
         """
         board = self._warmup_board if phase in WARMUP_PHASES else self._board
-        for name, value in values.items():
-            check_name(name)
-            board.add_scalar(name, value, step)
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._metrics.write(json.dumps({"phase": phase, "step": step, **finite}) + "\n")
-        self._metrics.flush()
+        with writing_to(self._folder):
+            for name, value in values.items():
+                check_name(name)
+                board.add_scalar(name, value, step)
+            self._metrics.write(json.dumps({"phase": phase, "step": step, **finite}) + "\n")
+            self._metrics.flush()
 
     def text(self, name: str, markdown: str, step: int) -> None:
         """Show a text of an update in TensorBoard."""
-        self._board.add_text(name, markdown, step)
+        with writing_to(self._folder):
+            self._board.add_text(name, markdown, step)
 
     def sample(self, update: int, fields: dict[str, Any]) -> None:
         """Log one rollout."""
-        self._samples.write(json.dumps({"update": update, **fields}, ensure_ascii=False) + "\n")
         text = f"**{fields['source']}** reward {fields['reward']:.3f}\n\n{fields['prompt']} **→** {fields['response']}"
-        self._board.add_text(f"samples/{fields['source']}", text, update)
-        self._samples.flush()
+        with writing_to(self._folder):
+            self._samples.write(json.dumps({"update": update, **fields}, ensure_ascii=False) + "\n")
+            self._board.add_text(f"samples/{fields['source']}", text, update)
+            self._samples.flush()
 
     def prompt(self, phase: str, step: int, topic: str, prompt: str, response: str) -> None:
         """Log the continuation of one of the user's prompts.
@@ -65,17 +76,17 @@ class Sinks:
             phase, step: as in `scalars`.
         """
         fields = {"phase": phase, "update": step, "topic": topic, "prompt": prompt, "response": response}
-        self._samples.write(json.dumps(fields, ensure_ascii=False) + "\n")
-        self._samples.flush()
         board = self._warmup_board if phase in WARMUP_PHASES else self._board
-        board.add_text(f"prompts/{topic}/{prompt[:40]}", f"{prompt} **→** {response}", step)
+        with writing_to(self._folder):
+            self._samples.write(json.dumps(fields, ensure_ascii=False) + "\n")
+            self._samples.flush()
+            board.add_text(f"prompts/{topic}/{prompt[:40]}", f"{prompt} **→** {response}", step)
 
     def close(self) -> None:
-        """Flush and close everything."""
-        self._metrics.close()
-        self._samples.close()
-        self._board.close()
-        self._warmup_board.close()
+        """Flush and close everything; on a full disk the newest of the curves are lost, and no line."""
+        for output in (self._metrics, self._samples, self._board, self._warmup_board):
+            with suppress(OSError):
+                output.close()
 
 
 def _reopen(path: Path, counter: str, done: dict[str, int]) -> TextIO:
@@ -100,17 +111,24 @@ def _reopen(path: Path, counter: str, done: dict[str, int]) -> TextIO:
 
 
 def log_to_file(folder: Path, rank: int) -> None:
-    """Send this rank's Python logging and warnings to logs/rank-N.log instead of the screen; no foreign bars there."""
+    """Send this rank's logging, warnings and failed threads to logs/rank-N.log instead of the screen; no bars there."""
     transformers.utils.logging.disable_progress_bar()
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a warning that does not fit on the disk is no traceback on the screen
     file = folder / "logs" / f"rank-{rank}.log"
+    with writing_to(folder):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file, encoding="utf-8")
     log_is_at(file, rank)
-    handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
+    threading.excepthook = _log_end_of_thread
     for name in (None, "DeepSpeed", "transformers", "torch", "datasets"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name is None else []
         logger.propagate = True
     # steps_per_print and wall_clock_breakdown of the JSON speak at this level.
     logging.getLogger("DeepSpeed").setLevel(logging.INFO)
+
+
+def _log_end_of_thread(failed: threading.ExceptHookArgs) -> None:
+    logging.getLogger(__name__).error("a thread failed", exc_info=failed.exc_value)

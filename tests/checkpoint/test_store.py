@@ -141,6 +141,14 @@ def test_a_full_disk_leaves_no_trace_and_the_checkpoint_before_stays_the_latest(
     assert publish(store, 6, [write], FACTS).name == "step-00000006", "the next one succeeds"
 
 
+def test_a_run_that_ends_before_a_failed_save_is_settled_leaves_no_stage(store, saved):
+    """Its bytes would be what fills the disk."""
+    with disk_full_after(4096):
+        store.save(step_name(6), [write, WRITERS["manifest"]], FACTS)
+        store.close()
+    assert names(store.folder) == ["latest", "step-00000003"]
+
+
 def test_a_mistake_of_the_program_is_not_taken_for_a_full_disk(store):
     def broken(stage: Path) -> None:
         raise RuntimeError("shapes differ")

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from destruct.errors import DestructError
+from destruct.exits import Exit
 from destruct.tracking.sinks import Sinks, log_to_file
+from tests.checkpoint.test_store import disk_full_after
 
 SAMPLE = {"source": "prose", "reward": 0.5, "prompt": "Once", "response": " upon"}
 
@@ -171,3 +174,19 @@ def test_a_ranks_log_takes_warnings_and_library_records_off_the_screen(tmp_path,
     assert "WARNING DeepSpeed: a shard was late" in text
     assert "an old argument" in text
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_full_disk_is_told_in_words_and_keeps_every_line_that_came_before_it(tmp_path):
+    """The kernel refuses what goes beyond 4 KiB of a file; a resume then drops the line that broke off."""
+    sinks = Sinks(tmp_path, {})
+    written = 0
+    with disk_full_after(4096):
+        with pytest.raises(DestructError) as caught:
+            for step in range(1000):
+                sinks.scalars("ppo", step, {"kl/coef": 0.1})
+                written = step + 1
+        sinks.close()
+    assert caught.value.exit_code == Exit.ENVIRONMENT
+    assert caught.value.problem == f"{tmp_path} cannot be written: File too large"
+    Sinks(tmp_path, {"ppo": written}).close()
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == list(range(written)) and written > 9
