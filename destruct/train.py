@@ -133,6 +133,7 @@ def _telling(first: bool, everywhere: bool) -> Iterator[None]:
     try:
         yield
     except DestructError as error:
+        last_words.failed()
         if not first:
             # A launcher ends all ranks as soon as it sees one gone; the first one has to speak before that.
             time.sleep(2 if everywhere else 5)

@@ -48,6 +48,15 @@ def test_an_unknown_key_is_answered_without_importing_torch(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_rank_that_ends_in_words_tells_the_launcher_before_the_others_fail_for_want_of_it(tmp_path, monkeypatch):
+    """Or one of these is named as the first to fail, with its code."""
+    (tmp_path / "reports").mkdir()
+    monkeypatch.setenv("DESTRUCT_REPORTS", str(tmp_path / "reports"))
+    done, _ = start(tmp_path, "--config", str(LOCAL), "kl.coeff=0.1")
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == ["failed-0"]
+
+
 @pytest.mark.slow
 def test_control_c_ends_a_run_with_one_line_and_what_it_did_is_saved(tmp_path):
     command = [sys.executable, "-m", "destruct.train", "--config", str(write_config(tmp_path))]
