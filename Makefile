@@ -42,6 +42,10 @@ check: $(INSTALLED)  ## what every commit passes: format, lint, types, layers an
 test: $(INSTALLED)  ## the whole suite; tests of absent hardware are skipped with the reason
 	$(ENV) && OMP_NUM_THREADS=1 pytest -ra -n 2 --dist loadfile --no-loadscope-reorder
 
+.PHONY: faults
+faults: $(INSTALLED)  ## the fault campaign, for hours: ARGS="--kills 200 --only damage"; goes on where it was interrupted
+	$(ENV) && OMP_NUM_THREADS=1 python -m tests.faults.campaign $(ARGS)
+
 .PHONY: golden
 golden: $(INSTALLED)  ## write tests/golden/figures.jsonl anew; say why under "Numerics" in CHANGELOG.md
 	$(ENV) && PYTHONPATH=. python tests/golden/test_golden.py

@@ -16,6 +16,8 @@ settings.load_profile("repeatable")
 # One token cache for all runs of the suite, those in other processes too, and not the person's own.
 CACHE = pytest.StashKey[str]()
 
+RANKS = ("tests/distributed/", "tests/faults/", "tests/slurm/")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[CACHE] = os.environ["DESTRUCT_CACHE"] = tempfile.mkdtemp(prefix="destruct-cache-")
@@ -30,7 +32,7 @@ class RanksTogether(LoadFileScheduling):
     keep all cores busy each."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ranks" if nodeid.startswith(("tests/distributed/", "tests/slurm/")) else super()._split_scope(nodeid)
+        return "ranks" if nodeid.startswith(RANKS) else super()._split_scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> RanksTogether | None:
@@ -39,4 +41,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> RanksTo
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of several ranks take longest, so they come first."""
-    items.sort(key=lambda item: not item.nodeid.startswith(("tests/distributed/", "tests/slurm/")))
+    items.sort(key=lambda item: not item.nodeid.startswith(RANKS))
