@@ -19,10 +19,13 @@ from tests.faults.cost import cost
 from tests.faults.damage import damage
 from tests.faults.data import data
 from tests.faults.disk import disk
+from tests.faults.drift import drift
 from tests.faults.kills import kills
+from tests.faults.poison import poison
 from tests.faults.publishing import publishing
 from tests.faults.resume import resume
 from tests.faults.signals import signals
+from tests.faults.stalls import stalls
 from tests.faults.trials import MUST_BE_ZERO, RESULTS, Trials, read
 
 
@@ -40,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     page.write(read(RESULTS))
     figures = trials.figures()
     print(json.dumps(figures), flush=True)
-    broken = any(figures[name] for name in MUST_BE_ZERO)
+    broken = any(figures[name] for name in MUST_BE_ZERO) or trials.broken()
     if broken:
         print(f"what the trials left is in {folder}", file=sys.stderr)
     else:
@@ -55,6 +58,9 @@ PARTS: dict[str, Callable[[Trials], None]] = {
     "data": data,
     "resume": resume,
     "signals": signals,
+    "stalls": stalls,
+    "drift": drift,
+    "poison": poison,
     "bare": bare,
     "cost": cost,
     "kills": kills,

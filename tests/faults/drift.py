@@ -1,4 +1,4 @@
-"""A rank that is not what the other is: named by what differs; one that is slow: named, and nobody else ever."""
+"""A rank that is not what the others are: named by what differs; one that is slow: named, and nobody else ever."""
 
 import json
 import re
@@ -24,12 +24,12 @@ SLOW = r"rank (\d) is slow"
 
 
 def drifts_apart(folder: Path, fault: str) -> Outcome:
-    """Rank 1 drifts in the third update, and ranks are compared at its end, before its checkpoint is written."""
+    """Rank 1 of three drifts in the third update; they are compared at its end, before its checkpoint is written."""
     folder.mkdir()
     zero2 = json.loads((ROOT / "ds_configs" / "zero2.json").read_text(encoding="utf-8"))
     (folder / "zero2.json").write_text(json.dumps(zero2), encoding="utf-8")
     stage = [f"engine.deepspeed={folder / 'zero2.json'}"] if fault == "bit of a parameter" else []
-    run = troubled(folder, fault, 1, *stage)
+    run = troubled(folder, fault, 1, "rollout.batch_size=24", *stage, ranks=3)
     code, orphans = run.end(), run.sweep()
     said = f"destruct: rank 1 has another {DRIFTS[fault]} than the other ranks"
     published = sorted(path.name for path in (folder / "tiny" / "checkpoints").glob("step-*"))

@@ -31,6 +31,7 @@ class Row:
 WHOLE = "the newest whole checkpoint; the same end, bit for bit"
 NAMED = "the file is named, the checkpoint before it taken"
 SAVED = "saved, 75, no process left; the same end, bit for bit"
+HANGS = "named within twice the time, all stacks written, no process left"
 SAME = "the next update is the same, bit for bit"
 
 ROWS = (
@@ -63,6 +64,17 @@ ROWS = (
     Row("data", ("between two lives",), "data changed between two lives", "refused, unless only its place is another"),
     Row("data", ("file", "row", "bytes"), "rows that are broken, slow, huge, gone", "goes on, or 2 and words"),
     Row("data", ("a reward",), "a reward that fails or is slow", "goes on, or 2 and words"),
+    Row("stalls", ("",), "a rank that hangs: in a reward, a read, a forward, a collective, a save", HANGS),
+    Row("drift", ("slow",), "a rank that samples slowly; none that does", "named; nobody is"),
+    Row(
+        "drift",
+        ("",),
+        "a rank that is not what the others are",
+        "named by what differs, before a checkpoint is written",
+    ),
+    Row("poison", ("every life",), "a weight that is NaN in every life", "77 after guard.restarts of them"),
+    Row("poison", ("weight",), "a weight that is NaN", "goes back by itself, ends; never published"),
+    Row("poison", ("",), "a reward, an advantage or a gradient that is NaN", "dropped, goes on; never published"),
     Row("resume", ("zero3, update",), "ZeRO-3: a resume after each of 20 updates", SAME),
     Row("resume", ("fsdp, update",), "FSDP: a resume after each of 20 updates", SAME),
     Row("resume", ("ranks",), "2 -> 1 -> 4 -> 2 ranks", "the same weights and data; losses to 1e-4"),

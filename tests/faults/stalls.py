@@ -22,12 +22,12 @@ HANGS = {
 """By fault the function on whose stack the late rank is; a stopped process writes none."""
 
 
-def troubled(folder: Path, fault: str, rank: int, *how: str, **variables: str) -> Life:
+def troubled(folder: Path, fault: str, rank: int, *how: str, ranks: int = 2, **variables: str) -> Life:
     """A life of which a rank goes wrong in the third update."""
     folder.mkdir(parents=True, exist_ok=True)
     overrides = ["reward.terms={'tests.faults.trouble:quiet': 1.0}", "run.checkpoint_every=1", *how]
     known = {"FAULTS_FAULT": fault, "FAULTS_RANK": str(rank), "FAULTS_BEGUN": str(folder / "begun")}
-    return Life(command(folder, *overrides), folder, **known, **variables)
+    return Life(command(folder, *overrides, ranks=ranks), folder, **known, **variables)
 
 
 def hang(folder: Path, fault: str, rank: int) -> Outcome:

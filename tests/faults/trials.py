@@ -81,6 +81,10 @@ class Trials:
         for words in outcome.get("wrong", ()):
             print(f"  WRONG: {words}", file=sys.stderr, flush=True)
 
+    def broken(self) -> bool:
+        """Whether a promise was broken in any of them."""
+        return any(line.get("wrong") for line in read(self.path) if line["code"] == self.code)
+
     def figures(self) -> dict[str, float]:
         """Of all parts, with the seconds that they took."""
         lines = [line for line in read(self.path) if line["code"] == self.code]
