@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -136,10 +136,10 @@ def live(command: list[str], run: Path, updates: int) -> None:
     """
     log = run.with_suffix(".log")
     print(f"{run.name}: what it says goes to {log}", file=sys.stderr, flush=True)
-    with log.open("wb") as said:
+    with log.open("wb") as said, _signals_passed_on() as begun:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
-        with _passed_on(process):
-            code = process.wait()
+        begun(process)
+        code = process.wait()
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         print(*lines[-LAST_LINES:], sep="\n", file=sys.stderr)
@@ -159,16 +159,28 @@ def live(command: list[str], run: Path, updates: int) -> None:
 
 
 @contextmanager
-def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Within the block signals go to the launcher, which has a session of its own and ends its ranks."""
+def _signals_passed_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Within the block signals go to the launcher, which has a session of its own and ends its ranks.
+
+    Yields:
+        What is told of the launcher, once it has been started: it gets those that came before that, too.
+    """
+    asked: list[int] = []
+    launchers: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        asked.append(number)
+        for process in launchers:
+            process.send_signal(number)  # none, where it has ended and been waited for
+
+    def begun(process: subprocess.Popen[bytes]) -> None:
+        launchers.append(process)
+        for number in asked:
             process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (*ASKING, signal.SIGHUP)}
     try:
-        yield
+        yield begun
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
