@@ -107,7 +107,6 @@ def one_update(run: Run) -> str:
     save = well and (best or epoch_ends or run.is_due(config.run.checkpoint_every))
     if run.is_due(config.guard.compare_every):
         run.compare()
-        run.compare_speeds()
     state.update += 1
     if save:
         with watch("checkpoint"):

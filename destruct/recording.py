@@ -118,6 +118,8 @@ def record_update(
         "memory/peak_rss_mib": peak_rss_mib(topology),
         **{f"time/{phase}": seconds for phase, seconds in watch.items()},
     }
+    if run.is_due(run.config.guard.compare_every):
+        values["time/slowest_rank"] = run.compare_speeds()
     if topology.device.type == "cuda":
         values["memory/peak_gpu_mib"] = peak_gpu_mib(topology)
     run.log("ppo", state.update, values)

@@ -161,13 +161,16 @@ class Run:
             last_words.blamed(found.odd, found.words)
             raise Drifted(f"{found}\n  remedy: look at the machines, then go on with --resume auto")
 
-    def compare_speeds(self) -> None:
-        """Log, and say where it is much, how far the slowest rank is behind the others.  All ranks call it."""
+    def compare_speeds(self) -> float:
+        """How far the slowest rank is behind the others since the last call, 1 for not at all; said where it is much.
+
+        All ranks call it.
+        """
         before, self.worked_alone = self.worked_alone, HEART.alone_work
         ratio, slow = straggler(self.worked_alone - before, self.topology)
-        self.log("ppo", self.state.update, {"time/slowest_rank": ratio})
         if slow is not None:
             self.screen.say(slow)
+        return ratio
 
     def facts(self) -> dict[str, object]:
         """What must be equal on all ranks, by name; of the networks a few parameters, others each time."""

@@ -14,7 +14,7 @@ from destruct.tracking.metrics import METRICS, check_name
 from destruct.tracking.watch import Watch
 
 PACKAGE = Path(__file__).resolve().parents[2] / "destruct"
-FILES = ("loop.py", "preparation.py", "steps.py", "recording.py", "run.py")
+FILES = ("loop.py", "preparation.py", "steps.py", "recording.py")
 TREES = [ast.parse((PACKAGE / name).read_text()) for name in FILES]
 NAME = re.compile(r"[a-z]+(/[a-z_{}]+)+")
 
