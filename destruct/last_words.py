@@ -1,4 +1,4 @@
-"""What a rank leaves to the launcher that looks after it: where its log is, and when it failed."""
+"""What a rank leaves to the launcher that looks after it: where its log is, and when it ended early."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ def log_is_at(path: Path, rank: int) -> None:
 
 
 def failed() -> None:
-    """Tell the launcher that this rank is failing now: the others will, too, for want of it."""
+    """Tell the launcher that this rank ends now, before its work is done: the others may fail for want of it."""
     if FOLDER in os.environ:
         with contextlib.suppress(OSError):
             (Path(os.environ[FOLDER]) / f"failed-{os.environ.get('RANK', '0')}").touch()

@@ -139,13 +139,16 @@ class _Told(Exception):
 
 @contextmanager
 def _telling(first: bool, everywhere: bool) -> Iterator[None]:
-    """Print a DestructError, from one rank where all have it, and raise _Told.
+    """Print a DestructError, from one rank where all have it, and raise _Told; tell the launcher who ends first.
 
     Args:
         everywhere: what is wrong is so on every rank, as with the command line.
     """
     try:
         yield
+    except Stopped:
+        last_words.failed()
+        raise
     except DestructError as error:
         last_words.failed()
         if not first:

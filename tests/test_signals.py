@@ -91,14 +91,16 @@ def test_stopped_after_every_step_a_run_ends_as_if_it_never_was(tmp_path, signal
 
 
 def started(folder: Path) -> subprocess.Popen[str]:
-    """A run of one process that goes on for long."""
+    """A run of one process that goes on for long, and tells its launcher in `reports`."""
     config = write_config(folder)
+    (folder / "reports").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "destruct.train", "--config", str(config), "engine.backend=single"]
     return subprocess.Popen(
         [*command, "run.num_epochs=1000", "run.resume=auto"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "DESTRUCT_REPORTS": str(folder / "reports")},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # as on a terminal
     )
 
@@ -117,9 +119,12 @@ def test_a_process_that_is_asked_to_stop_saves_says_where_and_ends_with_75(tmp_p
     assert process.returncode == 75
     assert err.startswith("destruct: stopped by SIGTERM: ") and err.count("\n") == 1 and saved in err
     assert "validation loss" not in out
+    told = tmp_path / "reports" / "failed-0"
+    told.unlink()
     again = started(tmp_path)
     assert again.stdout is not None
     assert again.stdout.readline().startswith("reading")
     again.send_signal(signal.SIGUSR1)
     _, err = again.communicate(timeout=120)
     assert (again.returncode, err) == (75, "destruct: stopped by SIGUSR1: the run had not begun\n")
+    assert told.exists(), "before the other ranks fail for want of it"

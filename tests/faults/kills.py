@@ -25,6 +25,9 @@ WITHIN_S = {"start-up": 12.0, "conversion": 1.0, "step": 2.5, "stage": 0.12, "po
 CODES = {"rank 0": {76}, "rank 1": {76}, "launcher": {75, 76, 137}, "wrapper": {-9}, "everything": {-9}}
 """With which our launcher may end.  75: the ranks saved; 137: there were none yet, and it ends as in a shell."""
 
+MOST_LOST = 2
+"""Steps: one that was being published, behind one that was being made."""
+
 
 @dataclass(slots=True)
 class Kill:
@@ -138,6 +141,8 @@ class Chain:
         kill.left = tuple(sorted(path.name for path in self.checkpoints.glob(".*")))
         if kill.code not in CODES[kill.target]:
             self.unrecoverable.append(f"{kill.target}, {kill.aim}: exit code {kill.code}: {life.err[-600:]}")
+        if kill.lost > MOST_LOST:
+            self.unrecoverable.append(f"{kill.target}, {kill.aim}: {kill.lost} steps were lost")
         if left and kill.target != "wrapper":  # whoever kills it takes from the ranks what would have ended them
             kill.orphans = left
             self.orphaned.append(f"{kill.target}, {kill.aim}: {left} processes outlived the launcher")

@@ -14,7 +14,7 @@ NUMBERS = ("kills", "corruptions", "signals", "calls")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Trials of a part that are told together.
+    """Trials of a part that are told together, but for those of an earlier row.
 
     Args:
         words: that are in the trial's name, one of them.
@@ -43,6 +43,7 @@ ROWS = (
         "each such call refused (EIO, ENOSPC, EROFS)",
         "the run goes on, the next save is whole",
     ),
+    Row("damage", ("a life after",), "a life over a damaged checkpoint", WHOLE),
     Row("damage", (", a bit flipped",), "a bit flipped in each file", NAMED, ("a bit flipped",)),
     Row("damage", ("cut short",), "each file cut short", NAMED, ("cut short",)),
     Row("damage", ("deleted",), "each file deleted", NAMED, ("deleted",)),
@@ -56,7 +57,6 @@ ROWS = (
         "said, and never followed",
         ("no latest", "latest is empty", "latest leads elsewhere"),
     ),
-    Row("damage", ("a life after",), "a life over a damaged checkpoint", WHOLE),
     Row("signals", ("wrapper",), "TERM, INT, USR1 to the launcher", SAVED, ("SIGTERM, command", "SIGUSR1, command")),
     Row("signals", ("rank 1", "all ranks"), "the same past it, to one or all ranks", SAVED, ("SIGUSR1, rank",)),
     Row("disk", ("full",), "a full disk", "goes on, or 3 and words; nothing half is left", ("disk full",)),

@@ -115,7 +115,8 @@ def strike(folder: Path, scene: str, thread: str, inject: str | None, goes_on: b
     command = ["strace", *which, f"--attach={traced}", f"--output={log}", f"--trace={','.join(CALLS)}"]
     command += [] if inject is None else [f"--inject={inject}"]
     tracer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while any(_tracer_of(process.pid, each) == 0 for each in (threads.values() if which else [traced])):
+    awaited = [f"{process.pid}/task/{each}" for each in (threads.values() if which else [traced])]
+    while not _is_traced(awaited, tracer.pid):
         if tracer.poll() is not None:
             process.kill()
             raise CannotRun("strace may not attach to a process here")
@@ -126,13 +127,16 @@ def strike(folder: Path, scene: str, thread: str, inject: str | None, goes_on: b
     return done, log.read_text()
 
 
-def _tracer_of(pid: int | None, thread: int) -> int:
-    """Who traces a thread; -1 where it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/task/{thread}/status").read_text()
-    except OSError:
-        return -1
-    return int(status.partition("TracerPid:")[2].split()[0])
+def _is_traced(threads: list[str], tracer: int) -> bool:
+    """Whether the tracer has begun: all wait, it for them, and they for leave."""
+    states = [_status(str(tracer)), *map(_status, threads), _status(str(tracer))]
+    return all(state["State"] == "S" for state in states) and all(int(state["TracerPid"]) for state in states[1:-1])
+
+
+def _status(process: str) -> dict[str, str]:
+    """First word of each line of a process's or thread's status."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines) if value.split()}
 
 
 def calls_of(folder: Path, scene: str, thread: str) -> Counter[str]:

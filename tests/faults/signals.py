@@ -22,8 +22,8 @@ LATEST_S = 8.0
 IN_TIME_S = 30.0
 """Slurm kills a job so long after SIGTERM."""
 
-NOT_YET = {"wrapper": {75}, "rank 1": {75, 76, 130}, "all ranks": {75, 76, 130}}
-"""Before a rank listens, a signal that comes past the launcher ends it as it ends any process."""
+NOT_YET = {"wrapper": {75, 130}, "rank 1": {75, 76, 130}, "all ranks": {75, 76, 130}}
+"""Before a rank listens, Ctrl-C ends it as it ends any program, and so does a signal that comes past the launcher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,10 @@ def wrong_with(asked: Asked, run: Life, before: str | None, target: str) -> str 
         return f"{asked.orphans} processes outlived the launcher"
     if asked.ended_s > IN_TIME_S:
         return f"it took {asked.ended_s} s"
-    if asked.phase in (START_UP, "resume"):
+    if asked.phase == START_UP:
         fine = asked.code in NOT_YET[target] and asked.newest == before
+    elif asked.phase == "resume":
+        fine = asked.code == 75 and asked.newest == before
     else:
         fine = asked.code == 75 and steps_of(asked.newest) >= steps_of(before) and "is saved" in run.err
     if run.resumed_from() not in (None, before) or (before is not None and run.began_anew()):

