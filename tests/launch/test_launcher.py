@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import platform
 import runpy
 import shutil
 import signal
@@ -19,7 +20,7 @@ WRAPPER = ROOT / "launch" / "bin" / "deepspeed"
 OURS = runpy.run_path(str(WRAPPER))
 
 TOY = """
-import os, pathlib, signal, sys, time
+import ctypes, os, pathlib, signal, sys, threading, time
 
 rank = os.environ["RANK"]
 pathlib.Path(f"pid-{rank}").write_text(str(os.getpid()))
@@ -39,6 +40,12 @@ if rank == "1" and act == "die":
 if act == "listen":
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda received, _: (pathlib.Path(f"got-{rank}").write_text(str(received)), sys.exit(75)))
+if act == "linger":
+    def ends(received, _):  # the process is a zombie for a second, until its other thread ends, too
+        pathlib.Path(f"got-{rank}").write_text(str(received))
+        threading.Thread(target=lambda: (time.sleep(1), os._exit(75))).start()
+        ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread alone
+    signal.signal(signal.SIGTERM, ends)
 if act == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if act == "raise":
@@ -64,7 +71,7 @@ if act == "nobody":
 if act == "blame":
     os.kill(os.getpid(), signal.SIGSTOP)
 pathlib.Path(f"ready-{rank}").touch()
-if act in ("exit5", "die", "listen", "deaf"):
+if act in ("exit5", "die", "listen", "linger", "deaf"):
     time.sleep(600)
 """
 
@@ -157,9 +164,20 @@ def test_a_signal_reaches_every_rank_and_no_launcher_and_they_end_with_75(tmp_pa
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("victim", ["deepspeed.launcher.launch", "bin/deepspeed"])
-def test_ranks_whose_launcher_is_killed_are_asked_to_stop_and_none_is_left(tmp_path, victim):
-    process = start(tmp_path, "--num_gpus", "2", "-m", "toy", "listen")
+@pytest.mark.parametrize(
+    ("victim", "act"),
+    [
+        ("deepspeed.launcher.launch", "listen"),
+        ("bin/deepspeed", "listen"),
+        pytest.param(
+            "deepspeed.launcher.launch",
+            "linger",
+            marks=pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a system call of x86_64"),
+        ),
+    ],
+)
+def test_ranks_whose_launcher_is_killed_are_asked_to_stop_and_none_is_left(tmp_path, victim, act):
+    process = start(tmp_path, "--num_gpus", "2", "-m", "toy", act)
     family = ready(tmp_path, process)
     (launcher,) = [each for each in family if victim in " ".join(each.cmdline()) and "RANK" not in each.environ()]
     launcher.kill()
