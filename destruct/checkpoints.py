@@ -17,7 +17,7 @@ from rich.table import Table
 
 from destruct.checkpoint import finding, manifest, shelf
 from destruct.checkpoint.state import TrainState
-from destruct.doors import Parser, find_run, write_anywhere
+from destruct.doors import Parser, find_run, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 
@@ -150,15 +150,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the checkpoints of a run; returns the exit code, 3 where one is damaged."""
-    write_anywhere()
-    try:
-        return run(parse(sys.argv[1:] if arguments is None else arguments))
-    except DestructError as error:
-        print(f"destruct: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"destruct: {error}\n  remedy: have the right to read and to write there", file=sys.stderr)
-        return Exit.ENVIRONMENT
+    return told(lambda: run(parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ import difflib
 import importlib
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from destruct.errors import DestructError
-from destruct.exits import leave
+from destruct.exits import Exit, leave
 
 DOORS = {
     "train": "train on one rank (under a launcher: deepspeed --num_gpus N -m destruct.train ...)",
@@ -46,6 +47,19 @@ def write_anywhere() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def told(answer: Callable[[], int]) -> int:
+    """The exit code of a command that reads and writes files; what is wrong is said in two lines."""
+    write_anywhere()
+    try:
+        return answer()
+    except DestructError as error:
+        print(f"destruct: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"destruct: {error}\n  remedy: have the right to read and to write there", file=sys.stderr)
+        return Exit.ENVIRONMENT
 
 
 def find_run(name: str) -> Path:

@@ -29,7 +29,7 @@ class Heartbeat:
     at: float = field(default_factory=time.monotonic)  # of the last sign of life
     phase: str = "start"
     waits: bool = False  # in a collective of ours
-    alone_work: "Work" = field(default_factory=lambda: Work())  # in which no rank waits for another
+    alone_work: Work = Work()  # in which no rank waits for another
 
     def beat(self) -> None:
         """A call that all ranks make."""

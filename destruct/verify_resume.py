@@ -31,7 +31,7 @@ from destruct.checkpoint.state import step_name
 from destruct.config.base import validate
 from destruct.config.reading import apply_overrides, read_yaml
 from destruct.config.settings import Config
-from destruct.doors import Parser, write_anywhere
+from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 from destruct.signals import ASKING
@@ -257,15 +257,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Verify; returns the exit code, 77 where the two lives differ."""
-    write_anywhere()
-    try:
-        return run(parse(sys.argv[1:] if arguments is None else arguments))
-    except DestructError as error:
-        print(f"destruct: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"destruct: {error}\n  remedy: have the right to read and to write there", file=sys.stderr)
-        return Exit.ENVIRONMENT
+    return told(lambda: run(parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":
