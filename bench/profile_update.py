@@ -142,7 +142,7 @@ def table(timed: Figures, counted: Figures, peaks: dict[str, float]) -> Table:
     return shown
 
 
-ORDER = ("round", "data", "generate", "score", "update", "kl", "evaluate", "checkpoint")
+ORDER = ("round", "data", "generate", "score", "update", "kl", "evaluate", "compare", "checkpoint")
 
 
 def main() -> None:

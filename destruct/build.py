@@ -44,7 +44,7 @@ from destruct.rollout.rewards import REWARDS, Reward, RewardContext, Term, froze
 from destruct.rollout.user_terms import user_term
 from destruct.run import Run
 from destruct.tracking.console import Screen
-from destruct.tracking.sinks import Sinks, log_to_file
+from destruct.tracking.sinks import Sinks
 
 
 def build(settings: Settings, topology: Topology, screen: Screen, started: float) -> Run:
@@ -58,11 +58,11 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     """
     config, names = settings.config, list(settings.config.data.sources)
     _check_curriculum(config, screen)
+    claimed = run_folder.claim(settings, topology, screen)
     store = CheckpointStore(run_folder.path(settings) / "checkpoints", topology, config.run.keep_checkpoints)
     checkpoint = find_checkpoint(settings, store, screen.say)
     topology.together(lambda: _check_machine(settings, topology))
     architectures = topology.together(lambda: read_architectures(settings))
-    screen.say("reading and tokenizing the sources")
     inputs = read_inputs(settings, topology, screen, checkpoint)
     tokenizer, context = inputs.tokenizer, RewardContext(config.reward.ngram, inputs.tokenizer)
     check_sizes(settings, architectures, tokenizer.vocab_size)
@@ -70,8 +70,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     texts = topology.together(lambda: _tried_terms(config, context, inputs))
     # Nothing about the input can be wrong from here on: only now is an older folder put aside.
     derived = {"engine.loss": str(plan_head(settings, architectures, tokenizer.vocab_size, topology))}
-    folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, store.holds(checkpoint), derived)
-    log_to_file(folder, topology.rank)
+    folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, derived, claimed)
     curriculum = _curriculum(config, inputs, topology)
     mixture, loader = topology.together(lambda: drawing(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
@@ -86,6 +85,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         settings=settings,
         topology=topology,
         folder=folder,
+        claimed=claimed,
         screen=screen,
         sinks=Sinks(folder, state.done) if topology.is_first else None,
         names=names,

@@ -59,6 +59,7 @@ def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoi
         DestructError: a source, the tokenizer or the texts are not what they should be.
     """
     config = settings.config
+    screen.say("reading and tokenizing the sources")
     ready = topology.together(lambda: _pretrained_tokenizer(settings))
     folder = config.data.cache_folder
     sources = topology.together(lambda: open_sources(config.data, config.run.seed, _chat(ready), folder))

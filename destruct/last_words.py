@@ -1,6 +1,7 @@
-"""What a rank leaves to the launcher that looks after it: where its log is, and when it ended early."""
+"""Between a rank and the launcher that looks after it: where its log is, how it ends, and whether that lives."""
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,3 +43,13 @@ def again() -> None:
     if FOLDER in os.environ:
         with contextlib.suppress(OSError):
             (Path(os.environ[FOLDER]) / "again").touch()
+
+
+def launcher_is_gone() -> bool:
+    """Whether the launcher was killed, so that nobody looks after this rank any more; False under others."""
+    if FOLDER not in os.environ:
+        return False
+    with contextlib.suppress(OSError), (Path(os.environ[FOLDER]) / "launcher").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused for as long as the launcher lives, which holds it
+        return True
+    return False

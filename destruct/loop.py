@@ -106,7 +106,8 @@ def one_update(run: Run) -> str:
     well = state.skipped_in_a_row == 0 or state.update + 1 == run.updates
     save = well and (best or epoch_ends or run.is_due(config.run.checkpoint_every))
     if run.is_due(config.guard.compare_every):
-        run.compare()
+        with watch("compare"):
+            run.compare()
     state.update += 1
     if save:
         with watch("checkpoint"):

@@ -1,6 +1,7 @@
 """A run while it is going on: its parts, made by build.py, and what the loop asks of them together."""
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from destruct.checkpoint import contents, shelf
 from destruct.checkpoint.identity import CONFIG, DATA, config_digest, identity
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
+from destruct.claim import Claim
 from destruct.config.settings import Config, Settings
 from destruct.curriculum.round import Curriculum
 from destruct.data.loader import Loader
@@ -49,6 +51,7 @@ class Run:
     settings: Settings
     topology: Topology
     folder: Path
+    claimed: Claim  # on that folder
     screen: Screen
     sinks: Sinks | None  # on the first rank alone
     names: list[str]  # sources, in the order of every weight vector
@@ -131,8 +134,9 @@ class Run:
         return every > 0 and (self.state.update + 1) % every == 0
 
     def asked_to_stop(self) -> int:
-        """Number of a signal that any rank has got, 0 without one.  All ranks call it."""
-        return int(self.topology.max(torch.tensor(self.signals.received)).item())
+        """Number of a signal that any rank has got, SIGTERM where its launcher is gone, else 0.  All ranks call it."""
+        left_alone = signal.SIGTERM if last_words.launcher_is_gone() else 0
+        return int(self.topology.max(torch.tensor(self.signals.received or left_alone)).item())
 
     def pause(self) -> None:
         """A boundary between two steps: where a signal asked any rank to stop, save and leave.  All ranks call it.
@@ -143,6 +147,8 @@ class Run:
         number = self.asked_to_stop()
         if number == 0:
             return
+        if last_words.launcher_is_gone():
+            self.screen.say("the launcher was killed, so this run saves and stops")
         if self.store.newest != self.state.name:
             self.save()
         self.settle()
@@ -237,6 +243,7 @@ class Run:
         for pieces in self.inputs.train:
             if isinstance(pieces, StreamPieces):
                 pieces.close()
+        self.claimed.leave()
 
     def save_if_due(self, steps: int) -> None:
         """Write a checkpoint in the warm-up, after so many steps of it."""

@@ -4,12 +4,15 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from destruct.claim import Claim
 from destruct.config.base import dump_with_provenance
 from destruct.config.settings import Settings
 from destruct.data.tokenizing import Tokenizer
@@ -18,6 +21,7 @@ from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.secrets import masked
 from destruct.tracking.console import Screen
+from destruct.tracking.sinks import log_to_file
 from destruct.user_function import place_of
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "pydantic", "safetensors")
@@ -26,6 +30,18 @@ PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "num
 def path(settings: Settings) -> Path:
     """`run.folder/run.name`."""
     return Path(settings.config.run.folder) / settings.config.run.name
+
+
+def claim(settings: Settings, topology: Topology, screen: Screen) -> Claim:
+    """Claim the run's folder, where there is one, before anything in it is looked at; all ranks call it.
+
+    Raises:
+        DestructError: another run is at work in it, or it cannot be written.
+    """
+    claimed = Claim()
+    with _writing_to(path(settings)):
+        topology.first_rank_makes(lambda: claimed.take(path(settings), screen.say))
+    return claimed
 
 
 LINK = Path("logs")
@@ -38,39 +54,56 @@ def prepare(
     screen: Screen,
     tokenizer: Tokenizer,
     checkpoint: Path | None,
-    going_on: bool,
     derived: dict[str, str],
+    claimed: Claim,
 ) -> Path:
-    """Make the run's folder and write down what was asked for and what it runs on.
+    """Make the run's folder, write down what was asked for and what it runs on, and log there from now on.
 
     Args:
-        checkpoint: where the run starts from; None for the beginning.
-        going_on: it is one of the run's own folder, which is then continued; else an older one is put aside.
+        checkpoint: where the run starts from; None for the beginning.  Where it is one of the run's own folder, that is
+            continued; else an older one is put aside.
         derived: what follows from the settings and decides a digit of the run, in words, by the key it belongs to.
+        claimed: what `claim` gave; the new folder, if it is one, is claimed too.
 
     Raises:
         DestructError: it cannot be written.
     """
     folder = path(settings)
+    going_on = checkpoint is not None and checkpoint.parent == folder / "checkpoints"
     for name, place in topology.together(lambda: _user_functions(settings)).items():
         screen.say(f"{name} is {place}")
     if checkpoint is None and settings.config.run.resume == "auto":
         screen.say(f"no checkpoint in {folder}: this run starts from the beginning")
+
+    def make() -> Path | None:
+        aside = None if going_on else _put_aside(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # samples and settings are for the person who runs it
+        if not going_on:
+            claimed.take(folder, screen.say)
+        _write_facts(folder, settings, topology, tokenizer, derived)
+        return aside
+
+    with _writing_to(folder):
+        aside = topology.first_rank_makes(make)
+    if aside is not None:
+        screen.say(f"{folder} was there already; it is now {aside}")
+    obstacle = topology.first_rank_makes(lambda: _link_logs(Path(settings.config.run.folder)))
+    if obstacle is not None:
+        screen.say(f"no link from ./{LINK} to {settings.config.run.folder}: {obstacle}")
+    log_to_file(folder, topology.rank)
+    return folder
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
     try:
-        aside = None if going_on else topology.first_rank_makes(lambda: _put_aside(folder))
-        topology.first_rank_makes(lambda: _write_facts(folder, settings, topology, tokenizer, derived))
+        yield
     except OSError as error:
         raise DestructError(
             f"{folder} cannot be written: {error.strerror or error}",
             "set run.folder to a place to write to",
             Exit.ENVIRONMENT,
         ) from None
-    if aside is not None:
-        screen.say(f"{folder} was there already; it is now {aside}")
-    obstacle = topology.first_rank_makes(lambda: _link_logs(Path(settings.config.run.folder)))
-    if obstacle is not None:
-        screen.say(f"no link from ./{LINK} to {settings.config.run.folder}: {obstacle}")
-    return folder
 
 
 def _user_functions(settings: Settings) -> dict[str, str]:
@@ -112,7 +145,6 @@ def _put_aside(folder: Path) -> Path | None:
 def _write_facts(
     folder: Path, settings: Settings, topology: Topology, tokenizer: Tokenizer, derived: dict[str, str]
 ) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # samples and settings are for the person who runs it
     tokenizer.save(folder / "tokenizer")
     resolved = dump_with_provenance(settings.config, settings.provenance) + "# derived from it:\n"
     resolved += "".join(f"#   {key}: {words}\n" for key, words in derived.items())

@@ -99,6 +99,7 @@ METRICS: dict[str, Metric] = {
     "time/round": Metric("s", "refresh, panels, weights"),
     "time/evaluate": Metric("s", "validation since the line before"),
     "time/checkpoint": Metric("s", "saving since the line before"),
+    "time/compare": Metric("s", "holding the ranks against each other since the line before"),
     "time/slowest_rank": Metric(
         "ratio",
         "time of the slowest rank to sample a token, as a multiple of the others' median; every guard.compare_every "

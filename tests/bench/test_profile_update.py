@@ -30,7 +30,7 @@ def test_an_update_is_told_by_phase_and_network_with_its_trace(tmp_path):
             rows.setdefault(cells[0], cells[1:])
     phases = {"round", "data", "generate", "score", "update", "kl"}
     assert phases | {"policy forward", "value backward", "policy step", "frozen refreshed", "all"} <= set(rows)
-    phases |= {"evaluate", "checkpoint"} & set(rows)
+    phases |= {"evaluate", "compare", "checkpoint"} & set(rows)
     assert sum(float(rows[phase][1].rstrip("%")) for phase in phases) == pytest.approx(100, abs=0.5)
     seconds = {name: float(cells[0]) for name, cells in rows.items()}
     assert sum(seconds[phase] for phase in phases) == pytest.approx(seconds["all"], abs=0.01)

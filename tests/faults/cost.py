@@ -17,37 +17,34 @@ from tests.faults.lives import Life, command, strike
 from tests.faults.trials import Outcome, Trials
 
 TURNS = 3
+PHASES = ("round", "data", "generate", "score", "update", "kl", "evaluate", "compare", "checkpoint")
 FAILURE_EVERY_S = 30.0
 UPDATES, STEPS = 60, 240
 """Of a run of ours and of the bare loop, whose seconds are compared with and without failures."""
 
 
 def verification(folder: Path) -> Outcome:
-    """Seconds of verifying and of loading one checkpoint, by two ranks, from the page cache."""
+    """Seconds of verifying and of loading one checkpoint, by two ranks, from the page cache and from the disk."""
     folder.mkdir()
     life = Life(torchrun(2, str(ROOT / "tests" / "faults" / "cost_worker.py"), str(folder)), folder)
     if life.end() != 0:
         raise RuntimeError(life.err)
     seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
-    verify, load = median(seconds["verify"]), median(seconds["load"])
     shutil.rmtree(folder)
-    return {"verify_s": verify, "load_s": load, "mib": round(seconds["bytes"] / 2**20)}
+    size = seconds.pop("bytes")
+    return {"mib": round(size / 2**20)} | {f"{name}_s": median(each) for name, each in seconds.items()}
 
 
-def of_updates(folder: Path, every: int) -> list[float]:
-    """Seconds of each update but the first ones."""
+def of_updates(folder: Path, *overrides: str) -> list[dict[str, float]]:
+    """Seconds of each update but the first ones, by phase."""
     folder.mkdir()
-    plan = ["run.num_epochs=1", "run.updates_per_epoch=15", f"run.checkpoint_every={every}"]
-    life = Life(command(folder, *plan), folder)
+    life = Life(command(folder, "run.num_epochs=1", "run.updates_per_epoch=15", *overrides), folder)
     if life.end() != 0:
         raise RuntimeError(life.err)
     lines = [json.loads(line) for line in (folder / "tiny" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     updates = [line for line in lines if "ppo/steps" in line]
-    phases = [
-        {key: x for key, x in line.items() if key.startswith("time/") and "tokens" not in key} for line in updates
-    ]
     shutil.rmtree(folder)
-    return [sum(each.values()) for each in phases[3:]]
+    return [{name: line[f"time/{name}"] for name in PHASES if f"time/{name}" in line} for line in updates[3:]]
 
 
 def saving(folder: Path) -> Outcome:
@@ -55,8 +52,15 @@ def saving(folder: Path) -> Outcome:
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(TURNS):
         for every, found in seconds.items():
-            found += of_updates(folder, every)
+            found += [sum(each.values()) for each in of_updates(folder, f"run.checkpoint_every={every}")]
     return {"without_s": median(seconds[0]), "with_s": median(seconds[1])}
+
+
+def comparing(folder: Path) -> Outcome:
+    """Seconds of an update, and of holding the ranks against each other after it."""
+    updates = of_updates(folder, "guard.compare_every=1")
+    compared = median(each.pop("compare") for each in updates)
+    return {"compare_s": compared, "update_s": median(sum(each.values()) for each in updates)}
 
 
 def goodput(folder: Path, start: Callable[[], Life], struck: bool) -> float:
@@ -96,6 +100,7 @@ def cost(trials: Trials) -> None:
     place = trials.folder / "cost"
     trials.make("cost", "verification", lambda: verification(place))
     trials.make("cost", "saving", lambda: saving(place))
+    trials.make("cost", "comparing", lambda: comparing(place))
     for ours in (True, False):
         name = "a failure every 30 s" + ("" if ours else ", bare")
         trials.make("cost", name, lambda: under_failures(place, ours))  # noqa: B023

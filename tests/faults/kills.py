@@ -25,6 +25,9 @@ WITHIN_S = {"start-up": 12.0, "conversion": 1.0, "step": 2.5, "stage": 0.12, "po
 CODES = {"rank 0": {76}, "rank 1": {76}, "launcher": {75, 76, 137}, "wrapper": {-9}, "everything": {-9}}
 """With which our launcher may end.  75: the ranks saved; 137: there were none yet, and it ends as in a shell."""
 
+ALONE_S = 60.0
+"""For ranks that find that our launcher was killed, which they do when they have started."""
+
 MOST_LOST = 2
 """Steps: one that was being published, behind one that was being made."""
 
@@ -80,7 +83,7 @@ class Chain:
         if struck and kill.target == "everything":
             life.sweep()
         kill.code, kill.ended_s = life.end(), round(time.monotonic() - begun, 1)
-        left = life.sweep()
+        left = life.outlive(ALONE_S if kill.target == "wrapper" else 0.0)
         self._check_start(life, before)
         if not struck:
             return False
@@ -143,7 +146,7 @@ class Chain:
             self.unrecoverable.append(f"{kill.target}, {kill.aim}: exit code {kill.code}: {life.err[-600:]}")
         if kill.lost > MOST_LOST:
             self.unrecoverable.append(f"{kill.target}, {kill.aim}: {kill.lost} steps were lost")
-        if left and kill.target != "wrapper":  # whoever kills it takes from the ranks what would have ended them
+        if left:
             kill.orphans = left
             self.orphaned.append(f"{kill.target}, {kill.aim}: {left} processes outlived the launcher")
 

@@ -121,6 +121,13 @@ class Life:
             self.sweep()
             return None
 
+    def outlive(self, patience_s: float) -> int:
+        """Let what runs still end by itself; returns how many processes had to be killed after so many seconds."""
+        until = time.monotonic() + patience_s
+        while self.processes() and time.monotonic() < until:
+            time.sleep(0.2)
+        return self.sweep()
+
     def sweep(self) -> int:
         """Kill all that runs still; returns how many processes that were."""
         number = 0

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from destruct.config.guard import GuardConfig
 from tests.faults.trials import ROOT, Outcome
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -109,13 +110,23 @@ def cost_table(lines: list[Outcome]) -> Iterator[str]:
     cost = {line["trial"]: line for line in lines if line["part"] == "cost"}
     if "verification" in cost:
         c = cost["verification"]
-        share = c["verify_s"] / c["load_s"]
-        yield f"- Verifying {c['mib']} MiB takes {c['verify_s']:.2f} s, {share:.0%} of loading them from memory."
+        memory, disk = c["verify_s"] / c["load_s"], c["verify and load from disk_s"] / c["load from disk_s"] - 1
+        yield (
+            f"- Verifying {c['mib']} MiB takes {c['verify_s']:.2f} s, {memory:.0%} of loading them from memory. "
+            f"Loading from disk takes {c['load from disk_s']:.2f} s, {disk:.0%} more where the files are verified first."
+        )
     if "saving" in cost:
         c = cost["saving"]
         yield (
             f"- An update of the tiny run takes {c['without_s']:.2f} s, and {c['with_s']:.2f} s where each is saved "
             f"({c['with_s'] / c['without_s'] - 1:+.0%})."
+        )
+    if "comparing" in cost:
+        c = cost["comparing"]
+        share = c["compare_s"] / c["update_s"] / GuardConfig().compare_every
+        yield (
+            f"- Holding its two ranks against each other takes {c['compare_s'] * 1e3:.0f} ms: {share:.1%} of its time, "
+            f"as it is done after every {GuardConfig().compare_every} updates by default."
         )
     for name, whose in (("a failure every 30 s", "A run"), ("a failure every 30 s, bare", "The bare loop")):
         if name in cost:

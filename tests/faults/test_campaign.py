@@ -19,13 +19,13 @@ def whole(tmp_path_factory):
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_run_that_is_killed_three_times_ends_as_if_nothing_had_been(whole, tmp_path):
-    """A rank while files are written, DeepSpeed's launcher in a step, everything while the pointer is moved."""
+def test_a_run_that_is_killed_four_times_ends_as_if_nothing_had_been(whole, tmp_path):
+    """A rank while files are written, both launchers in a step, everything while the pointer is moved."""
     chain = kills.Chain(tmp_path, random.Random(1))
-    for target, aim in (("rank 1", "stage"), ("launcher", "step"), ("everything", "pointer")):
+    for target, aim in (("rank 1", "stage"), ("launcher", "step"), ("wrapper", "step"), ("everything", "pointer")):
         assert chain.struck_life(kills.Kill(target, aim)), f"{target} was not struck"
     chain.last_life()
-    assert [kill.code for kill in chain.kills] == [76, 75, -9]
+    assert [kill.code for kill in chain.kills] == [76, 75, -9, -9]
     assert not (chain.unrecoverable + chain.silent_restarts + chain.orphaned)
     assert kills.final_digest(chain.run) == whole[1]
 
