@@ -113,7 +113,7 @@ def cost_table(lines: list[Outcome]) -> Iterator[str]:
         memory, disk = c["verify_s"] / c["load_s"], c["verify and load from disk_s"] / c["load from disk_s"] - 1
         yield (
             f"- Verifying {c['mib']} MiB takes {c['verify_s']:.2f} s, {memory:.0%} of loading them from memory. "
-            f"Loading from disk takes {c['load from disk_s']:.2f} s, {disk:.0%} more where the files are verified first."
+            f"Loading from disk takes {c['load from disk_s']:.2f} s, {disk:.0%} more where it is verified first."
         )
     if "saving" in cost:
         c = cost["saving"]
