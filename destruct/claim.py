@@ -12,9 +12,8 @@ from typing import TextIO
 from destruct.errors import DestructError
 from destruct.exits import Exit
 
-NAME = ".lock"
-PATIENCE_S = 60.0
-"""For a run that was asked to stop, or lost its machine: file systems in a network take a while to see that."""
+PATIENCE_S = 120.0
+"""For a run that was asked to stop, or lost its machine, which a file system in a network notices after up to 90 s."""
 
 LOOK_S = 0.2
 UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -22,35 +21,41 @@ UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Claim:
-    """A run's folder as this process's own.  A POSIX lock: no process that is started or forked from here holds it."""
+    """A run's folder as this process's own.  A POSIX lock: no process that is started or forked from here holds it.
 
-    def __init__(self) -> None:
+    Args:
+        folder: it may be put aside and made anew: the lock lies beside it, and stays when it is left.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder, self._lock = folder, folder.with_name(f".{folder.name}.lock")
         self._file: TextIO | None = None
 
-    def take(self, folder: Path, say: Callable[[str], None]) -> None:
-        """Claim a folder in place of the one that was claimed; of none that is not there.
+    def take(self, say: Callable[[str], None], patience_s: float | None = None) -> None:
+        """Claim it, unless it is claimed already, or no folder is there that it could lie in.
 
         Args:
-            say: gets a line where it has to wait, and where the folder's file system knows no locks.
+            say: gets a line where it has to wait, and where the file system knows no locks.
+            patience_s: seconds that another process has to end.
 
         Raises:
             DestructError: another process has it, and keeps it.
-            OSError: the folder cannot be written.
+            OSError: the lock cannot be written.
         """
-        self.leave()
-        if not folder.is_dir():
+        if self._file is not None or not self._lock.parent.is_dir():
             return
-        self._file = (folder / NAME).open("a+", encoding="utf-8")
+        file = self._lock.open("a+", encoding="utf-8")
         try:
-            if not _locked(self._file):
-                self._wait(folder, say)
+            if not _locked(file):
+                self._wait(file, say, PATIENCE_S if patience_s is None else patience_s)
         except OSError as error:
             if error.errno not in UNKNOWN:
                 raise
-            say(f"{folder} cannot be locked ({error.strerror}): let no other run write there")
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()}")
-        self._file.flush()
+            say(f"{self._lock} cannot be locked ({error.strerror}): let no other run write to {self._folder}")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        self._file = file
 
     def leave(self) -> None:
         """Let others have it."""
@@ -58,19 +63,16 @@ class Claim:
             self._file.close()
             self._file = None
 
-    def _wait(self, folder: Path, say: Callable[[str], None]) -> None:
-        assert self._file is not None
-        self._file.seek(0)
-        owner = self._file.read() or "another process"
-        say(f"{folder} is in use by {owner}: waiting up to {PATIENCE_S:.0f} s for its end")
-        until = time.monotonic() + PATIENCE_S
-        while not _locked(self._file):
+    def _wait(self, file: TextIO, say: Callable[[str], None], patience_s: float) -> None:
+        file.seek(0)
+        problem = f"{self._folder} is in use by {file.read() or 'another process'}"
+        if patience_s > 0:
+            say(f"{problem}: waiting up to {patience_s:.0f} s for its end")
+        until = time.monotonic() + patience_s
+        while not _locked(file):
             if time.monotonic() > until:
-                raise DestructError(
-                    f"{folder} is in use by {owner}",
-                    "wait for its end, stop it by SIGTERM, or give this run another run.name",
-                    Exit.ENVIRONMENT,
-                )
+                remedy = f"stop it by SIGTERM, or set another run.name; if it is no more, delete {self._lock}"
+                raise DestructError(problem, remedy, Exit.ENVIRONMENT)
             time.sleep(LOOK_S)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,10 +47,19 @@ def again() -> None:
 
 
 def launcher_is_gone() -> bool:
-    """Whether the launcher was killed, so that nobody looks after this rank any more; False under others."""
+    """Whether the launcher was killed, so that nobody looks after this rank any more; False under others.
+
+    It holds a lock on its folder for as long as it lives; one on another machine may not be seen from here.
+    """
     if FOLDER not in os.environ:
         return False
-    with contextlib.suppress(OSError), (Path(os.environ[FOLDER]) / "launcher").open() as file:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused for as long as the launcher lives, which holds it
-        return True
+    with contextlib.suppress(OSError):
+        if (Path(os.environ[FOLDER]) / "node").read_text(encoding="utf-8") != platform.node():
+            return False
+        handle = os.open(os.environ[FOLDER], os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+        finally:
+            os.close(handle)
     return False

@@ -33,14 +33,14 @@ def path(settings: Settings) -> Path:
 
 
 def claim(settings: Settings, topology: Topology, screen: Screen) -> Claim:
-    """Claim the run's folder, where there is one, before anything in it is looked at; all ranks call it.
+    """Claim the run's folder before anything in it is looked at; all ranks call it.
 
     Raises:
         DestructError: another run is at work in it, or it cannot be written.
     """
-    claimed = Claim()
+    claimed = Claim(path(settings))
     with _writing_to(path(settings)):
-        topology.first_rank_makes(lambda: claimed.take(path(settings), screen.say))
+        topology.first_rank_makes(lambda: claimed.take(screen.say))
     return claimed
 
 
@@ -63,7 +63,7 @@ def prepare(
         checkpoint: where the run starts from; None for the beginning.  Where it is one of the run's own folder, that is
             continued; else an older one is put aside.
         derived: what follows from the settings and decides a digit of the run, in words, by the key it belongs to.
-        claimed: what `claim` gave; the new folder, if it is one, is claimed too.
+        claimed: what `claim` gave.
 
     Raises:
         DestructError: it cannot be written.
@@ -76,10 +76,10 @@ def prepare(
         screen.say(f"no checkpoint in {folder}: this run starts from the beginning")
 
     def make() -> Path | None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        claimed.take(screen.say, patience_s=0.0)  # not before, where there was nothing at all
         aside = None if going_on else _put_aside(folder)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # samples and settings are for the person who runs it
-        if not going_on:
-            claimed.take(folder, screen.say)
+        folder.mkdir(mode=0o700, exist_ok=True)  # samples and settings are for the person who runs it
         _write_facts(folder, settings, topology, tokenizer, derived)
         return aside
 

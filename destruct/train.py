@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -125,8 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def say(line: str) -> None:
-    """Tell the person why the run ends."""
-    print(f"destruct: {masked(line)}", file=sys.stderr, flush=True)
+    """Tell the person why the run ends, if one is there still."""
+    with suppress(OSError):
+        print(f"destruct: {masked(line)}", file=sys.stderr, flush=True)
 
 
 class _Told(Exception):

@@ -34,8 +34,9 @@ LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "2
 
 
 def contents(folder: Path) -> dict[str, str | None]:
-    """Path -> text of all that lies in a folder; None for a folder."""
-    return {str(path): path.read_text() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    """Path -> text of all that lies in a folder, but for a run's lock; None for a folder."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix != ".lock")
+    return {str(path): path.read_text() if path.is_file() else None for path in paths}
 
 
 def refused(folder: Path, capsys, *arguments: str, config: Path = LOCAL) -> tuple[str, str]:

@@ -1,8 +1,10 @@
 """What the person in front of the screen sees: progress while it runs, one table when it ends."""
 
+import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,17 +14,27 @@ from destruct.secrets import masked
 from destruct.tracking.summary import Summary
 
 
+class _Willing(Console):
+    """Falls silent where nobody reads any more, and lets the run go on."""
+
+    def on_broken_pipe(self) -> None:
+        """Instead of SystemExit."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
+
+
 class Screen:
     """Progress bars on a terminal, plain lines where output is piped, silence on every rank but the first."""
 
     def __init__(self, first_rank: bool):
         width = None if Console().is_terminal else 140
-        self.console = Console(quiet=not first_rank, width=width, highlight=False, markup=False)
+        self.console = _Willing(quiet=not first_rank, width=width, highlight=False, markup=False)
         self.live = first_rank and self.console.is_terminal
 
     def say(self, line: str) -> None:
-        """One line, however long where output is piped."""
-        self.console.print(masked(line), soft_wrap=not self.console.is_terminal)
+        """One line, however long where output is piped; none where the terminal has gone."""
+        with suppress(OSError):
+            self.console.print(masked(line), soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def phase(self, name: str, total: int, done: int = 0) -> Iterator["Phase"]:

@@ -1,10 +1,25 @@
-"""`launch/bin/deepspeed` where ranks tell it more than an exit code: who is at fault, and that the run is to go on."""
+"""`launch/bin/deepspeed` and ranks that know more of each other than an exit code: who is at fault, and who is gone."""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from tests.launch.test_launcher import launch, ranks_left
+from destruct import last_words
+from tests.launch.test_launcher import WRAPPER, launch, ranks_left
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+HOLDER = f"""
+import runpy, subprocess, sys, time
+runpy.run_path({str(WRAPPER)!r})["hold"](sys.argv[1])
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.DEVNULL)  # a rank
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 def test_a_run_that_set_itself_back_is_started_again_and_its_second_life_decides(tmp_path):
@@ -24,3 +39,39 @@ def test_a_rank_that_another_holds_at_fault_is_named_and_killed_though_it_is_sto
 def test_where_nobody_is_at_fault_it_is_said_what_is_wrong(tmp_path):
     done = launch(tmp_path, "--num_gpus", "2", "-m", "toy", "nobody")
     assert (done.returncode, done.stderr.splitlines()[0]) == (76, "deepspeed: nothing goes on")
+
+
+@pytest.fixture
+def launcher(tmp_path, monkeypatch):
+    """A process that looks after ranks, of which this one is one, and has started another."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "held\n"
+    monkeypatch.setenv(last_words.FOLDER, str(tmp_path))
+    yield process
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_rank_knows_its_launcher_gone_when_it_was_killed_though_nobody_has_reaped_it_yet(launcher):
+    assert not last_words.launcher_is_gone()
+    launcher.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)
+    assert last_words.launcher_is_gone()
+
+
+def test_a_stopped_launcher_is_not_gone_and_one_of_another_machine_is_not_seen(launcher, tmp_path):
+    launcher.send_signal(signal.SIGSTOP)
+    assert not last_words.launcher_is_gone()
+    launcher.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)
+    (tmp_path / "node").write_text(f"not-{platform.node()}")
+    assert not last_words.launcher_is_gone()
+    (tmp_path / "node").unlink()
+    assert not last_words.launcher_is_gone()
+
+
+def test_without_our_launcher_there_is_none_to_be_gone(monkeypatch):
+    monkeypatch.delenv(last_words.FOLDER, raising=False)
+    assert not last_words.launcher_is_gone()

@@ -1,6 +1,9 @@
 """The screen: lines where output is piped, bars on a terminal, and silence on all ranks but the first."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -184,3 +187,39 @@ def test_the_table_shows_the_sources_of_now_with_a_dash_for_what_was_not_measure
         ["code", "-", "-", "4.5000"],
         ["mean", "-", "-", "4.0000"],
     ]
+
+
+TALK = """
+import os, sys
+from destruct.tracking.console import Screen
+screen = Screen(first_rank=True)
+sys.stdin.read()  # until the reader of our output has gone
+for number in range(3):
+    screen.say(f"line {number} " + "x" * 100_000)
+with screen.phase("update", 2) as phase:
+    phase.advance("on")
+    phase.advance("on")
+os.write(2, b"done")
+"""
+
+
+def test_where_nobody_reads_any_more_the_run_goes_on_in_silence():
+    process = subprocess.Popen(
+        [sys.executable, "-c", TALK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    process.stdin.close()
+    assert (process.stderr.read(), process.wait(60)) == (b"done", 0)
+    process.stderr.close()
+
+
+def test_a_terminal_that_has_gone_ends_no_run():
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TALK], stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.PIPE
+    )
+    os.close(theirs)
+    os.close(ours)
+    process.stdin.close()
+    assert (process.stderr.read(), process.wait(60)) == (b"done", 0)
+    process.stderr.close()
