@@ -16,7 +16,7 @@ settings.load_profile("repeatable")
 # One token cache for all runs of the suite, those in other processes too, and not the person's own.
 CACHE = pytest.StashKey[str]()
 
-RANKS = ("tests/distributed/", "tests/faults/", "tests/slurm/")
+RANKS, FAULTS = ("tests/distributed/", "tests/slurm/"), "tests/faults/"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,9 +29,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 class RanksTogether(LoadFileScheduling):
     """A file's tests stay in one worker, as its fixtures may take minutes; and so do all tests of several ranks, which
-    keep all cores busy each."""
+    keep all cores busy each, but for the faults: these wait a lot, and a second worker is there for them."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(FAULTS):
+            return "faults"
         return "ranks" if nodeid.startswith(RANKS) else super()._split_scope(nodeid)
 
 
@@ -40,5 +42,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> RanksTo
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of several ranks take longest, so they come first."""
-    items.sort(key=lambda item: not item.nodeid.startswith(RANKS))
+    """The tests of several ranks take longest, so they come first; the faults last, behind all that take seconds."""
+    items.sort(key=lambda item: (item.nodeid.startswith(FAULTS), not item.nodeid.startswith(RANKS)))
