@@ -21,6 +21,7 @@ READY = "destruct: this host listens"
 """The line from which on the output is the run's own; a shell's greetings come before it."""
 
 END = "end"
+BEGINNING_S = 10
 ENVIRONMENT, PREEMPTED, RANK_FAILED = 3, 75, 76
 
 
@@ -75,15 +76,31 @@ def listen(child, heard):
     for line in sys.stdin:
         heard.append(line.strip())
         if line.strip() == END:
-            while below := descendants(os.getpid()):
-                for pid in below:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                time.sleep(0.1)
+            kill_all()
         elif line.strip().isdecimal():
+            await_handlers(child.pid)
             child.send_signal(int(line))
     heard.append(str(int(signal.SIGTERM)))
     child.send_signal(signal.SIGTERM)
+
+
+def await_handlers(pid):
+    """Until a launcher that has just begun has its own: by Python's, a SIGINT would be a traceback."""
+    until = time.monotonic() + BEGINNING_S
+    while time.monotonic() < until:
+        caught = [line.split()[1] for line in read(f"/proc/{pid}/status").splitlines() if line.startswith("SigCgt:")]
+        if not caught or int(caught[0], 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.02)
+
+
+def kill_all():
+    """Every process below this one."""
+    while below := descendants(os.getpid()):
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
 
 
 def descendants(pid):

@@ -159,31 +159,6 @@ def test_help_takes_no_time():
     assert (done.returncode, done.stderr) == (0, "") and "--hostfile FILE" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["--include", "n2@n3:0,1"],
-        ["--include", "n3"],
-        ["-e", "n2"],
-        ["--exclude", "n1:0@n2:0,1"],
-        ["--num_nodes", "2"],
-        ["--num_nodes=1"],
-    ],
-)
-def test_the_hosts_that_are_reached_are_those_of_deepspeed(arguments, tmp_path):
-    from deepspeed.launcher import runner
-
-    from destruct.launching import across
-
-    hostfile = str(write_hostfile(tmp_path, "n1 slots=2", "# not yet: n9 slots=2", "", "n2 slots=2", "n3 slots=4"))
-    theirs = runner.parse_args(["--hostfile", hostfile, *arguments, "x"])
-    found = runner.parse_inclusion_exclusion(runner.fetch_hostfile(hostfile), theirs.include, theirs.exclude)
-    found = runner.apply_num_nodes_and_gpus(found, theirs.num_nodes, theirs.num_gpus)
-    ours = across.chosen(["--force_multi", "--hostfile", hostfile, *arguments])
-    assert ours.hosts == list(found)
-
-
 def launch(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """launch/bin/deepspeed in a folder that holds the module `toy`."""
     (folder / "toy.py").write_text(TOY)
