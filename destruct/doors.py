@@ -15,6 +15,7 @@ from destruct.exits import Exit, leave
 DOORS = {
     "train": "train on one rank (under a launcher: deepspeed --num_gpus N -m destruct.train ...)",
     "plan": "memory, collectives, time and disk of a run before it starts",
+    "doctor": "look at a machine before a run does: packages, GPUs, ranks, disk, hub, Slurm, the config",
     "explain": "what each source of a run taught, and why it has its weight",
     "checkpoints": "a run's checkpoints: list, verify, prune, or pick the one to go on from",
     "verify_resume": "make a short run twice, once with a resume in it, and compare all that it leaves",
