@@ -28,13 +28,15 @@ def disk(folder: Path, needed: int | None, called: str) -> Iterator[Finding]:
         called: what the folder is to the person.
     """
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    yield _room(place, needed, called)
+    if shutil.disk_usage(place).free < 2 * WRITTEN:
+        return
     try:
         with tempfile.TemporaryDirectory(prefix=".destruct-doctor-", dir=place) as scratch:
-            yield _room(place, needed, called)
             yield from _writing(Path(scratch), place, called)
     except OSError as error:
         words = f"{place} cannot be written: {error.strerror or error}"
-        yield fail(called, words, "have the right to write there, make room, or name another folder")
+        yield fail(f"{called}: writing", words, "have the right to write there, or name another folder")
 
 
 def _room(place: Path, needed: int | None, called: str) -> Finding:
@@ -44,6 +46,8 @@ def _room(place: Path, needed: int | None, called: str) -> Finding:
         return fail(called, f"{words}, and the checkpoints take {needed / GIB:.1f}", "make room, or name another disk")
     if kind in IN_MEMORY:
         return warn(called, f"{words}: memory, which is gone with the machine", "name a folder on a disk")
+    if needed is None and room.free < 2 * WRITTEN:
+        return fail(called, words, "make room, or name another disk")
     if needed is None and room.free < ROOM:
         return warn(called, words, "make room, or name another disk")
     return ok(called, words + ("" if needed is None else f", the checkpoints take {needed / GIB:.1f}"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from destruct.doctor import main
 from tests.distributed.launching import ROOT
@@ -83,7 +84,10 @@ def test_on_this_machine_as_it_is_nothing_fails(config, hub, tmp_path):
 
 
 def test_a_shell_in_which_all_is_wrong(config, hub, tmp_path):
-    hub.add("models", "me/secret", {"config.json": b"{}"}, gated=True)
+    hub.add("datasets", "me/secret", {"train.jsonl": b'{"text": "a"}'}, gated=True)
+    content = yaml.safe_load(config.read_text())
+    content["data"]["sources"]["secret"] = {"hub": "me/secret", "revision": "main"}
+    config.write_text(yaml.safe_dump(content))
     json_file = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
     json_file["optimizer"]["params"]["torch_adam"] = False
     (tmp_path / "own_adam.json").write_text(json.dumps(json_file))
@@ -92,7 +96,7 @@ def test_a_shell_in_which_all_is_wrong(config, hub, tmp_path):
     variables |= {"PATH": own_first, "CXX": "/nowhere/c++", "RANK": "3", "GLOO_SOCKET_IFNAME": "nowhere0"}
     variables |= {"SLURM_CONF": str(tmp_path / "slurm.conf")}
     del variables["OMP_NUM_THREADS"]
-    overrides = [f"engine.deepspeed={tmp_path / 'own_adam.json'}", "model.policy={path: me/secret}"]
+    overrides = [f"engine.deepspeed={tmp_path / 'own_adam.json'}"]
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -110,7 +114,8 @@ def test_a_shell_in_which_all_is_wrong(config, hub, tmp_path):
     )
     assert words["port"] == f"fail: MASTER_PORT={port} cannot be taken: Address already in use"
     assert words["limits"] == "fail: a process may open 128 files; 4096 are usual"
-    assert words["hub: model.policy.path"] == "fail: the model me/secret is gated, and this account has no access"
+    gated = "fail: the data set me/secret is gated, and this account has no access"
+    assert words["hub: data.sources.secret.hub"] == gated
     assert words["all-reduce"].startswith("fail: 2 ranks over gloo failed: ") and "nowhere0" in words["all-reduce"]
     assert words["launcher"].startswith(f"warn: {Path(sys.executable).parent / 'deepspeed'} is DeepSpeed's own")
     assert words["slurm"].startswith("fail: the controller does not answer") or words["slurm"].endswith("not installed")
