@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from destruct.checkup.finding import Finding, fail, ok, warn
+from destruct.data.hub_faults import first_line
 from destruct.engine import topology as groups
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
@@ -73,9 +74,9 @@ def main() -> None:
     """One rank of `together`."""
     try:
         topology = groups.start(timeout_s=PATIENCE_S)
-    except DestructError as error:
-        print(f"destruct: {error.problem}", file=sys.stderr)
-        leave(error.exit_code)
+    except (DestructError, RuntimeError) as error:  # the latter where an interface is not there
+        print(f"destruct: {first_line(error)}", file=sys.stderr)
+        leave(Exit.ENVIRONMENT)
     mine = torch.arange(FLOATS, dtype=torch.int32, device=topology.device) * (topology.rank + 1)
     seconds, right = [], True
     for _ in range(TIMES):
