@@ -128,3 +128,37 @@ def test_a_process_that_is_asked_to_stop_saves_says_where_and_ends_with_75(tmp_p
     _, err = again.communicate(timeout=120)
     assert (again.returncode, err) == (75, "destruct: stopped by SIGUSR1: the run had not begun\n")
     assert told.exists(), "before the other ranks fail for want of it"
+
+
+WAITING = """
+import datetime, sys, time
+import torch.distributed as dist
+from destruct.signals import Signals
+store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+signals = Signals()
+with signals.heeded():
+    if sys.argv[1] == "deferred":
+        signals.defer()
+    print("waiting", flush=True)
+    try:
+        store.wait(["of another rank"], datetime.timedelta(seconds=9))
+    except dist.DistStoreError:
+        time.sleep(0.1)  # Python is back, and hears it
+        print(f"waited, {signals.received}", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "deferred"])
+def test_a_rank_that_waits_for_another_outside_of_python_ends_unless_there_is_something_to_save(when):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, when], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGTERM)
+    said, error = process.communicate(timeout=60)
+    if when == "before":
+        assert (process.returncode, said) == (75, "")
+        assert error == "destruct: stopped by SIGTERM: the run had not begun\n"
+    else:
+        assert (process.returncode, said) == (0, f"waited, {int(signal.SIGTERM)}\n"), error

@@ -22,11 +22,14 @@ AIMS = {"start-up": 3, "conversion": 1, "step": 3, "stage": 5, "pointer": 2}
 WITHIN_S = {"start-up": 12.0, "conversion": 1.0, "step": 2.5, "stage": 0.12, "pointer": 0.006}
 """A strike comes at a random time from what it waits for on."""
 
-CODES = {"rank 0": {76}, "rank 1": {76}, "launcher": {75, 76, 137}, "wrapper": {-9}, "everything": {-9}}
-"""With which our launcher may end.  75: the ranks saved; 137: there were none yet, and it ends as in a shell."""
+CODES = {"rank 0": {76}, "rank 1": {76}, "launcher": {75, 76}, "wrapper": {-9}, "everything": {-9}}
+"""With which our launcher may end.  75: the ranks saved."""
 
 ALONE_S = 60.0
 """For ranks that find that our launcher was killed, which they do when they have started."""
+
+MOST_MADE = 2
+"""Steps that ranks finish after that: the one that they are at, and one that ended as the launcher did."""
 
 MOST_LOST = 2
 """Steps: one that was being published, behind one that was being made."""
@@ -43,6 +46,7 @@ class Kill:
     lost: int = 0  # finished steps that are to be made again
     left: tuple[str, ...] = ()  # what a save under way left in the folder
     orphans: int = 0  # processes that outlived our launcher
+    steps: int = 0  # finished when it came
     ended_s: float = 0.0  # from the strike to its end
 
 
@@ -115,6 +119,7 @@ class Chain:
         victims = victims or life.target(kill.target)
         if not victims:  # it does not run yet
             kill.target, victims = "everything", life.processes()
+        kill.steps = steps_in(self.run)
         return strike(victims, signal.SIGKILL) > 0
 
     def _moment(self, aim: str, before: str | None) -> Callable[[], object]:
@@ -146,6 +151,9 @@ class Chain:
             self.unrecoverable.append(f"{kill.target}, {kill.aim}: exit code {kill.code}: {life.err[-600:]}")
         if kill.lost > MOST_LOST:
             self.unrecoverable.append(f"{kill.target}, {kill.aim}: {kill.lost} steps were lost")
+        if kill.target == "wrapper" and steps_in(self.run) > kill.steps + MOST_MADE:
+            made = steps_in(self.run) - kill.steps
+            self.unrecoverable.append(f"{kill.aim}: the ranks made {made} steps more without their launcher")
         if left:
             kill.orphans = left
             self.orphaned.append(f"{kill.target}, {kill.aim}: {left} processes outlived the launcher")

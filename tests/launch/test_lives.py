@@ -5,11 +5,13 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from destruct import last_words
-from tests.launch.test_launcher import WRAPPER, launch, ranks_left
+from tests.launch.test_launcher import WRAPPER, launch, ranks_left, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -39,6 +41,22 @@ def test_a_rank_that_another_holds_at_fault_is_named_and_killed_though_it_is_sto
 def test_where_nobody_is_at_fault_it_is_said_what_is_wrong(tmp_path):
     done = launch(tmp_path, "--num_gpus", "2", "-m", "toy", "nobody")
     assert (done.returncode, done.stderr.splitlines()[0]) == (76, "deepspeed: nothing goes on")
+
+
+def test_deepspeeds_launcher_that_is_killed_before_it_has_started_a_rank_is_no_success(tmp_path):
+    """DeepSpeed itself ends with 0 then."""
+    process = start(tmp_path, "--num_gpus", "2", "-m", "toy", "listen")
+    victims = []
+    while not victims:
+        assert process.poll() is None
+        below = psutil.Process(process.pid).children(recursive=True)
+        victims = [each for each in below if "deepspeed.launcher.launch" in " ".join(each.cmdline())]
+    time.sleep(0.5)  # ours has seen it; its own imports take seconds
+    victims[0].kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 76
+    assert said.splitlines()[0] == "deepspeed: DeepSpeed's launcher was killed before it had started a rank"
+    assert not list(tmp_path.glob("pid-*"))
 
 
 @pytest.fixture
