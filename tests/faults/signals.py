@@ -62,8 +62,8 @@ def wrong_with(asked: Asked, run: Life, before: str | None, target: str) -> str 
         return f"it took {asked.ended_s} s"
     if asked.phase == START_UP:
         fine = asked.code in NOT_YET[target] and asked.newest == before
-    elif asked.phase == "resume":
-        fine = asked.code == 75 and asked.newest == before
+    elif asked.phase == "resume":  # which may have ended when it came
+        fine = asked.code == 75 and (asked.newest == before or "is saved" in run.err)
     else:
         fine = asked.code == 75 and steps_of(asked.newest) >= steps_of(before) and "is saved" in run.err
     if run.resumed_from() not in (None, before) or (before is not None and run.began_anew()):
