@@ -34,7 +34,9 @@ def train(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"
+    }
 
 
 @pytest.mark.parametrize(
