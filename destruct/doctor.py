@@ -61,10 +61,11 @@ def examine(options: argparse.Namespace) -> Iterator[Finding]:
     yield from machine.memory()
     yield from machine.shared_memory(ranks)
     yield from machine.limits()
-    yield from machine.name()
+    named = list(machine.name())
+    yield from named
     yield from machine.port()
     yield from machine.variables(ranks)
-    yield from _of_the_config(options, ranks)
+    yield from _of_the_config(options, ranks, meet=all(finding.state is not State.FAIL for finding in named))
 
 
 def _ranks_here() -> int:
@@ -73,8 +74,12 @@ def _ranks_here() -> int:
     return torch.cuda.device_count() or 2
 
 
-def _of_the_config(options: argparse.Namespace, ranks: int) -> Iterator[Finding]:
-    """What depends on what the run is."""
+def _of_the_config(options: argparse.Namespace, ranks: int, meet: bool) -> Iterator[Finding]:
+    """What depends on what the run is.
+
+    Args:
+        meet: ranks could find each other; else they would try for minutes.
+    """
     from destruct.checkup import disk, machine, run, software
     from destruct.checkup.hub import Hub
     from destruct.checkup.ranks import together
@@ -91,7 +96,12 @@ def _of_the_config(options: argparse.Namespace, ranks: int) -> Iterator[Finding]
     yield from software.compiler(run.needs_a_compiler(settings))
     runs = RUNS if settings is None else Path(settings.config.run.folder)
     yield from disk.disk(runs, run.disk_needed(settings, ranks), "run.folder")
-    yield from together(ranks)
+    if meet:
+        yield from together(ranks)
+    else:
+        yield warn(
+            "all-reduce", "was not tried, as ranks would look for each other elsewhere", "correct the name first"
+        )
     hub = Hub(run.taken_from_the_hub(settings))
     yield from hub.reach()
     yield from machine.clock(hub.date, machine.now())

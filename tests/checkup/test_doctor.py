@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shlex
 import socket
@@ -157,7 +158,9 @@ def test_a_machine_of_which_the_files_and_the_clock_are_broken(config, hub, tmp_
     )
     assert words["name"] == "fail: elsewhere leads to 192.0.2.7, which is no address of this machine"
     assert words["torch"].startswith("fail: torch 2.") and "and this machine has 2 GPU(s)" in words["torch"]
-    assert words["clock"] == "fail: this clock is 3,600 s fast of 127.0.0.1's"
+    assert words["all-reduce"].startswith("warn: was not tried")
+    skew = re.fullmatch(r"fail: this clock is 3,([56]\d\d) s fast of 127.0.0.1's", words["clock"])
+    assert skew and skew[1] in ("599", "600", "601"), words["clock"]
 
 
 def test_a_disk_that_keeps_nothing_and_a_config_that_is_refused(config, hub, tmp_path):
