@@ -15,7 +15,9 @@ from destruct.exits import Exit, leave
 DOORS = {
     "train": "train on one rank (under a launcher: deepspeed --num_gpus N -m destruct.train ...)",
     "plan": "memory, collectives, time and disk of a run before it starts",
+    "doctor": "look at a machine before a run does: packages, GPUs, ranks, disk, hub, Slurm, the config",
     "explain": "what each source of a run taught, and why it has its weight",
+    "launch": "start a run: on this machine, under Slurm, or on several hosts",
     "checkpoints": "a run's checkpoints: list, verify, prune, or pick the one to go on from",
     "verify_resume": "make a short run twice, once with a resume in it, and compare all that it leaves",
 }
@@ -78,28 +80,40 @@ def find_run(name: str) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Go through the door that the first argument names, with the rest; returns its exit code."""
-    command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    return through("destruct", "destruct", DOORS, sys.argv[1:] if arguments is None else arguments)
+
+
+def through(program: str, package: str, doors: dict[str, str], arguments: list[str]) -> int:
+    """Call `main` of the module of a package that the first argument names, with the rest; returns its exit code.
+
+    Args:
+        program: what the person writes before that argument.
+        doors: what each module does.
+    """
+    command, *rest = arguments or [""]
     if command in ("-h", "--help"):
-        print(_help())
+        print(_help(program, doors))
         return 0
-    if command not in DOORS:
-        error = _unknown(command)
+    if command not in doors:
+        error = _unknown(command, program, doors)
         print(f"destruct: {error}", file=sys.stderr)
         return error.exit_code
     # Only now, as one of them may take long to import.
-    return importlib.import_module(f"destruct.{command}").main(rest)
+    return importlib.import_module(f"{package}.{command}").main(rest)
 
 
-def _help() -> str:
-    lines = [f"  {name:<15}{what}" for name, what in DOORS.items()]
-    return "\n".join(["usage: destruct COMMAND ...", "", "commands:", *lines, "", "destruct COMMAND --help says more."])
+def _help(program: str, doors: dict[str, str]) -> str:
+    lines = [f"  {name:<15}{what}" for name, what in doors.items()]
+    return "\n".join(
+        [f"usage: {program} COMMAND ...", "", "commands:", *lines, "", f"{program} COMMAND --help says more."]
+    )
 
 
-def _unknown(command: str) -> DestructError:
-    known = f"commands: {', '.join(DOORS)}; destruct --help says more"
+def _unknown(command: str, program: str, doors: dict[str, str]) -> DestructError:
+    known = f"commands: {', '.join(doors)}; {program} --help says more"
     if not command:
         return DestructError("no command is given", known)
-    near = difflib.get_close_matches(command.lower(), DOORS, n=1)
+    near = difflib.get_close_matches(command.lower(), doors, n=1)
     return DestructError(f"{command!r} is not a command", f"did you mean {near[0]!r}?" if near else known)
 
 

@@ -52,15 +52,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         epilog=EPILOG,
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run, e.g. configs/local.yaml")
+    add_run(parser)
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment decides")
+    return parser.parse_intermixed_args(arguments)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which run."""
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run, e.g. configs/local.yaml")
     parser.add_argument(
         "--resume",
         metavar="auto|PATH|never",
         help="the same as run.resume=...: the run's latest checkpoint if any, the one at PATH, or none",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides, e.g. ppo.epochs=1 run.seed=2")
-    return parser.parse_intermixed_args(arguments)
 
 
 def world_size() -> int:
@@ -82,7 +87,7 @@ def world_size() -> int:
     return size
 
 
-def read(options: argparse.Namespace) -> Settings:
+def read(options: argparse.Namespace, ranks: int) -> Settings:
     """The settings that the command line asks for, `--resume` being another way to write `run.resume=`.
 
     A launcher that starts a run again, as it was set back, lets it go on from its last checkpoint.
@@ -95,7 +100,7 @@ def read(options: argparse.Namespace) -> Settings:
         overrides, resume = [each for each in overrides if not each.startswith("run.resume=")], "auto"
     if resume is not None and not any(override.startswith("run.resume=") for override in overrides):
         overrides.append(f"run.resume={json.dumps(resume, ensure_ascii=False)}")
-    settings = load(options.config, overrides, world_size())
+    settings = load(options.config, overrides, ranks)
     if resume not in (None, settings.config.run.resume):
         raise DestructError(f"--resume {resume} and run.resume={settings.config.run.resume} differ", "give one of them")
     return settings
@@ -109,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     write_anywhere()
     try:
         with _telling(first, everywhere=True):
-            settings = read(parse(sys.argv[1:] if arguments is None else arguments))
+            settings = read(parse(sys.argv[1:] if arguments is None else arguments), world_size())
         _run(settings, started, first)
     except _Told as told:
         return told.exit_code

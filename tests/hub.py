@@ -151,7 +151,7 @@ def answer(hub: Hub, url: str, form: dict[str, list[str]], bearer: str) -> Answe
         revision = repository.named(rest[0] if rest else "main")
         if revision is None:
             return _refusal(404, "RevisionNotFound")
-        if repository.gated and verb == "resolve" and bearer != hub.token:
+        if repository.gated and verb in ("resolve", "auth-check") and bearer != hub.token:
             return _refusal(403 if bearer else 401, "GatedRepo")
         return _answer_of(repository, revision, verb, "/".join(rest[1:]), query | form)
     return _refusal(404 if bearer else 401, "RepoNotFound")
@@ -167,6 +167,8 @@ def _answer_of(repository: Repository, revision: str, verb: str, path: str, quer
         return _json(
             {"id": repository.name, "sha": commit, "gated": repository.gated, "siblings": siblings, "tags": []}
         )
+    if verb == "auth-check":
+        return _json({})
     if verb == "paths-info":
         wanted = query.get("paths", [])
         return _json([entry for entry in _entries(files) if entry["path"] in wanted])

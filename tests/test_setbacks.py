@@ -181,7 +181,7 @@ def test_a_launcher_that_starts_a_run_again_lets_it_go_on_whatever_it_was_starte
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DESTRUCT_AGAIN", "1")
     for asked in ([], ["--resume", "never"], ["run.resume=runs/old"]):
-        assert read(parse(["--config", str(ROOT / "configs/local.yaml"), *asked])).config.run.resume == "auto"
+        assert read(parse(["--config", str(ROOT / "configs/local.yaml"), *asked]), 1).config.run.resume == "auto"
 
 
 def test_a_warm_up_that_diverges_ends_with_77_and_says_so(tmp_path):

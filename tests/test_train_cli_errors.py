@@ -182,7 +182,7 @@ def test_only_the_first_rank_speaks(alone, capsys, monkeypatch):
 def test_resume_is_another_way_to_write_the_key_whatever_the_path_looks_like(alone, place):
     key = f"run.resume={json.dumps(place)}"
     for arguments in (["--resume", place], [f"--resume={place}"], ["--resume", place, key]):
-        settings = read(parse(["--config", str(LOCAL), *arguments, "run.seed=4"]))
+        settings = read(parse(["--config", str(LOCAL), *arguments, "run.seed=4"]), 1)
         assert (settings.config.run.resume, settings.config.run.seed) == (place, 4)
         assert settings.provenance["run.resume"] == "command line"
 
@@ -191,8 +191,8 @@ def test_resume_wins_over_the_file_and_not_over_the_command_line(alone, capsys):
     text = LOCAL.read_text().replace("seed: 17", "seed: 17\n  resume: runs/old")
     (alone / "mine.yaml").write_text(text.replace("ds_configs/", f"{ROOT}/ds_configs/"))
     config = ["--config", str(alone / "mine.yaml")]
-    assert read(parse(config)).config.run.resume == "runs/old"
-    assert read(parse([*config, "--resume", "auto"])).config.run.resume == "auto"
+    assert read(parse(config), 1).config.run.resume == "runs/old"
+    assert read(parse([*config, "--resume", "auto"]), 1).config.run.resume == "auto"
     got = refused(alone, capsys, "--resume", "auto", "run.resume=never")
     assert got == ("--resume auto and run.resume=never differ", "give one of them")
 

@@ -44,7 +44,7 @@ def digests(path: Path, kinds: Iterable[str] = DIGESTS) -> dict[str, str]:
 
 
 def digest(path: Path, kind: str = "sha256") -> str:
-    """One of them."""
+    """One digest of a file, in hexadecimal."""
     return digests(path, [kind])[kind]
 
 

@@ -53,6 +53,21 @@ def read_text(path: Path) -> str:
         raise DestructError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", "convert it") from None
 
 
+def find_beside(name: str, beside: Path, key: str) -> Path:
+    """The file that a key of the YAML `beside` names, from here, from its folder or from the one above.
+
+    Raises:
+        DestructError: there is none.
+    """
+    candidates = [Path(name), beside.parent / name, beside.parent.parent / name]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise DestructError(
+        f"{key}: {name} exists neither in {Path.cwd()} nor beside {beside}", f"give {key} the path of a file"
+    )
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read a YAML mapping.
 

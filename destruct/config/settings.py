@@ -18,7 +18,7 @@ from destruct.config.model import ModelConfig
 from destruct.config.offload import IN_MEMORY, OffloadFolders, offload_folders
 from destruct.config.ppo import KLConfig, PPOConfig, WarmupConfig
 from destruct.config.prompts import Prompt, PromptsConfig, read_prompts
-from destruct.config.reading import apply_overrides, read_yaml
+from destruct.config.reading import apply_overrides, find_beside, read_yaml
 from destruct.config.rollout import SEQUENCE_TERMS, TOKEN_TERMS, RewardConfig, RolloutConfig
 from destruct.config.run import RunConfig
 from destruct.errors import DestructError
@@ -188,23 +188,32 @@ class Settings:
         return offload_folders(zero.offload_param, zero.offload_optimizer, frozen.offload_param)
 
 
+def read_config(path: Path, overrides: list[str]) -> tuple[Config, dict[str, str]]:
+    """The YAML of a run with its overrides, and where each value comes from.
+
+    Raises:
+        DestructError: a key or a value is wrong by itself.
+    """
+    values, provenance = read_yaml(path)
+    _refuse_whole_sections(overrides)
+    apply_overrides(values, provenance, overrides)
+    return validate(Config, values, str(path), provenance), provenance
+
+
 def load(path: Path, overrides: list[str], world_size: int) -> Settings:
     """Read, override and validate a run for `world_size` ranks, before torch is imported.
 
     Raises:
         DestructError: anything a person can put right in the YAML, the JSON files or the command line.
     """
-    values, provenance = read_yaml(path)
-    _refuse_whole_sections(overrides)
-    apply_overrides(values, provenance, overrides)
-    config = validate(Config, values, str(path), provenance)
-    training_path = _find(config.engine.deepspeed, path, "engine.deepspeed")
+    config, provenance = read_config(path, overrides)
+    training_path = find_beside(config.engine.deepspeed, path, "engine.deepspeed")
     training = read_json(training_path, TrainingJSON)
-    frozen_path = _find(config.engine.frozen, path, "engine.frozen")
+    frozen_path = find_beside(config.engine.frozen, path, "engine.frozen")
     frozen = read_json(frozen_path, FrozenJSON)
     prompts: tuple[Prompt, ...] = ()
     if config.prompts.file is not None:
-        prompts = read_prompts(_find(config.prompts.file, path, "prompts.file"))
+        prompts = read_prompts(find_beside(config.prompts.file, path, "prompts.file"))
     if config.engine.backend == "fsdp":
         check_fsdp(training, str(training_path), frozen, str(frozen_path))
     if config.engine.backend == "single" and world_size > 1:
@@ -235,16 +244,6 @@ def _refuse_whole_sections(overrides: list[str]) -> None:
         key, _, raw = override.partition("=")
         if key in sections and key != "data.sources" and raw.strip().startswith("{"):
             raise DestructError(f"override {override!r} replaces a whole section", f"name a key: {key}.sub=value")
-
-
-def _find(name: str, beside: Path, key: str) -> Path:
-    candidates = [Path(name), beside.parent / name, beside.parent.parent / name]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise DestructError(
-        f"{key}: {name} exists neither in {Path.cwd()} nor beside {beside}", f"give {key} the path of a file"
-    )
 
 
 def micro_batch_size(batch_size: int, accumulation: int, world_size: int, minibatches: int, json_name: str) -> int:

@@ -168,13 +168,14 @@ def start(timeout_s: float = 1800.0) -> Topology:
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-        except (dist.DistError, ValueError) as error:
-            raise DestructError(
-                f"the ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
-                f"{str(error).partition(chr(10))[0]}",
-                "unset MASTER_ADDR and MASTER_PORT, or give them a free port of the first rank's machine",
-                Exit.ENVIRONMENT,
-            ) from None
+        except (RuntimeError, ValueError) as error:
+            words = str(error).partition("\n")[0]
+            remedy = "unset MASTER_ADDR and MASTER_PORT, or give them a free port of the first rank's machine"
+            for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+                if os.environ.get(name) and os.environ[name] in words:
+                    remedy = f"unset {name}, or let it name an interface that `ip link` shows"
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise DestructError(f"the ranks cannot meet at {place}: {words}", remedy, Exit.ENVIRONMENT) from None
     return Topology(dist.get_rank(), dist.get_world_size(), device)
 
 

@@ -21,6 +21,7 @@ from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.launching import far
 from destruct.launching.hostfile import carried, meeting_host, read_hostfile
+from destruct.launching.supervisor import grace
 
 COMMON = "/job/hostfile"
 """Where DeepSpeed looks for a hostfile that nobody names."""
@@ -229,16 +230,23 @@ def verdict(connections):
     return int(max(code for _, code in codes))
 
 
-def main(own, rest, port, command, asked, patience):
+def main(own, rest, port, command, asked):
     """The exit code of a run on several hosts, or None where there is one, or DeepSpeed is asked to do it.
 
     Args:
-        port: makes a number, where none is given.
+        own, rest: arguments, of the launcher and after them.
+        port: makes the number of one, where none is given.
+        command: of the launcher, the same on each host.
+        asked: signals that came, a list that grows.
     """
     try:
         options = chosen(own)
         if options is None:
             return None
+        try:
+            patience = grace()
+        except ValueError:
+            return None  # the supervisor says what is wrong with it
         options.master_port = options.master_port or port()
         return run(options, command, own, rest, asked, patience)
     except DestructError as error:

@@ -78,8 +78,9 @@ class Screen:
             facts.add_row("best", f"{summary.best_validation_loss:.4f}, after update {summary.best_update}")
         for name, path in summary.files.items():
             facts.add_row(name, path)
-        self.console.print(losses)
-        self.console.print(facts)
+        with suppress(OSError):  # a terminal that has gone
+            self.console.print(losses)
+            self.console.print(facts)
 
 
 def _loss(column: dict[str, float], name: str, now: dict[str, float]) -> str:

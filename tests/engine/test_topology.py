@@ -142,6 +142,14 @@ def test_a_port_that_is_taken_is_a_fault_of_the_environment_in_one_line(alone, m
     assert not torch.distributed.is_initialized()
 
 
+def test_an_interface_that_is_not_there_is_named_in_one_line(alone, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
+    with pytest.raises(DestructError, match="cannot meet at .*nowhere0") as caught:
+        topology.start(timeout_s=5)
+    assert caught.value.exit_code == Exit.ENVIRONMENT and "GLOO_SOCKET_IFNAME" in caught.value.remedy
+    assert not torch.distributed.is_initialized()
+
+
 def test_more_ranks_than_gpus_are_refused_on_every_rank(alone, monkeypatch):
     """The machine is stood in for: torch would count 4 GPUs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

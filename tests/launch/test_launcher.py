@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from destruct.launching.ranks import Ranks
+
 ROOT = Path(__file__).resolve().parents[2]
 WRAPPER = ROOT / "launch" / "bin" / "deepspeed"
 OURS = runpy.run_path(str(WRAPPER))
@@ -213,13 +215,13 @@ def test_the_rank_that_failed_first_is_named_with_its_last_lines_though_another_
         ({0: (-6, 0.0), 1: (-9, 0.1)}, (1, -9)),
         ({1: (75, 0.0), 0: (-9, 31.0)}, (1, 75)),
         ({0: (-15, 0.0), 1: (76, 0.1)}, (1, 76)),  # SIGTERM is the launcher's
-        ({0: (0, 0.0), 1: (0, 0.1)}, (None, None)),
+        ({0: (0, 0.0), 1: (0, 0.1)}, (-1, None)),
         ({0: (0x100, 0.0), 1: (-15, 1.0)}, (0, 5)),  # the launcher asked first; it tells the code
     ],
 )
 def test_the_first_failure_is_the_one_that_the_others_failed_for(tmp_path, ended, first):
     """By rank its exit code and when it was seen to have ended, in seconds."""
-    ranks = OURS["Ranks"](str(tmp_path))
+    ranks = Ranks(str(tmp_path))
     ranks.ended = {rank: code for rank, (code, _) in ended.items()}
     ranks.seen = {rank: int(when * 1e9) for rank, (_, when) in ended.items()}
     assert ranks.first_failure(5) == first
@@ -234,10 +236,9 @@ def test_patience_that_is_no_number_is_refused_before_anything_starts(tmp_path):
 @pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("exit 0", 0), ("kill -KILL $$", 137), ("exit 247", 76)])
 def test_the_code_of_the_launcher_underneath_is_ours_and_a_signal_becomes_a_code(script, code):
     """A launcher that SIGKILL ends has 128 + 9, as in a shell; one that exits with 256 - 9 tells of a rank."""
-    call = (
-        f"import os, runpy, sys; sys.exit(runpy.run_path(sys.argv[1])['run'](['sh', '-c', {script!r}], os.environ, []))"
-    )
-    done = subprocess.run([sys.executable, "-c", call, WRAPPER], capture_output=True, text=True, timeout=60)
+    call = "import os, sys; from destruct.launching.supervisor import Supervisor; "
+    call += f"sys.exit(Supervisor('deepspeed').run(['sh', '-c', {script!r}], os.environ))"
+    done = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
 
 
@@ -251,9 +252,10 @@ def test_no_launcher_on_path_gives_3_and_says_what_to_do(tmp_path):
 
 def test_two_checkouts_on_path_do_not_start_each_other_for_ever(tmp_path):
     """Each takes its own folder off PATH before it looks for the next `deepspeed`."""
-    other = tmp_path / "bin"
-    other.mkdir()
+    other = tmp_path / "launch" / "bin"
+    other.mkdir(parents=True)
     shutil.copy(WRAPPER, other / "deepspeed")
+    (tmp_path / "destruct").symlink_to(ROOT / "destruct")
     (tmp_path / "python3").symlink_to(sys.executable)
     environment = {"PATH": os.pathsep.join((str(WRAPPER.parent), str(other), str(tmp_path)))}
     done = subprocess.run([WRAPPER, "-m", "toy"], env=environment, capture_output=True, text=True, timeout=60)

@@ -11,13 +11,14 @@ import psutil
 import pytest
 
 from destruct import last_words
-from tests.launch.test_launcher import WRAPPER, launch, ranks_left, start
+from tests.launch.test_launcher import ROOT, launch, ranks_left, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-HOLDER = f"""
-import runpy, subprocess, sys, time
-runpy.run_path({str(WRAPPER)!r})["hold"](sys.argv[1])
+HOLDER = """
+import subprocess, sys, time
+from destruct.launching.supervisor import hold
+hold(sys.argv[1])
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.DEVNULL)  # a rank
 print("held", flush=True)
 time.sleep(60)
@@ -63,7 +64,11 @@ def test_deepspeeds_launcher_that_is_killed_before_it_has_started_a_rank_is_no_s
 def launcher(tmp_path, monkeypatch):
     """A process that looks after ranks, of which this one is one, and has started another."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout.readline() == "held\n"
     monkeypatch.setenv(last_words.FOLDER, str(tmp_path))

@@ -192,6 +192,7 @@ def test_the_table_shows_the_sources_of_now_with_a_dash_for_what_was_not_measure
 TALK = """
 import os, sys
 from destruct.tracking.console import Screen
+from tests.tracking.test_console import SUMMARY
 screen = Screen(first_rank=True)
 sys.stdin.read()  # until the reader of our output has gone
 for number in range(3):
@@ -199,6 +200,7 @@ for number in range(3):
 with screen.phase("update", 2) as phase:
     phase.advance("on")
     phase.advance("on")
+screen.table(SUMMARY)
 os.write(2, b"done")
 """
 

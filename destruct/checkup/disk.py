@@ -1,0 +1,111 @@
+"""The file system that a run writes to: room, speed, and whether what it promises holds."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from destruct.checkup.finding import Finding, fail, ok, warn
+
+GIB, MIB = 2**30, 2**20
+WRITTEN = 128 * MIB
+SLOW_MIB_S, SLOW_SYNC_S = 100.0, 0.5
+SKEW_S = 2.0
+ROOM = 5 * GIB
+"""Free bytes below which it is told where the plan does not say how much a run needs."""
+
+IN_MEMORY = ("tmpfs", "ramfs")
+
+
+def disk(folder: Path, needed: int | None, called: str) -> Iterator[Finding]:
+    """Room, speed, fsync, rename, locks and clock of the file system that holds a folder, made or yet to be made.
+
+    Args:
+        needed: bytes that the run's checkpoints take, where that is known.
+        called: what the folder is to the person.
+    """
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    yield _room(place, needed, called)
+    if shutil.disk_usage(place).free < 2 * WRITTEN:
+        return
+    try:
+        with tempfile.TemporaryDirectory(prefix=".destruct-doctor-", dir=place) as scratch:
+            yield from _writing(Path(scratch), place, called)
+    except OSError as error:
+        words = f"{place} cannot be written: {error.strerror or error}"
+        yield fail(f"{called}: writing", words, "have the right to write there, or name another folder")
+
+
+def _room(place: Path, needed: int | None, called: str) -> Finding:
+    room, kind = shutil.disk_usage(place), kind_of(place)
+    words = f"{place} has {room.free / GIB:.1f} of {room.total / GIB:.1f} GiB free ({kind})"
+    if needed is not None and room.free < needed:
+        return fail(called, f"{words}, and the checkpoints take {needed / GIB:.1f}", "make room, or name another disk")
+    if kind in IN_MEMORY:
+        return warn(called, f"{words}: memory, which is gone with the machine", "name a folder on a disk")
+    if needed is None and room.free < 2 * WRITTEN:
+        return fail(called, words, "make room, or name another disk")
+    if needed is None and room.free < ROOM:
+        return warn(called, words, "make room, or name another disk")
+    return ok(called, words + ("" if needed is None else f", the checkpoints take {needed / GIB:.1f}"))
+
+
+def kind_of(place: Path) -> str:
+    """The type of the file system that holds a path, as the kernel has it."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _, at, fstype, *_ = line.split(" ")
+        at = at.replace("\\040", " ")
+        if (Path(at) == place or Path(at) in place.parents) and len(at) >= len(best):
+            best, kind = at, fstype
+    return kind
+
+
+def _writing(scratch: Path, place: Path, called: str) -> Iterator[Finding]:
+    large, small = scratch / "large", scratch / "small"
+    try:
+        speed, sync_s = WRITTEN / MIB / _written(large, WRITTEN), _written(small, 1)
+    except _NotSynced as error:
+        words = f"fsync fails in {place} ({error}): a checkpoint there would not outlast a crash"
+        yield fail(f"{called}: fsync", words, "name a folder of another file system")
+        return
+    words = f"{speed:,.0f} MiB/s written and synced, {sync_s * 1e3:.1f} ms for a small file"
+    if "eatmydata" in os.environ.get("LD_PRELOAD", ""):
+        words = "fsync does nothing, as LD_PRELOAD names libeatmydata: a checkpoint would not outlast a crash"
+        yield fail(f"{called}: fsync", words, "unset LD_PRELOAD")
+    elif speed < SLOW_MIB_S or sync_s > SLOW_SYNC_S:
+        yield warn(f"{called}: speed", words, "name a faster disk, or save more rarely (run.checkpoint_every)")
+    else:
+        yield ok(f"{called}: speed", words)
+    skew = small.stat().st_mtime - time.time()
+    if abs(skew) > SKEW_S:
+        words = f"its server's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
+        yield warn(f"{called}: clock", words, "let chrony or ntpd set both")
+    with small.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            words = f"{place} knows no locks ({error.strerror}): two runs of one name are not kept apart"
+            yield warn(f"{called}: locks", words, "let no two runs have one name, or mount it with locks")
+
+
+class _NotSynced(Exception):
+    """What fsync said."""
+
+
+def _written(path: Path, size: int) -> float:
+    """Seconds that so many bytes take to the disk."""
+    block = os.urandom(min(size, 4 * MIB))
+    begun = time.perf_counter()
+    with path.open("wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
+        file.flush()
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise _NotSynced(error.strerror) from None
+    return time.perf_counter() - begun

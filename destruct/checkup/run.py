@@ -1,0 +1,76 @@
+"""The config that a run is to be started with: whether it is right, fits, and what it needs of the machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from destruct.checkup.finding import Finding, ok, warn
+from destruct.checkup.hub import Repository
+from destruct.config.settings import Settings, load
+from destruct.errors import DestructError
+from destruct.planning.disk import plan_disk
+from destruct.planning.hardware import HARDWARE
+from destruct.planning.here import memory_warning
+from destruct.planning.job import job_of
+
+
+def read(path: Path, overrides: list[str], ranks: int) -> Settings:
+    """The settings of a run at so many ranks.
+
+    Raises:
+        DestructError: they are refused.
+    """
+    settings = load(path, overrides, ranks)
+    settings.offload_folders()
+    return settings
+
+
+def fits(settings: Settings, ranks: int) -> Iterator[Finding]:
+    """Whether the plan says that it fits the memory of this machine."""
+    device = None
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name(0), torch.cuda.mem_get_info(0)[1]
+    words = memory_warning(settings, ranks, device)
+    if words is None:
+        yield ok("config", f"right for {ranks} rank(s)")
+    else:
+        yield warn("config", words.removeprefix("warning: "), "destruct plan says what takes how much")
+
+
+def needs_a_compiler(settings: Settings | None) -> str | None:
+    """What of the run compiles something at its first use, and has nothing else to fall back on; None for nothing."""
+    if settings is None:
+        return None
+    if torch.cuda.is_available() and settings.config.engine.loss in ("auto", "triton"):
+        return "Triton, for the fused loss on a GPU,"
+    if settings.config.engine.backend == "deepspeed" and not settings.training.optimizer.params.torch_adam:
+        return "DeepSpeed's own Adam (torch_adam: false)"
+    return None
+
+
+def disk_needed(settings: Settings | None, ranks: int) -> int | None:
+    """Bytes of the checkpoints that are kept; None where the sizes of a network are not known."""
+    if settings is None:
+        return None
+    try:
+        return plan_disk(job_of(settings, HARDWARE["cpu"], ranks), 1.0).kept
+    except DestructError:
+        return None
+
+
+def taken_from_the_hub(settings: Settings | None) -> list[Repository]:
+    """Models and data sets of the hub."""
+    if settings is None:
+        return []
+    model, data = settings.config.model, settings.config.data
+    named = [("model.policy.path", model.policy), ("model.value.path", model.value)]
+    wanted = [
+        Repository(key, "model", shape.path, shape.revision)
+        for key, shape in named
+        if shape.path is not None and not Path(shape.path).exists()
+    ]
+    for name, source in data.sources.items():
+        if source.hub is not None and data.root is None:
+            wanted.append(Repository(f"data.sources.{name}.hub", "dataset", source.hub, source.revision))
+    return wanted

@@ -1,0 +1,218 @@
+"""`destruct launch local`: the same run as under the launchers themselves, with a name before each line."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from destruct import launch
+from destruct.launching.outputs import Outputs
+from tests.distributed.launching import Life, begin, end, run, torchrun, updates_in, wait_for_updates
+from tests.tiny import write_config
+
+SHORT = ("run.num_epochs=1", "run.updates_per_epoch=2", "warmup.lm_updates=1")
+LOCAL = [sys.executable, "-m", "destruct.launch", "local"]
+
+KILLED = """
+import os, signal
+
+calls = 0
+
+def one(prompts, responses, continuations):
+    global calls
+    calls += 1
+    if calls == 2 and os.environ["RANK"] == "1":
+        os.write(2, b"a word before the end")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [1.0] * len(responses)
+"""
+"""A reward whose second call kills its rank."""
+
+
+def figures(folder: Path) -> list[dict]:
+    """All that a run measured, without its times and its memory."""
+    lines = [json.loads(line) for line in (folder / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    return [{name: x for name, x in line.items() if not name.startswith(("time/", "memory/"))} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A run of two ranks by `destruct launch local`, and the folder of its files."""
+    folder = tmp_path_factory.mktemp("local")
+    done = run([*LOCAL, "--ranks", "2", "--config", str(write_config(folder)), *SHORT])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done, folder
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("command", [["deepspeed", "--num_gpus", "2"], torchrun(2)], ids=["deepspeed", "torchrun"])
+def test_the_literal_commands_measure_the_same_to_the_last_digit(launched, command, tmp_path):
+    """tests/slurm holds srun against torchrun."""
+    done = run([*command, "-m", "destruct.train", "--config", str(write_config(tmp_path)), *SHORT])
+    assert done.returncode == 0, done.stderr[-4000:]
+    wanted = figures(tmp_path)
+    assert len([line for line in wanted if "ppo/steps" in line]) == 2
+    assert figures(launched[1]) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_every_line_is_under_its_ranks_name_and_in_its_ranks_file(launched):
+    done, folder = launched
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("[rank 0] ppo        2/2") for line in lines)
+    by_rank = {rank: [line[9:] for line in lines if line.startswith(f"[rank {rank}] ")] for rank in range(2)}
+    assert len(lines) == sum(map(len, by_rank.values())) and not done.stderr
+    for rank, said in by_rank.items():
+        path = folder / "tiny.output" / f"rank-{rank}.log"
+        assert path.exists() and path.read_text().splitlines() == said
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_rank_that_is_killed_under_torchrun_is_named_with_what_it_said_last(tmp_path):
+    """torchrun's own exit code is 1 whatever happened."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    words = ["engine.backend=fsdp", 'reward.terms={"killed:one": 1.0}', *SHORT]
+    done = run([*LOCAL, "--ranks", "2", "--config", str(write_config(tmp_path)), *words], module_path=tmp_path)
+    assert done.returncode == 76
+    assert done.stderr.splitlines() == [
+        "destruct: rank 1 was killed by SIGKILL, the first to end so",
+        "  remedy: read its last lines; SIGKILL often means that memory ran out",
+        f"  {tmp_path / 'tiny.output' / 'rank-1.log'}",
+        "  a word before the end",
+    ]
+    assert "[rank 1] a word before the end" in done.stdout.splitlines()
+    assert "Root Cause" in (tmp_path / "tiny.output" / "launcher.log").read_text(), "torchrun's own story is kept"
+
+
+def stopped(folder: Path, number: int, *words: str) -> Life:
+    """A run that gets a signal after its first update."""
+    process = begin([*LOCAL, "--config", str(write_config(folder)), *words, "run.num_epochs=50"])
+    wait_for_updates(folder / "tiny", 1, process)
+    process.send_signal(number)
+    return end(process)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGUSR1, ("--ranks", "2", "engine.backend=fsdp")),
+        (signal.SIGTERM, ("engine.backend=single",)),
+    ],
+    ids=["torchrun", "one process"],
+)
+def test_a_signal_lets_every_rank_save_and_end_with_75(tmp_path, number, words):
+    life = stopped(tmp_path, number, *words)
+    assert (life.code, life.left) == (75, []), life.err
+    saved = max(tmp_path.glob("tiny/checkpoints/step-*"))
+    assert int(saved.name[5:]) == updates_in(tmp_path / "tiny")
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_that_is_killed_ends_with_76(tmp_path):
+    process = begin([*LOCAL, "--config", str(write_config(tmp_path)), "engine.backend=single", "run.num_epochs=50"])
+    wait_for_updates(tmp_path / "tiny", 1, process)
+    (rank,) = psutil.Process(process.pid).children()
+    rank.kill()
+    life = end(process)
+    assert (life.code, life.left) == (76, [])
+    assert life.err.splitlines()[0] == "destruct: rank 0 was killed by SIGKILL"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown", "module"),
+    [
+        ([], "2 ranks; what they say: {folder}/tiny.output/rank-N.log", "deepspeed.launcher.runner"),
+        (["--ranks=4"], "4 ranks; what they say: {folder}/tiny.output/rank-N.log", "deepspeed.launcher.runner"),
+        (["engine.backend=fsdp"], "2 ranks; what they say: {folder}/tiny.output/rank-N.log", "torch.distributed.run"),
+        (["engine.backend=single"], "1 rank", "destruct.train"),
+        (["--launcher=torchrun", "--logs=here"], "2 ranks; what they say: here/rank-N.log", "torch.distributed.run"),
+    ],
+)
+def test_a_dry_run_says_what_would_start_and_starts_nothing(tmp_path, capsys, monkeypatch, words, shown, module):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    config = write_config(tmp_path)
+    assert launch.main(["local", "--dry-run", "--config", str(config), *words, "run.seed=5"]) == 0
+    first, line = capsys.readouterr().out.splitlines()
+    assert first == shown.format(folder=tmp_path)
+    assert not list(tmp_path.glob("tiny*/")) and not Path("here").exists()
+    command = shlex.split(line)
+    assert command[command.index("-m") + 1] == module
+    overrides = [word for word in words if not word.startswith("--")]
+    assert command[command.index("--config") :] == ["--config", str(config), *overrides, "run.seed=5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--ranks", "0"), "--ranks 0 is not from 1 to 1024"),
+        (("--ranks", "3"), "rollout.batch_size=16 does not divide into gradient_accumulation_steps=2"),
+        (("--ranks", "2", "--launcher", "python"), "--launcher python starts one rank, not 2"),
+        (("engine.backend=single", "--ranks", "2"), "engine.backend=single runs in one process, but 2 ranks"),
+        (("kl.coeff=1",), "command line: unknown key 'kl.coeff'"),
+        (("--resume", "auto", "run.resume=never"), "--resume auto and run.resume=never differ"),
+    ],
+)
+def test_a_mistake_is_told_in_two_lines_before_anything_starts(tmp_path, capsys, words, problem):
+    assert launch.main(["local", "--config", str(write_config(tmp_path)), *words]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"destruct: {problem}") and second.startswith("  remedy: ")
+    assert not list(tmp_path.glob("tiny*/"))
+
+
+def test_more_ranks_than_gpus_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    assert launch.main(["local", "--config", str(write_config(tmp_path)), "--ranks", "4"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "destruct: --ranks 4 is more than the 2 GPUs here"
+
+
+TOY = """
+import os, pathlib, sys, time
+rank = os.environ["RANK"]
+if rank == "0":
+    time.sleep(0.5)  # so that it ends well, but after torchrun has seen the other one
+    sys.exit(0)
+print("last words", flush=True)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("code", [2, 75, 77])
+def test_the_code_of_a_rank_comes_through_torchrun_which_says_1_of_everything(tmp_path, code):
+    (tmp_path / "toy.py").write_text(TOY)
+    line = [*torchrun(2), "-m", "destruct.launching.rank", str(tmp_path / "said"), "toy", str(code)]
+    call = (
+        "import os, sys; from destruct.launching.outputs import Outputs; "
+        "from destruct.launching.supervisor import Supervisor; "
+        "sys.exit(Supervisor('destruct', outputs=Outputs(sys.argv[1])).run(sys.argv[2:], os.environ))"
+    )
+    done = run([sys.executable, "-c", call, str(tmp_path / "said"), *line], module_path=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines() == ["[rank 1] last words"]
+
+
+def test_what_ranks_say_is_passed_on_line_by_line_and_what_an_earlier_run_said_is_not(tmp_path, capsys):
+    (tmp_path / "rank-0.log").write_bytes(b"an earlier run\n")
+    outputs = Outputs(str(tmp_path))
+    with (tmp_path / "rank-0.log").open("ab") as first, (tmp_path / "rank-10.log").open("ab") as last:
+        first.write("zwei W\u00f6rter".encode()[:6])
+        first.flush()
+        outputs.pass_on()
+        assert capsys.readouterr().out == "", "no half line, and no half letter"
+        first.write("zwei W\u00f6rter".encode()[6:] + b"\n 10%\r 50%\r100%\r\nno end")
+        last.write(b"tenth\n")
+    outputs.pass_on()
+    assert capsys.readouterr().out == "[rank 0] zwei W\u00f6rter\n[rank 0] 100%\n[rank 10] tenth\n"
+    outputs.pass_on(at_end=True)
+    outputs.pass_on(at_end=True)
+    assert capsys.readouterr().out == "[rank 0] no end\n"
