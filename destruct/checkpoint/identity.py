@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,15 @@ RANKS = "ranks"
 FORMAT = "format of the state"
 """Counted up where the state of before cannot be read any more."""
 
+AGAIN = "DESTRUCT_AGAIN"
+"""Variable of a run that is started again, as it was: 1, or the Slurm job that it is a later life of."""
+
 
 def find_checkpoint(settings: Settings, store: CheckpointStore, say: Callable[[str], None]) -> Path | None:
     """The verified checkpoint that `run.resume` asks for; None for `never`, and for `auto` where there is none yet.
+
+    A run that is started again goes on from its own latest one, whatever it was started with; before the first of
+    them it starts as it was asked to.
 
     Args:
         say: gets a line for each newer one that is damaged, and so is passed over.
@@ -29,15 +36,27 @@ def find_checkpoint(settings: Settings, store: CheckpointStore, say: Callable[[s
         DestructError: there is none where it was said to be, or all are damaged, or `check_identity` refuses it.
     """
     resume = settings.config.run.resume
-    if resume == "never":
-        return None
-    found = store.latest() if resume == "auto" else store.named(Path(resume))
+    again = store.topology.first_rank_makes(lambda: is_later_life(store.folder.parent))
+    found = store.latest() if again or resume == "auto" else None
+    if found is None and resume not in ("auto", "never"):
+        found = store.named(Path(resume))
     if found is None:
         return None
     for line in found.passed_over:
         say(f"warning: {line}")
     check_identity(found.folder, found.facts, identity(settings))
     return found.folder
+
+
+def is_later_life(folder: Path) -> bool:
+    """Whether the run is started again, and an earlier life of it, of the same job, wrote its folder."""
+    again = os.environ.get(AGAIN)
+    if again in (None, "1"):
+        return again == "1"
+    try:
+        return json.loads((folder / "environment.json").read_text(encoding="utf-8"))["job"] == again
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def check_identity(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
