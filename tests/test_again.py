@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from destruct.checkpoint.identity import AGAIN
+from destruct.last_words import STARTED_AGAIN
 from destruct.loop import train
 from tests.tiny import tiny_run
 
@@ -20,7 +20,7 @@ def made(tmp_path_factory) -> Path:
     """A folder with `older`, a run of one update, and `tiny`, which job 7 has made, of two."""
     folder = tmp_path_factory.mktemp("again")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(AGAIN, raising=False)
+        patch.delenv(STARTED_AGAIN, raising=False)
         patch.setenv(JOB, "7")
         for name, updates in (("older", 1), ("tiny", 2)):
             with tiny_run(folder, *SHORT, f"run.name={name}", f"run.updates_per_epoch={updates}") as run:
@@ -44,7 +44,7 @@ def update_at_start(home: Path, asked: str, name: str = "tiny") -> int:
 @pytest.mark.parametrize("asked", ["never", "auto", "elsewhere"])
 @pytest.mark.parametrize("again", ["1", "7"])
 def test_a_later_life_goes_on_from_the_runs_own_last_checkpoint(home, monkeypatch, again, asked):
-    monkeypatch.setenv(AGAIN, again)
+    monkeypatch.setenv(STARTED_AGAIN, again)
     monkeypatch.setenv(JOB, "7")
     assert update_at_start(home, asked) == 2
 
@@ -54,7 +54,7 @@ def test_where_the_first_life_did_not_come_so_far_the_second_one_starts_as_the_f
     home, monkeypatch, asked, update
 ):
     """The folder is still that of job 7, so that its checkpoints are no way on for job 8."""
-    monkeypatch.setenv(AGAIN, "8")
+    monkeypatch.setenv(STARTED_AGAIN, "8")
     monkeypatch.setenv(JOB, "8")
     assert update_at_start(home, asked) == update
 
@@ -62,6 +62,6 @@ def test_where_the_first_life_did_not_come_so_far_the_second_one_starts_as_the_f
 @pytest.mark.parametrize(("asked", "update"), [("never", 0), ("auto", 0), ("elsewhere", 1)])
 @pytest.mark.parametrize("again", ["1", "9"])
 def test_where_nothing_was_saved_yet_it_starts_as_it_was_told(home, monkeypatch, again, asked, update):
-    monkeypatch.setenv(AGAIN, again)
+    monkeypatch.setenv(STARTED_AGAIN, again)
     monkeypatch.setenv(JOB, "9")
     assert update_at_start(home, asked, name="new") == update

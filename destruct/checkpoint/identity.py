@@ -12,15 +12,13 @@ from destruct.checkpoint import manifest
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.settings import Config, Settings
 from destruct.errors import DestructError
+from destruct.last_words import STARTED_AGAIN
 
 DATA = "data digests"
 CONFIG = "config digest"
 RANKS = "ranks"
 FORMAT = "format of the state"
 """Counted up where the state of before cannot be read any more."""
-
-AGAIN = "DESTRUCT_AGAIN"
-"""Variable of a run that is started again, as it was: 1, or the Slurm job that it is a later life of."""
 
 
 def find_checkpoint(settings: Settings, store: CheckpointStore, say: Callable[[str], None]) -> Path | None:
@@ -50,7 +48,7 @@ def find_checkpoint(settings: Settings, store: CheckpointStore, say: Callable[[s
 
 def is_later_life(folder: Path) -> bool:
     """Whether the run is started again, and an earlier life of it, of the same job, wrote its folder."""
-    again = os.environ.get(AGAIN)
+    again = os.environ.get(STARTED_AGAIN)
     if again in (None, "1"):
         return again == "1"
     try:

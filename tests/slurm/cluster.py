@@ -86,6 +86,16 @@ class Cluster:
         logs = {"RANK_LOGS": str(self.rank_logs)}
         return self.call("sbatch", "--parsable", *here, *arguments, **logs, **variables).strip()
 
+    def launch(self, *arguments: str, output: str = "%x-%j.out", **variables: str) -> list[str]:
+        """`destruct launch slurm --submit` with one CPU per task, no GPU and one rank per node: the jobs' numbers."""
+        here = ("--gpus-per-node=0", "--ranks-per-node=1", "--sbatch=--cpus-per-task=1", "--sbatch=--mem=0")
+        command = (sys.executable, "-m", "destruct.launch", "slurm", "--submit", *here)
+        logs = {"RANK_LOGS": str(self.rank_logs)}
+        said = self.call(*command, f"--sbatch=--output={self.folder}/{output}", *arguments, **logs, **variables)
+        numbers = re.match(r"submitted ([\d, ]+);", said)
+        assert numbers is not None, said
+        return numbers[1].split(", ")
+
     def fields(self, number: str) -> dict[str, str]:
         """What `scontrol show job` tells of a job, or of a task of an array."""
         shown = self.call("scontrol", "--oneliner", "show", "job", number)

@@ -37,7 +37,9 @@ def test_the_second_job_of_a_chain_ends_the_run_as_undisturbed_and_the_third_is_
     cluster, undisturbed, tmp_path: Path
 ):
     """The first one is told to stop, which leaves the others as they are; nothing is requeued."""
-    numbers = chain(cluster, "going", *arguments(tmp_path), **surroundings(tmp_path, WITNESS_SLEEPS_S="1"))
+    config, *overrides = arguments(tmp_path)
+    variables = surroundings(tmp_path, WITNESS_SLEEPS_S="1")
+    numbers = cluster.launch("--nodes=2", "--chain=3", "--config", config, *overrides, **variables)
     wait_for_updates(cluster, tmp_path, 2)
     cluster.call("scancel", "--signal=USR1", numbers[0])
     assert ends(cluster, numbers) == [("FAILED", "75:0"), ("COMPLETED", "0:0"), ("CANCELLED", "0:0")]

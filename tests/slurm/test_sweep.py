@@ -46,17 +46,16 @@ def tasks(cluster: Cluster, number: str, *wanted: int) -> list[Job]:
 
 def test_each_point_of_a_grid_has_a_run_of_its_name_and_one_that_fails_is_requeued_alone(cluster, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(STARTED)
-    number = submit(cluster, tmp_path, "0-1%2", *SHORT)
+    sweep = ("--sweep=ppo.clip_range=0.1,0.3", "--at-once=2", "--config", str(write_config(tmp_path)))
+    (number,) = cluster.launch(*sweep, *SHORT, output="%x-%A_%a.out", PYTHONPATH=f"{tmp_path}:{ROOT}")
     first, second = tasks(cluster, number, 0, 1)
     assert (first.end, second.end) == (("COMPLETED", "0:0", "0"), ("COMPLETED", "0:0", "1")), first.log + second.log
     assert f"destruct: job {number}_1 ended with 76 and is requeued: 1 of at most 20 times" in second.log
     runs = {path.parent.name: yaml.safe_load(path.read_text()) for path in tmp_path.glob("*/resolved.yaml")}
     ranges = {name: settings["ppo"]["clip_range"] for name, settings in runs.items()}
-    assert ranges == {"sweep-0-ppo.clip_range-0.1": 0.1, "sweep-1-ppo.clip_range-0.3": 0.3}
+    assert ranges == {"tiny-0-ppo.clip_range-0.1": 0.1, "tiny-1-ppo.clip_range-0.3": 0.3}
     assert all((tmp_path / name / "summary.json").exists() for name in ranges)
-    assert {path.name for path in cluster.rank_logs.glob(f"*{number}*")} == {
-        f"sweep-{number}_{n}-0.log" for n in (0, 1)
-    }
+    assert {path.name for path in cluster.rank_logs.glob(f"*{number}*")} == {f"tiny-{number}_{n}-0.log" for n in (0, 1)}
 
 
 @pytest.mark.parametrize(("array", "tasks_are"), [("0-2", "3 tasks up to 2"), ("0", "1 tasks up to 0")])
