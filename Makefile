@@ -46,6 +46,11 @@ test: $(INSTALLED)  ## the whole suite; tests of absent hardware are skipped wit
 faults: $(INSTALLED)  ## the fault campaign, for hours: ARGS="--kills 200 --only damage"; goes on where it was interrupted
 	$(ENV) && OMP_NUM_THREADS=1 python -m tests.faults.campaign $(ARGS)
 
+.PHONY: slurm-test
+slurm-test: $(INSTALLED)  ## the batch scripts on a Slurm of two nodes on this machine: limits, requeues, lost nodes; 15 minutes
+	@$(ENV) && python -m tests.slurm.cluster
+	$(ENV) && SLURM_LIVES=5 OMP_NUM_THREADS=1 pytest -v --durations=0 --durations-min=1 tests/slurm $(ARGS)
+
 .PHONY: golden
 golden: $(INSTALLED)  ## write tests/golden/figures.jsonl anew; say why under "Numerics" in CHANGELOG.md
 	$(ENV) && PYTHONPATH=. python tests/golden/test_golden.py

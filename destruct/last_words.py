@@ -10,6 +10,9 @@ from pathlib import Path
 FOLDER = "DESTRUCT_REPORTS"
 """Variable with the launcher's folder for it; not set under others."""
 
+STARTED_AGAIN = "DESTRUCT_AGAIN"
+"""Variable of a run that is started again, as it was: 1, or the Slurm job that it is a later life of."""
+
 
 def log_is_at(path: Path, rank: int) -> None:
     """Let the launcher find a rank's log."""

@@ -155,6 +155,7 @@ def _write_facts(
         "platform": platform.platform(),
         "packages": {name: version(name) for name in PACKAGES},
         "commit": _commit(),
+        "job": os.environ.get("SLURM_JOB_ID"),
         "world_size": topology.world_size,
         "device": torch.cuda.get_device_name() if topology.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

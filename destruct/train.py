@@ -31,9 +31,6 @@ SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save after the step under way and end the r
 Exit codes: 0 done, 2 configuration, 3 environment, 75 stopped and saved, 76 a rank failed or the run was set back
 (start it again), 77 it diverged too often."""
 
-AGAIN = "DESTRUCT_AGAIN"
-"""Variable that `launch/bin/deepspeed` sets where it starts a run again."""
-
 
 class OncePrinting(Parser):
     """A parser of which many ranks print one help."""
@@ -90,14 +87,10 @@ def world_size() -> int:
 def read(options: argparse.Namespace, ranks: int) -> Settings:
     """The settings that the command line asks for, `--resume` being another way to write `run.resume=`.
 
-    A launcher that starts a run again, as it was set back, lets it go on from its last checkpoint.
-
     Raises:
         DestructError: both are given and differ, or anything that `load` refuses.
     """
     overrides, resume = list(options.overrides), options.resume
-    if AGAIN in os.environ:
-        overrides, resume = [each for each in overrides if not each.startswith("run.resume=")], "auto"
     if resume is not None and not any(override.startswith("run.resume=") for override in overrides):
         overrides.append(f"run.resume={json.dumps(resume, ensure_ascii=False)}")
     settings = load(options.config, overrides, ranks)

@@ -57,14 +57,19 @@ SelectTypeParameters=CR_CPU
 # A node has the CPUs that it claims below, however few are here.
 SlurmdParameters=config_overrides
 ReturnToService=2
-# A batch job may otherwise wait for three seconds although its nodes are free.
-SchedulerParameters=batch_sched_delay=0,bf_interval=1
+# A batch job may otherwise wait for three seconds although its nodes are free, and a requeued one for half a minute.
+SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=2
+# Jobs of the partition urgent take the nodes from others, which are requeued.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 MpiDefault=none
 MailProg=/bin/true
-KillWait=5
+# Half of what is usual: so long the ranks have from SIGTERM on, to end their update and to save.
+KillWait=15
 # So that the master port of the scripts, which follows the job's number, differs between two clusters.
 FirstJobId=$PORT
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 CONF
     for name in $(node_names); do
         port=$((port + 1))
@@ -93,7 +98,7 @@ up() {
     echo "export SLURM_CONF=$SLURM_CONF"
 }
 
-all_nodes_idle() { [ "$(sinfo --noheader --Node --states=idle --format=%N 2>/dev/null | wc -l)" = "$NODES" ]; }
+all_nodes_idle() { [ "$(sinfo --noheader --Node --states=idle --partition=all --format=%N 2>/dev/null | wc -l)" = "$NODES" ]; }
 no_jobs() { [ -z "$(squeue --noheader 2>/dev/null)" ]; }
 # By its command line, not its number alone: after a crash another process may have that.
 runs() { grep -qsF "$DIR/" "/proc/$1/cmdline"; }

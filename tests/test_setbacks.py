@@ -15,8 +15,7 @@ from destruct.exits import Exit
 from destruct.loop import train
 from destruct.run import Run
 from destruct.signals import Stopped
-from destruct.train import parse, read
-from tests.tiny import ROOT, tiny_run
+from tests.tiny import tiny_run
 
 AUTO = ["run.resume=auto", "run.checkpoint_every=1", "run.keep_checkpoints=9"]
 
@@ -174,14 +173,6 @@ def test_a_line_of_a_life_that_was_killed_in_it_hides_no_other(tmp_path):
     here = {"draws": 5}
     assert setbacks.beyond(tmp_path, "step-00000005", here) == {"draws": 9}
     assert setbacks.beyond(tmp_path, "step-00000004", here) == here, "chosen by a person"
-
-
-def test_a_launcher_that_starts_a_run_again_lets_it_go_on_whatever_it_was_started_with(monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DESTRUCT_AGAIN", "1")
-    for asked in ([], ["--resume", "never"], ["run.resume=runs/old"]):
-        assert read(parse(["--config", str(ROOT / "configs/local.yaml"), *asked]), 1).config.run.resume == "auto"
 
 
 def test_a_warm_up_that_diverges_ends_with_77_and_says_so(tmp_path):

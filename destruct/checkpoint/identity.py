@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from destruct.checkpoint import manifest
 from destruct.checkpoint.store import CheckpointStore
 from destruct.config.settings import Config, Settings
 from destruct.errors import DestructError
+from destruct.last_words import STARTED_AGAIN
 
 DATA = "data digests"
 CONFIG = "config digest"
@@ -22,6 +24,9 @@ FORMAT = "format of the state"
 def find_checkpoint(settings: Settings, store: CheckpointStore, say: Callable[[str], None]) -> Path | None:
     """The verified checkpoint that `run.resume` asks for; None for `never`, and for `auto` where there is none yet.
 
+    A run that is started again goes on from its own latest one, whatever it was started with; before the first of
+    them it starts as it was asked to.
+
     Args:
         say: gets a line for each newer one that is damaged, and so is passed over.
 
@@ -29,15 +34,27 @@ def find_checkpoint(settings: Settings, store: CheckpointStore, say: Callable[[s
         DestructError: there is none where it was said to be, or all are damaged, or `check_identity` refuses it.
     """
     resume = settings.config.run.resume
-    if resume == "never":
-        return None
-    found = store.latest() if resume == "auto" else store.named(Path(resume))
+    again = store.topology.first_rank_makes(lambda: is_later_life(store.folder.parent))
+    found = store.latest() if again or resume == "auto" else None
+    if found is None and resume not in ("auto", "never"):
+        found = store.named(Path(resume))
     if found is None:
         return None
     for line in found.passed_over:
         say(f"warning: {line}")
     check_identity(found.folder, found.facts, identity(settings))
     return found.folder
+
+
+def is_later_life(folder: Path) -> bool:
+    """Whether the run is started again, and an earlier life of it, of the same job, wrote its folder."""
+    again = os.environ.get(STARTED_AGAIN)
+    if again in (None, "1"):
+        return again == "1"
+    try:
+        return json.loads((folder / "environment.json").read_text(encoding="utf-8"))["job"] == again
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def check_identity(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -169,14 +169,17 @@ def start(timeout_s: float = 1800.0) -> Topology:
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         except (RuntimeError, ValueError) as error:
-            words = str(error).partition("\n")[0]
-            remedy = "unset MASTER_ADDR and MASTER_PORT, or give them a free port of the first rank's machine"
-            for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-                if os.environ.get(name) and os.environ[name] in words:
-                    remedy = f"unset {name}, or let it name an interface that `ip link` shows"
-            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise DestructError(f"the ranks cannot meet at {place}: {words}", remedy, Exit.ENVIRONMENT) from None
+            raise _cannot_meet(str(error).partition("\n")[0]) from None
     return Topology(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _cannot_meet(words: str) -> DestructError:
+    remedy = "unset MASTER_ADDR and MASTER_PORT, or give them a free port of the first rank's machine"
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if os.environ.get(name) and os.environ[name] in words:
+            remedy = f"unset {name}, or let it name an interface that `ip link` shows"
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return DestructError(f"the ranks cannot meet at {place}: {words}", remedy, Exit.ENVIRONMENT)
 
 
 def local_ranks() -> int:

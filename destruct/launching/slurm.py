@@ -6,6 +6,7 @@ in it.  The config is read for that many ranks first, that of each point of a sw
 
 import argparse
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import yaml
 from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.last_words import STARTED_AGAIN
 from destruct.train import add_run, read
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -155,7 +157,7 @@ def _braces(values: dict[str, list[str]]) -> str:
 
 
 def submit(script: str, times: int) -> list[str]:
-    """Hand it to sbatch; the jobs' numbers.
+    """Hand it to sbatch; the jobs' numbers.  All but the first one go on with the run.
 
     Raises:
         DestructError: Slurm is not here, or refuses it.
@@ -163,8 +165,11 @@ def submit(script: str, times: int) -> list[str]:
     if shutil.which("sbatch") is None:
         raise DestructError("sbatch is not on PATH", "submit from a node of a Slurm cluster", Exit.ENVIRONMENT)
     numbers: list[str] = []
-    for _ in range(times):
-        done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False)
+    for life in range(times):
+        environment = os.environ | ({STARTED_AGAIN: "1"} if life else {})
+        done = subprocess.run(
+            ["sbatch", "--parsable"], input=script, env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             words = " ".join(done.stderr.split()).removeprefix("sbatch: error: ")
             begun = f"; scancel {' '.join(numbers)} ends those before it" if numbers else ""
@@ -194,8 +199,8 @@ def answer(options: argparse.Namespace) -> int:
             f"{path} is there already, and another script", "remove it, or give the run another run.name"
         )
     path.write_text(script, encoding="utf-8")
-    times = f", {options.chain} times" if options.chain else ""
-    print(f"{path} is written; sbatch {path}{times} submits it")
+    later = f", then {options.chain - 1} times {STARTED_AGAIN}=1 sbatch {path}" if options.chain else ""
+    print(f"{path} is written; to submit it: sbatch {path}{later}")
     return Exit.DONE
 
 
