@@ -141,7 +141,8 @@ with signals.heeded():
         signals.defer()
     print("waiting", flush=True)
     try:
-        store.wait(["of another rank"], datetime.timedelta(seconds=9))
+        # Longer than any thread may take to wake where it is to end this, and long enough to see that it does not.
+        store.wait(["of another rank"], datetime.timedelta(seconds=8 if sys.argv[1] == "deferred" else 50))
     except dist.DistStoreError:
         time.sleep(0.1)  # Python is back, and hears it
         print(f"waited, {signals.received}", flush=True)
