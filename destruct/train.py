@@ -92,11 +92,16 @@ def read(options: argparse.Namespace, ranks: int) -> Settings:
     """
     overrides, resume = list(options.overrides), options.resume
     if resume is not None and not any(override.startswith("run.resume=") for override in overrides):
-        overrides.append(f"run.resume={json.dumps(resume, ensure_ascii=False)}")
+        overrides.append(resuming(resume))
     settings = load(options.config, overrides, ranks)
     if resume not in (None, settings.config.run.resume):
         raise DestructError(f"--resume {resume} and run.resume={settings.config.run.resume} differ", "give one of them")
     return settings
+
+
+def resuming(resume: str) -> str:
+    """The override that `--resume` is another way to write."""
+    return f"run.resume={json.dumps(resume, ensure_ascii=False)}"
 
 
 def main(arguments: list[str] | None = None) -> int:

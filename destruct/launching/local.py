@@ -16,7 +16,7 @@ from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.launching.outputs import NoOutputs, Outputs
 from destruct.launching.supervisor import Supervisor
-from destruct.launching.surroundings import free_port, gpus, with_accelerator
+from destruct.launching.surroundings import DEVICES, free_port, gpus, with_accelerator
 from destruct.train import add_run, read
 
 LAUNCHERS = {"deepspeed": "deepspeed", "fsdp": "torchrun", "single": "python"}
@@ -41,9 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add_run(parser)
     parser.add_argument("--ranks", type=int, metavar="N", help="one a GPU, or 2 without (1 for engine.backend=single)")
     parser.add_argument("--launcher", choices=sorted(LAUNCHERS.values()), help="in place of the one for engine.backend")
-    parser.add_argument(
-        "--logs", type=Path, metavar="FOLDER", help="what the ranks say (default: RUN.output, beside it)"
-    )
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="for what several ranks say (default: RUN.output)")
     parser.add_argument("--dry-run", action="store_true", help="print the command, and start nothing")
     options = parser.parse_intermixed_args(arguments)
     if options.ranks is not None and not 1 <= options.ranks <= MOST_RANKS:
@@ -61,8 +59,8 @@ def decide(options: argparse.Namespace) -> tuple[Settings, str, int]:
     """
     here = gpus()
     backend = read_config(options.config, options.overrides)[0].engine.backend
-    ranks = options.ranks or (1 if backend == "single" else here or 2)
     launcher = options.launcher or LAUNCHERS[backend]
+    ranks = options.ranks or (1 if "python" in (launcher, LAUNCHERS[backend]) else here or 2)
     if options.launcher == "python" and ranks > 1:
         raise DestructError(
             f"--launcher python starts one rank, not {ranks}", "leave --launcher out, or write --ranks 1"
@@ -80,7 +78,9 @@ def command(launcher: str, ranks: int, logs: Path, words: list[str]) -> list[str
     """
     module = ["destruct.launching.rank", str(logs), "destruct.train", *words]
     if launcher == "deepspeed":
-        own = ["--log_level=critical", f"--master_port={free_port()}", f"--num_gpus={ranks}", "--module"]
+        # A hostfile at DeepSpeed's own place would take the run to other hosts.
+        own = ["--log_level=critical", "--hostfile=/dev/null", f"--master_port={free_port()}"]
+        own += [f"--num_gpus={ranks}", "--module"]
         return [sys.executable, "-m", "deepspeed.launcher.runner", *own, *module]
     if launcher == "torchrun":
         return [
@@ -104,6 +104,8 @@ def start(options: argparse.Namespace) -> int:
     line = command(launcher, ranks, logs, [*words, *options.overrides])
     added = {"OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1", "PYTHONUNBUFFERED": "1"}
     environment = with_accelerator({**added, **os.environ})
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        environment[DEVICES] = environment["CUDA_VISIBLE_DEVICES"]
     alone = launcher == "python"
     if options.dry_run:
         given = [f"{name}={value}" for name, value in environment.items() if os.environ.get(name) != value]

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 
 GONE = 0x100
-LAST_LINES = 8
+LAST_LINES, TAIL = 8, 16384  # bytes
 
 
 def children(pid: int) -> list[int]:
@@ -53,9 +53,14 @@ def read(path: str) -> str:
         return ""
 
 
-def last_lines(path: str) -> list[str]:
-    """The end of a log; nothing where there is none."""
-    return read(path)[-16384:].splitlines()[-LAST_LINES:]
+def last_lines(path: str, start: int = 0) -> list[str]:
+    """The end of a log, from `start` bytes on; nothing where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(start, os.fstat(file.fileno()).st_size - TAIL))
+            return file.read().decode("utf-8", "replace").splitlines()[-LAST_LINES:]
+    except OSError:
+        return []
 
 
 def send(pids: Iterable[int], number: int) -> None:

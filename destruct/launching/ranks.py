@@ -33,9 +33,10 @@ class Ranks:
         self.launched = self.started = False  # DeepSpeed's launcher of this machine runs, and has started a rank
         self.number: dict[int, int] = {}  # by process id
         self.seen: dict[int, int] = {}  # nanoseconds by number: when it was seen to have ended
-        self.ended: dict[
-            int, int
-        ] = {}  # exit code by number; below 0 the signal; GONE where its launcher was quicker to ask
+        # Exit code by number; below 0 the signal; GONE where its launcher was quicker to ask.
+        self.ended: dict[int, int] = {}
+        # Number and exit code of the first failure, in the words of a launcher that ends with 1 whatever it was.
+        self.root: tuple[int, int] | None = None
 
     def look(self, launcher: int) -> None:
         """Find new ones, and those that ended since."""
@@ -60,11 +61,12 @@ class Ranks:
         """Take what the launcher tells of the ranks that failed: it may have been quicker to ask, or to see one at all.
 
         Args:
-            failures: number, exit code and process id.
+            failures: number, exit code and process id, the root cause last.
         """
         gone = [number for number, code in self.ended.items() if code == GONE]
         if failures:
             self.ended.update(dict.fromkeys(gone, 0))
+            self.root = failures[-1][:2]
         for number, code, pid in failures:
             if pid not in self.number:
                 self.seen[number] = time.time_ns()
@@ -89,6 +91,10 @@ class Ranks:
             launcher: code of DeepSpeed's launcher, which has that of a rank.
         """
         told = launcher - 256 if launcher in KILLED_BY else launcher
+        if self.root is not None:
+            told = self.root[1]
+            if told == -signal.SIGTERM:  # of many that ended so, only that launcher knows the first
+                return self.root
         known = {number: told if code == GONE else code for number, code in self.ended.items()}
         # DeepSpeed ends the others by SIGTERM, and so it is no first failure where the launcher tells of another code.
         echo = -signal.SIGTERM if told != -signal.SIGTERM else None

@@ -21,7 +21,7 @@ from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.last_words import STARTED_AGAIN
-from destruct.train import add_run, read
+from destruct.train import add_run, read, resuming
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
@@ -54,7 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     how.add_argument("--submit", action="store_true", help="hand it to sbatch")
     how.add_argument("--dry-run", action="store_true", help="print the script alone")
     options = parser.parse_intermixed_args(arguments)
-    options.ranks_per_node = options.ranks_per_node or options.gpus_per_node
+    options.ranks_per_node = options.gpus_per_node if options.ranks_per_node is None else options.ranks_per_node
     for name, least in {"nodes": 1, "gpus_per_node": 0, "ranks_per_node": 1, "at_once": 1, "chain": 2}.items():
         count = getattr(options, name)
         if count is not None and count < least:
@@ -87,6 +87,8 @@ def grid(sweep: list[str]) -> dict[str, list[str]]:
             raise DestructError(f"--sweep {given!r} is not KEY=VALUE,VALUE", remedy)
         if re.search(r"\s", given) or key in values:
             raise DestructError(f"--sweep {given!r} holds a blank, or its key twice", remedy)
+        if key == "run.name":
+            raise DestructError("--sweep run.name: each point has a name by its number and values", "leave it out")
         values[key] = found
     return values
 
@@ -120,13 +122,15 @@ def render(options: argparse.Namespace, values: dict[str, list[str]], name: str)
         last = len(list(itertools.product(*values.values()))) - 1
         settings.append(f"--array=0-{last}" + (f"%{options.at_once}" if options.at_once else ""))
         _put(lines, r"POINTS=", f"POINTS=({_braces(values)})")
+    if any(option.startswith("--mem-per-") for option in options.sbatch):
+        lines.remove("#SBATCH --mem=0")  # Slurm takes one of them
     for option in [*settings, *options.sbatch]:
         _put(lines, rf"#SBATCH {option.partition('=')[0]}(?![\w-])", f"#SBATCH {option}")
     _put(lines, r"CONFIG=", f"CONFIG={shlex.quote(str(options.config))}")
     if options.chain:
         _put(lines, r"CHAIN=", "CHAIN=true")
         _put(lines, r"#SBATCH --requeue", "#SBATCH --no-requeue")
-    words = [*([] if options.resume is None else [f"run.resume={options.resume}"]), *options.overrides]
+    words = [*([] if options.resume is None else [resuming(options.resume)]), *options.overrides]
     if words:
         at = next(number for number, line in enumerate(lines) if line.startswith("if [[ $# -gt 0"))
         lines.insert(at, f'set -- {shlex.join(words)} "$@"')
@@ -190,8 +194,9 @@ def answer(options: argparse.Namespace) -> int:
         return Exit.DONE
     if options.submit:
         numbers = submit(script, options.chain or 1)
-        output = f"{name}-{numbers[0]}" + ("_0" if values else "")
-        print(f"submitted {', '.join(numbers)}; tail -f {output}.out follows it, scancel {' '.join(numbers)} ends it")
+        named = any(option.startswith(("--output=", "--job-name=")) for option in options.sbatch)
+        follow = "" if named else f"tail -f {name}-{numbers[0]}{'_0' if values else ''}.out follows it, "
+        print(f"submitted {', '.join(numbers)}; {follow}scancel {' '.join(numbers)} ends it")
         return Exit.DONE
     path = Path(f"{name}.sbatch")
     if path.exists() and path.read_text(encoding="utf-8") != script:

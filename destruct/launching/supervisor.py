@@ -17,11 +17,14 @@ import tempfile
 import time
 from collections.abc import Mapping
 
-from destruct.launching.outputs import NoOutputs, put
+from destruct.launching.outputs import NoOutputs, Terminal
 from destruct.launching.processes import code_of, descendants, send
 from destruct.launching.ranks import KILLED_BY, Ranks
 
 CONFIG, ENVIRONMENT, PREEMPTED, RANK_FAILED = 2, 3, 75, 76
+TOLD = (CONFIG, ENVIRONMENT, PREEMPTED, 77, 130)
+"""Exit codes of a rank that has said why; 77: it diverged, 130: Ctrl-C."""
+
 FORWARDED = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 CLOSING = [signal.SIGHUP, signal.SIGQUIT]
 AGAIN = 0x200  # of no process: the run is to be started once more
@@ -69,6 +72,8 @@ class Supervisor:
         self.alone = alone
         self.outputs = outputs or NoOutputs()
         self.asked = heed()
+        self.terminal = Terminal()
+        self.impatient = False  # what did not end in time was killed
         self.codes: dict[int, int] = {}  # of children that have ended, by process id
 
     def run(self, command: list[str], environment: Mapping[str, str]) -> int:
@@ -79,7 +84,7 @@ class Supervisor:
             self.say(f"GRACE_S={os.environ['GRACE_S']!r} is no number of seconds", "write GRACE_S=600")
             return CONFIG
         while (code := self.live(command, environment)) == AGAIN:
-            put(f"{self.name}: the run starts again, from its last checkpoint\n", sys.stderr)
+            self.terminal.put(f"{self.name}: the run starts again, from its last checkpoint\n", sys.stderr)
             environment = {**environment, "DESTRUCT_AGAIN": "1"}
         return code
 
@@ -94,14 +99,14 @@ class Supervisor:
             self.codes.clear()
             self.ranks = Ranks(reports)
             # A session of its own, or a terminal's Ctrl-C would reach the launchers and the ranks besides.
-            child = subprocess.Popen(command, env=variables, start_new_session=True, **self.outputs.of_launcher())
+            child = subprocess.Popen(command, env=variables, start_new_session=True, **self.outputs.begin())
             if self.alone:
                 self.ranks.number[child.pid] = 0
             try:
                 self._watch(child.pid)
             finally:
                 self._finish()
-                self.outputs.pass_on(at_end=True)
+                self.outputs.pass_on(self.terminal, at_end=True)
             self.ranks.learn(self.outputs.failures())
             child.returncode = self.codes[child.pid]
             return self._verdict(child.returncode)
@@ -119,8 +124,7 @@ class Supervisor:
                 told += 1
                 deadline = deadline or time.monotonic() + grace()
             if deadline is not None and time.monotonic() > deadline:
-                late = f"the ranks did not end within {grace():.0f} s of the signal: they are killed"
-                self.say(late, "set GRACE_S to more")
+                self._lose_patience()
                 send(descendants(os.getpid()), signal.SIGKILL)
             at_fault, _ = self.ranks.blamed()
             stopped = [pid for pid in self.ranks.alive() if self.ranks.number[pid] in at_fault]
@@ -129,10 +133,16 @@ class Supervisor:
             if launcher not in self.codes:
                 time.sleep(LOOK_S)
 
+    def _lose_patience(self) -> None:
+        if not self.impatient:
+            self.impatient = True
+            late = f"the ranks did not end within {grace():.0f} s of the signal: they are killed"
+            self.say(late, "set GRACE_S to more")
+
     def _look(self, launcher: int) -> None:
         if not self.alone:
             self.ranks.look(launcher)
-        self.outputs.pass_on()
+        self.outputs.pass_on(self.terminal)
 
     def _finish(self) -> None:
         """End whatever the launcher left: the ranks as if asked to, so that they save, and all the others at once."""
@@ -144,8 +154,10 @@ class Supervisor:
         deadline = time.monotonic() + grace()
         while any(code_of(pid) is None for pid in alive) and time.monotonic() < deadline:
             self._reap()
-            self.outputs.pass_on()
+            self.outputs.pass_on(self.terminal)
             time.sleep(LOOK_S)
+        if any(code_of(pid) is None for pid in alive):
+            self._lose_patience()
         while left := descendants(os.getpid()):
             send(left, signal.SIGKILL)
             self._reap()
@@ -178,6 +190,8 @@ class Supervisor:
         by_signal = asked and code is not None and -code in FORWARDED
         if code == PREEMPTED or by_signal or (asked and not ranks.number):
             return PREEMPTED  # a rank that had not begun to listen died of the signal: nothing was there to be lost
+        if self.impatient:
+            return RANK_FAILED
         at_fault, why = ranks.blamed()
         if why:
             who = " and ".join(f"rank {number}" for number in at_fault)
@@ -185,8 +199,11 @@ class Supervisor:
             return RANK_FAILED
         if code is None:
             return self._verdict_on_the_launcher(launcher)
-        if 0 < code != RANK_FAILED:
+        if code in TOLD:
             return code  # it has said itself what is wrong
+        if 0 < code != RANK_FAILED:
+            self._tell(f"rank {number} ended with {code}", "see what it said", number)
+            return code
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
         remedy = MEMORY if code == -signal.SIGKILL else "see what it said"
         self._tell(f"rank {number} {how}" + ("" if self.alone else ", the first to end so"), remedy, number)
@@ -210,12 +227,16 @@ class Supervisor:
     def _tell(self, problem: str, remedy: str, number: int) -> None:
         """Say what a rank did, and what it said last."""
         self.say(problem, remedy)
-        path, lines = self.ranks.last_lines(number)
-        self._show(*((path, lines) if lines else self.outputs.last_lines(f"rank-{number}")))
+        told = (
+            self.ranks.last_lines(number),
+            self.outputs.last_lines(f"rank-{number}"),
+            self.outputs.last_lines("launcher"),
+        )
+        self._show(*next((each for each in told if each[1]), told[0]))
 
     def _show(self, path: str, lines: list[str]) -> None:
-        put("".join(f"  {line}\n" for line in [path, *lines] if lines), sys.stderr)
+        self.terminal.put("".join(f"  {line}\n" for line in [path, *lines] if lines), sys.stderr)
 
     def say(self, problem: str, remedy: str) -> None:
         """Tell the person."""
-        put(f"{self.name}: {problem}\n  remedy: {remedy}\n", sys.stderr)
+        self.terminal.put(f"{self.name}: {problem}\n  remedy: {remedy}\n", sys.stderr)

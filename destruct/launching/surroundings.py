@@ -4,12 +4,14 @@ Standard library only, and for any python3: `launch/bin/deepspeed` runs with whi
 """
 
 import glob
+import itertools
 import os
 import random
-import shutil
 import socket
-import subprocess
 from collections.abc import Mapping
+
+DEVICES = "DESTRUCT_CUDA_VISIBLE_DEVICES"
+"""Where ranks find the person's CUDA_VISIBLE_DEVICES, which DeepSpeed's launcher takes away with --num_gpus."""
 
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri", "/dev/davinci*", "/dev/accel*", "/dev/dxg")
 """Device files, one of which is there where DeepSpeed could find an accelerator."""
@@ -22,15 +24,15 @@ def with_accelerator(environment: Mapping[str, str]) -> dict[str, str]:
     return {"DS_ACCELERATOR": "cpu", **environment}
 
 
-def gpus() -> int:
-    """GPUs that this process may use."""
+def gpus(files: str = "/dev/nvidia[0-9]*") -> int:
+    """GPUs of NVIDIA's that this process may use: its device files, of which CUDA_VISIBLE_DEVICES may name some."""
+    here = len(glob.glob(files))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
+    if visible is None or not here:
+        return here
+    named = [device.strip() for device in visible.split(",")]
+    known = itertools.takewhile(lambda name: name.isdecimal() or name.startswith(("GPU-", "MIG-")), named)
+    return len(list(known))  # CUDA, too, stops at the first one that it does not know
 
 
 def free_port() -> int:

@@ -75,7 +75,7 @@ def test_overrides_reach_the_run_as_they_are_before_those_of_sbatchs_own_command
     done = subprocess.run(["bash", "-s", "ppo.epochs=1"], input=said, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         f"{tmp_path}/tiny.yaml",
-        "run.resume=auto",
+        'run.resume="auto"',
         words[1],
         "run.seed=5",
         "ppo.epochs=1",

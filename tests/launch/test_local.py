@@ -5,13 +5,15 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from destruct import launch
-from destruct.launching.outputs import Outputs
+from destruct.launching import local
+from destruct.launching.surroundings import DEVICES
 from tests.distributed.launching import Life, begin, end, run, torchrun, updates_in, wait_for_updates
 from tests.tiny import write_config
 
@@ -38,6 +40,14 @@ def figures(folder: Path) -> list[dict]:
     """All that a run measured, without its times and its memory."""
     lines = [json.loads(line) for line in (folder / "tiny" / "metrics.jsonl").read_text().splitlines()]
     return [{name: x for name, x in line.items() if not name.startswith(("time/", "memory/"))} for line in lines]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_gpus() -> Iterator[None]:
+    """Also on a machine that has some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +148,7 @@ def test_a_run_of_one_process_that_is_killed_ends_with_76(tmp_path):
         (["--launcher=torchrun", "--logs=here"], "2 ranks; what they say: here/rank-N.log", "torch.distributed.run"),
     ],
 )
-def test_a_dry_run_says_what_would_start_and_starts_nothing(tmp_path, capsys, monkeypatch, words, shown, module):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def test_a_dry_run_says_what_would_start_and_starts_nothing(tmp_path, capsys, words, shown, module):
     config = write_config(tmp_path)
     assert launch.main(["local", "--dry-run", "--config", str(config), *words, "run.seed=5"]) == 0
     first, line = capsys.readouterr().out.splitlines()
@@ -170,49 +179,13 @@ def test_a_mistake_is_told_in_two_lines_before_anything_starts(tmp_path, capsys,
 
 
 def test_more_ranks_than_gpus_are_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    monkeypatch.setattr(local, "gpus", lambda: 2)
     assert launch.main(["local", "--config", str(write_config(tmp_path)), "--ranks", "4"]) == 2
     assert capsys.readouterr().err.splitlines()[0] == "destruct: --ranks 4 is more than the 2 GPUs here"
 
 
-TOY = """
-import os, pathlib, sys, time
-rank = os.environ["RANK"]
-if rank == "0":
-    time.sleep(0.5)  # so that it ends well, but after torchrun has seen the other one
-    sys.exit(0)
-print("last words", flush=True)
-sys.exit(int(sys.argv[1]))
-"""
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("code", [2, 75, 77])
-def test_the_code_of_a_rank_comes_through_torchrun_which_says_1_of_everything(tmp_path, code):
-    (tmp_path / "toy.py").write_text(TOY)
-    line = [*torchrun(2), "-m", "destruct.launching.rank", str(tmp_path / "said"), "toy", str(code)]
-    call = (
-        "import os, sys; from destruct.launching.outputs import Outputs; "
-        "from destruct.launching.supervisor import Supervisor; "
-        "sys.exit(Supervisor('destruct', outputs=Outputs(sys.argv[1])).run(sys.argv[2:], os.environ))"
-    )
-    done = run([sys.executable, "-c", call, str(tmp_path / "said"), *line], module_path=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert done.stdout.splitlines() == ["[rank 1] last words"]
-
-
-def test_what_ranks_say_is_passed_on_line_by_line_and_what_an_earlier_run_said_is_not(tmp_path, capsys):
-    (tmp_path / "rank-0.log").write_bytes(b"an earlier run\n")
-    outputs = Outputs(str(tmp_path))
-    with (tmp_path / "rank-0.log").open("ab") as first, (tmp_path / "rank-10.log").open("ab") as last:
-        first.write("zwei W\u00f6rter".encode()[:6])
-        first.flush()
-        outputs.pass_on()
-        assert capsys.readouterr().out == "", "no half line, and no half letter"
-        first.write("zwei W\u00f6rter".encode()[6:] + b"\n 10%\r 50%\r100%\r\nno end")
-        last.write(b"tenth\n")
-    outputs.pass_on()
-    assert capsys.readouterr().out == "[rank 0] zwei W\u00f6rter\n[rank 0] 100%\n[rank 10] tenth\n"
-    outputs.pass_on(at_end=True)
-    outputs.pass_on(at_end=True)
-    assert capsys.readouterr().out == "[rank 0] no end\n"
+def test_the_persons_choice_of_gpus_reaches_the_ranks_under_another_name(tmp_path, capsys, monkeypatch):
+    """DeepSpeed's launcher puts 0,1 in its place where it is told how many ranks to start."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert launch.main(["local", "--dry-run", "--config", str(write_config(tmp_path))]) == 0
+    assert f"{DEVICES}=2,3" in shlex.split(capsys.readouterr().out)
