@@ -4,7 +4,7 @@
 #     75, 76      stopped and saved, or a rank failed: requeued, at most REQUEUES times, Slurm's own requeues included
 #     any other   done, or wrong in a way that another life would repeat: the job ends with it
 #
-# Where CHAIN is true nothing is requeued; an end for good cancels the pending jobs of this name, which have no work left.
+# Where CHAIN is true nothing is requeued; an end for good cancels the pending jobs of this name, whose work is done.
 
 # A task of an array by its own name: the number alone, where it is the array's, would mean all of them.
 JOB="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"

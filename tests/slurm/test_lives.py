@@ -58,7 +58,7 @@ def test_five_lives_between_time_limits_end_as_the_undisturbed_run(cluster, undi
 
 @in_full
 def test_a_run_that_is_not_warned_saves_at_its_time_limit_and_is_requeued(cluster, undisturbed, tmp_path):
-    number = begin(cluster, tmp_path, "--time=1", "--signal=USR2@1", sleep_s=SLEEP_S)
+    number = begin(cluster, tmp_path, "--time=1", "--signal=CONT@1", sleep_s=SLEEP_S / 2)
     cluster.wait_for(lambda: cluster.fields(number)["Restarts"] == "1", "the limit is over")
     cluster.call("scontrol", "update", f"jobid={number}", "timelimit=30")
     job = cluster.finish(number)
