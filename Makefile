@@ -47,7 +47,7 @@ faults: $(INSTALLED)  ## the fault campaign, for hours: ARGS="--kills 200 --only
 	$(ENV) && OMP_NUM_THREADS=1 python -m tests.faults.campaign $(ARGS)
 
 .PHONY: slurm-test
-slurm-test: $(INSTALLED)  ## the batch scripts on a Slurm of two nodes on this machine: limits, requeues, lost nodes; 15 minutes
+slurm-test: $(INSTALLED)  ## the batch scripts on a Slurm of two nodes on this machine: limits, requeues, lost nodes; 20 minutes
 	@$(ENV) && python -m tests.slurm.cluster
 	$(ENV) && SLURM_LIVES=5 OMP_NUM_THREADS=1 pytest -v --durations=0 --durations-min=1 tests/slurm $(ARGS)
 

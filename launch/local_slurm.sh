@@ -98,7 +98,8 @@ up() {
     echo "export SLURM_CONF=$SLURM_CONF"
 }
 
-all_nodes_idle() { [ "$(sinfo --noheader --Node --states=idle --partition=all --format=%N 2>/dev/null | wc -l)" = "$NODES" ]; }
+idle_nodes() { sinfo --noheader --Node --states=idle --format=%N 2>/dev/null | sort -u; }  # without -u by partition
+all_nodes_idle() { [ "$(idle_nodes | wc -l)" = "$NODES" ]; }
 no_jobs() { [ -z "$(squeue --noheader 2>/dev/null)" ]; }
 # By its command line, not its number alone: after a crash another process may have that.
 runs() { grep -qsF "$DIR/" "/proc/$1/cmdline"; }

@@ -9,8 +9,8 @@ IFS=, read -ra tasks_here <<<"$SLURM_GTIDS"
 export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"
 export LOCAL_SIZE="${#tasks_here[@]}" LOCAL_WORLD_SIZE="${#tasks_here[@]}"
 
-# Slurm signals all processes of the task, and the command is the one to answer; this shell only waits for it.  (An empty
-# trap would make the command deaf too.)
+# Slurm signals all processes of the task, and the command is the one to answer; this shell only waits for it.  (An
+# empty trap would make the command deaf too.)
 trap : INT TERM USR1 USR2
 
 # srun does not notice a slurmstepd that is killed: its ranks would be on their own, and the others wait for them.  They

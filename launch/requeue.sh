@@ -4,13 +4,15 @@
 #     75, 76      stopped and saved, or a rank failed: requeued, at most REQUEUES times, Slurm's own requeues included
 #     any other   done, or wrong in a way that another life would repeat: the job ends with it
 #
-# Where CHAIN is true nothing is requeued; an end for good cancels the pending jobs of this name, which have no work left.
+# Where CHAIN is true nothing is requeued; an end for good cancels the pending jobs of this name, whose work is done.
 
 # A task of an array by its own name: the number alone, where it is the array's, would mean all of them.
 JOB="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 LIFE="$((${SLURM_RESTART_COUNT:-0} + 1))"
+# Go on from the last checkpoint of this job, whatever run.resume says; a later job of a chain is submitted with 1, and
+# goes on from that of any.
 if ((LIFE > 1)); then
-    export DESTRUCT_AGAIN="$SLURM_JOB_ID"  # go on from the last checkpoint of this job, whatever run.resume says
+    export DESTRUCT_AGAIN="${DESTRUCT_AGAIN:-$SLURM_JOB_ID}"
 fi
 echo "destruct: job $JOB, life $LIFE, on $SLURM_JOB_NODELIST, $(date '+%F %T')"
 
@@ -47,6 +49,6 @@ requeue() {  # exit code
         echo "destruct: job $JOB ended with $1 and is requeued: $LIFE of at most $REQUEUES times"
     else
         say "job $JOB ended with $1, and Slurm does not requeue it" \
-            "submit it again with run.resume=auto, or several as a chain (CHAIN=true)"
+            "submit it again with run.resume=auto, or a chain: CHAIN=true, and for all but the first DESTRUCT_AGAIN=1"
     fi
 }

@@ -123,8 +123,16 @@ def test_the_shell_outlives_what_is_signalled_to_its_ranks(end, signal):
     assert (life.code, life.calls) == (75, ["scontrol requeue 7"])
 
 
-@pytest.mark.parametrize(("variables", "again"), [({}, "first"), ({"SLURM_RESTART_COUNT": "2"}, "7")])
-def test_a_later_life_knows_that_it_is_one_of_this_job(end, variables, again):
+@pytest.mark.parametrize(
+    ("variables", "again"),
+    [
+        ({}, "first"),
+        ({"SLURM_RESTART_COUNT": "2"}, "7"),
+        ({"DESTRUCT_AGAIN": "1"}, "1"),
+        ({"SLURM_RESTART_COUNT": "2", "DESTRUCT_AGAIN": "1"}, "1"),
+    ],
+)
+def test_a_later_life_knows_that_it_is_one_of_this_job_or_of_this_chain(end, variables, again):
     life = end(0, **variables)
     number = int(variables.get("SLURM_RESTART_COUNT", "0")) + 1
     assert life.out.splitlines()[0].startswith(f"destruct: job 7, life {number}, on n[1-2], ")
