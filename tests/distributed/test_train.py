@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.distributed.differences import differences
-from tests.distributed.launching import ROOT, Life, begin, end, ranks_of, run, torchrun, updates_in, wait_for_updates
+from tests.distributed.launching import Life, begin, end, ranks_of, run, updates_in, wait_for_updates
 from tests.tiny import write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -164,51 +164,6 @@ def test_the_folder_holds_its_files_and_tensorboard_reads_them(whole):
     assert len(board.Scalars("kl/to_reference")) == 6
     manifest = json.loads((whole / "checkpoints/step-00000006/manifest.json").read_text())
     assert "frozen/model.safetensors" in manifest["files"]
-
-
-def test_every_launcher_starts_it_and_the_order_of_the_data_is_that_of_two_ranks(whole, tmp_path):
-    """torchrun at two ranks and plain Python at one see the windows, draws and prompts of the run above."""
-    short = ["run.num_epochs=1", "run.updates_per_epoch=2", "run.samples_per_update=16", "run.checkpoint_every=0"]
-    config = str(write_config(tmp_path))
-    zero3 = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
-    (tmp_path / "float32.json").write_text(json.dumps(zero3 | {"bf16": {"enabled": False}}))
-    short.append(f"engine.deepspeed={tmp_path / 'float32.json'}")
-    commands = {
-        "torchrun": torchrun(2, "-m", "destruct.train"),
-        "module": ["deepspeed", "--num_gpus", "2", "--module", "destruct.train"],
-        "python": [sys.executable, "-m", "destruct.train"],
-    }
-    states = {}
-    for name, command in commands.items():
-        done = run([*command, "--config", config, f"run.name={name}", *short])
-        assert done.returncode == 0, done.stderr[-4000:]
-        states[name] = json.loads((tmp_path / name / "checkpoints/step-00000002/state.json").read_text())
-    assert states["torchrun"]["mixture"] == states["module"]["mixture"] == states["python"]["mixture"]
-    losses = {
-        name: [line["warmup/lm_loss"] for line in lines(tmp_path / name / "metrics.jsonl") if "warmup/lm_loss" in line]
-        for name in commands
-    }
-    assert losses["torchrun"] == losses["module"]
-    assert losses["python"] == pytest.approx(losses["module"], rel=1e-5), "another order differs by 4e-3"
-    held_out = {}
-    for name in commands:
-        before = next(line for line in lines(tmp_path / name / "metrics.jsonl") if line["phase"] == "before")
-        held_out[name] = {figure: x for figure, x in before.items() if figure.startswith("validation/")}
-    assert held_out["python"] == pytest.approx(held_out["module"], rel=1e-6)
-    updates = {}
-    for name in commands:
-        updates[name] = next(line for line in lines(tmp_path / name / "metrics.jsonl") if "ppo/steps" in line)
-    figures = [name for name in updates["python"] if name.startswith(("ppo/", "rollout/", "kl/"))]
-    assert len(figures) > 20
-    one, two = ({name: updates[ranks][name] for name in figures} for ranks in ("python", "module"))
-    assert one == pytest.approx(two, rel=1e-3, abs=1e-6), "whitening, means and extremes are over all ranks"
-    # The first rank of two writes its half of an update's rollouts; one rank writes them all.
-    first = {
-        name: {(s["prompt"], s["continuation"]) for s in lines(tmp_path / name / "samples.jsonl") if s["update"] == 0}
-        for name in commands
-    }
-    assert first["torchrun"] == first["module"]
-    assert first["module"] < first["python"], "the windows of the first update"
 
 
 def test_a_reward_that_raises_on_one_rank_alone_ends_all_and_is_named(tmp_path):

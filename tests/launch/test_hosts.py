@@ -18,7 +18,7 @@ from destruct.launching.hosts import main
 from tests.distributed.launching import ROOT, TIMEOUT_S, Life, begin, end, environment, run, torchrun
 from tests.launch import sshd
 from tests.launch.test_launcher import TOY, left, ready
-from tests.launch.test_local import figures
+from tests.slurm.runs import figures
 from tests.tiny import write_config
 
 HOSTS = ",".join(f"{host}:1" for host in sshd.HOSTS)
