@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launching import ROOT, run, torchrun
+from tests.faults.digests import figures
 from tests.tiny import write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -45,15 +46,10 @@ def runs(tmp_path_factory) -> tuple[Path, dict[str, subprocess.CompletedProcess[
 def test_two_ranks_measure_the_same_to_the_last_digit_whatever_starts_them(runs):
     """tests/slurm holds srun against torchrun, tests/launch/test_hosts.py several hosts."""
     folder, _ = runs
-    figures = {}
-    for name in ("deepspeed", "torchrun", "local"):
-        figures[name] = [
-            {figure: x for figure, x in line.items() if not figure.startswith(("time/", "memory/"))}
-            for line in lines(folder / name / "metrics.jsonl")
-        ]
-    assert len([line for line in figures["deepspeed"] if "ppo/steps" in line]) == 2
-    assert figures["torchrun"] == figures["deepspeed"]
-    assert figures["local"] == figures["deepspeed"]
+    measured = {name: figures(folder / name) for name in ("deepspeed", "torchrun", "local")}
+    assert sum("ppo/steps" in line for line in measured["deepspeed"]) == 2
+    assert measured["torchrun"] == measured["deepspeed"]
+    assert measured["local"] == measured["deepspeed"]
 
 
 def test_every_line_is_under_its_ranks_name_and_in_its_ranks_file(runs):

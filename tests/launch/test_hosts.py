@@ -16,9 +16,9 @@ import pytest
 
 from destruct.launching.hosts import main
 from tests.distributed.launching import ROOT, TIMEOUT_S, Life, begin, end, environment, run, torchrun
+from tests.faults.digests import figures
 from tests.launch import sshd
 from tests.launch.test_launcher import TOY, left, ready
-from tests.slurm.runs import figures
 from tests.tiny import write_config
 
 HOSTS = ",".join(f"{host}:1" for host in sshd.HOSTS)
@@ -66,7 +66,7 @@ def alone(tmp_path_factory) -> Iterator[list[dict]]:
     folder = tmp_path_factory.mktemp("alone")
     done = run(torchrun(2, "-m", "destruct.train", "--config", str(write_config(folder)), *OVERRIDES))
     assert done.returncode == 0, done.stderr
-    return figures(folder)
+    return figures(folder / "tiny")
 
 
 @pytest.mark.distributed
@@ -79,7 +79,7 @@ def test_what_is_printed_for_two_hosts_measures_what_one_host_measures(alone, la
     lives = in_shells(list(commands.values()))
     assert [life.code for life in lives] == [0, 0], "".join(life.err for life in lives)
     assert not [each for life in lives for each in life.left]
-    assert figures(tmp_path) == alone
+    assert figures(tmp_path / "tiny") == alone
 
 
 def test_each_host_gets_its_number_its_ranks_and_the_arguments_as_they_were(capsys):
@@ -212,7 +212,7 @@ class TestOverSsh:
             time.sleep(0.5)
         out, err = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, err
-        assert figures(tmp_path) == alone
+        assert figures(tmp_path / "tiny") == alone
         assert any("far.py" in word for word in seen) and not any("hush" in word for word in seen)
 
     def test_a_signal_and_the_arguments_reach_all_ranks_as_they_are_and_the_code_is_75(self, reachable, tmp_path):
