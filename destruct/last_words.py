@@ -11,7 +11,13 @@ FOLDER = "DESTRUCT_REPORTS"
 """Variable with the launcher's folder for it; not set under others."""
 
 STARTED_AGAIN = "DESTRUCT_AGAIN"
-"""Variable of a run that is started again, as it was: 1, or the Slurm job that it is a later life of."""
+"""Variable of a run that is started again, as it was: 1, or the Slurm job, of a chain the first, that it is a life of."""
+
+
+def job() -> str | None:
+    """The Slurm job that this run is a life of; of a chain the first."""
+    again = os.environ.get(STARTED_AGAIN, "1")
+    return os.environ.get("SLURM_JOB_ID") if again == "1" else again
 
 
 def log_is_at(path: Path, rank: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from destruct import last_words
 from destruct.claim import Claim
 from destruct.config.base import dump_with_provenance
 from destruct.config.settings import Settings
@@ -155,7 +156,7 @@ def _write_facts(
         "platform": platform.platform(),
         "packages": {name: version(name) for name in PACKAGES},
         "commit": _commit(),
-        "job": os.environ.get("SLURM_JOB_ID"),
+        "job": last_words.job(),
         "world_size": topology.world_size,
         "device": torch.cuda.get_device_name() if topology.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

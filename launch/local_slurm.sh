@@ -137,6 +137,8 @@ status() {
 
 usage='write: launch/local_slurm.sh up|down|status [--nodes N]'
 [ $# -gt 0 ] || refuse 2 "no command" "$usage"
+[[ "$DIR" != *[[:space:]]* ]] || refuse 2 "LOCAL_SLURM_DIR=$DIR holds a blank" "name another folder"
+[[ "$PORT" =~ ^[1-9][0-9]{3,4}$ ]] || refuse 2 "LOCAL_SLURM_PORT=$PORT is no port" "take one from 1024 to 32767"
 command="$1"
 shift
 while [ $# -gt 0 ]; do

@@ -49,6 +49,14 @@ def test_a_later_life_goes_on_from_the_runs_own_last_checkpoint(home, monkeypatc
     assert update_at_start(home, asked) == 2
 
 
+def test_the_third_job_of_a_chain_goes_on_from_what_the_second_one_made_of_the_first_ones_folder(home, monkeypatch):
+    """All are told the number of the first one, 7, which stays that of the folder."""
+    for job in ("8", "9"):
+        monkeypatch.setenv(STARTED_AGAIN, "7")
+        monkeypatch.setenv(JOB, job)
+        assert update_at_start(home, "never") == 2
+
+
 @pytest.mark.parametrize(("asked", "update"), [("never", 0), ("auto", 2), ("elsewhere", 1)])
 def test_where_the_first_life_did_not_come_so_far_the_second_one_starts_as_the_first_was_told(
     home, monkeypatch, asked, update

@@ -65,6 +65,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for option in options.sbatch:
         if not REST.fullmatch(option):
             raise DestructError(f"--sbatch {option!r} is no option of sbatch's", "write --sbatch=--partition=NAME")
+        if options.chain and option.startswith("--dependency"):
+            raise DestructError("--chain sets --dependency itself", "leave --sbatch=--dependency out")
     return options
 
 
@@ -169,8 +171,8 @@ def submit(script: str, times: int) -> list[str]:
     if shutil.which("sbatch") is None:
         raise DestructError("sbatch is not on PATH", "submit from a node of a Slurm cluster", Exit.ENVIRONMENT)
     numbers: list[str] = []
-    for life in range(times):
-        environment = os.environ | ({STARTED_AGAIN: "1"} if life else {})
+    for later in range(times):
+        environment = os.environ | ({STARTED_AGAIN: numbers[0]} if later else {})
         done = subprocess.run(
             ["sbatch", "--parsable"], input=script, env=environment, capture_output=True, text=True, check=False
         )
@@ -204,8 +206,9 @@ def answer(options: argparse.Namespace) -> int:
             f"{path} is there already, and another script", "remove it, or give the run another run.name"
         )
     path.write_text(script, encoding="utf-8")
-    later = f", then {options.chain - 1} times {STARTED_AGAIN}=1 sbatch {path}" if options.chain else ""
-    print(f"{path} is written; to submit it: sbatch {path}{later}")
+    print(f"{path} is written; to submit it: sbatch {path}", end="" if options.chain else "\n")
+    if options.chain:
+        print(f", then {options.chain - 1} times, with the number that it says: {STARTED_AGAIN}=NUMBER sbatch {path}")
     return Exit.DONE
 
 

@@ -120,7 +120,7 @@ def test_it_is_written_for_sbatch_and_never_over_another_one(tmp_path, capsys, m
     assert capsys.readouterr().err.startswith("destruct: tiny.sbatch is there already, and another script\n  remedy: ")
     assert (tmp_path / "tiny.sbatch").read_text() == before
     assert launch.main([*command, "--chain=3", "run.name=other"]) == 0
-    said = "to submit it: sbatch other.sbatch, then 2 times DESTRUCT_AGAIN=1 sbatch other.sbatch"
+    said = "sbatch other.sbatch, then 2 times, with the number that it says: DESTRUCT_AGAIN=NUMBER sbatch other.sbatch"
     assert said in capsys.readouterr().out
 
 
@@ -131,6 +131,8 @@ def test_it_is_written_for_sbatch_and_never_over_another_one(tmp_path, capsys, m
         (["--gpus-per-node=0"], "--ranks-per-node is 0"),
         (["--chain=1"], "--chain is 1"),
         (["--chain=2", "--sweep=run.seed=1,2"], "--chain and --sweep do not go together"),
+        (["--chain=2", "--sbatch=--dependency=afterok:12"], "--chain sets --dependency itself"),
+        (["--sweep=run.name=a,b"], "--sweep run.name: each point has a name by its number and values"),
         (["--sbatch=partition=a"], "--sbatch 'partition=a' is no option of sbatch's"),
         (["--sweep=run.seed"], "--sweep 'run.seed' is not KEY=VALUE,VALUE"),
         (["--sweep=run.seed=[1"], "--sweep 'run.seed=[1' cannot be read"),

@@ -95,6 +95,7 @@ def test_a_task_of_srun_becomes_a_rank_that_counts_the_tasks_of_its_own_node():
         ("exit 2", 2, ""),
         ("exit 130", 130, ""),
         ("kill -TERM $$", 1, ""),
+        ("kill -USR1 $$", 75, ""),
         ("kill -KILL $$", 76, "rank 5 was killed by SIGKILL; SIGKILL often means that memory ran out\n"),
     ],
 )
@@ -102,6 +103,23 @@ def test_a_rank_that_was_told_to_end_has_the_lowest_code_and_one_that_was_killed
     """srun reports the highest code of all ranks."""
     done = bash(LAUNCH / "rank.sh", "sh", "-c", act, **TASK)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
+
+
+@pytest.mark.parametrize(
+    ("act", "code"), [("exit 1", 101), ("exit 2", 102), ("exit 3", 103), ("exit 75", 75), ("kill -TERM $$", 1)]
+)
+def test_what_a_rank_says_is_wrong_stands_out_among_ranks_that_saved_where_somebody_takes_that_off_again(act, code):
+    assert bash(LAUNCH / "rank.sh", "sh", "-c", act, **TASK, RAISED_BY="100").returncode == code
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_rank_goes_on_though_its_parent_is_another_users_process_as_slurmstepd_is():
+    """A signal to ask whether that lives is not allowed then.  The watcher looks at once, and after two seconds."""
+    command = ["setpriv", "--reuid=65534", "--clear-groups", "bash", "-s", "sh", "-c", "sleep 3; echo finished"]
+    environment = {"PATH": os.environ["PATH"], **TASK}
+    text = (LAUNCH / "rank.sh").read_text()  # which that user need not be able to read
+    done = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, cwd="/", timeout=60)
+    assert (done.stdout, done.returncode) == ("finished\n", 0), done.stderr
 
 
 def logged(folder: Path) -> dict[str, str]:
