@@ -7,13 +7,13 @@ srun --pty destruct doctor.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-
-from rich.console import Console
-from rich.text import Text
+from types import FrameType
+from typing import NoReturn
 
 from destruct.checkup.finding import Finding, State, of_error, warn
 from destruct.doors import Parser, told
@@ -22,6 +22,7 @@ from destruct.exits import Exit, leave
 
 COLOURS = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red"}
 RUNS = Path("runs")
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -33,7 +34,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         epilog="Exit codes: 0 a run can start here, though something may be worth a look; 3 it cannot.",
     )
     parser.add_argument("--config", type=Path, help="YAML file of a run, which is looked at too")
-    parser.add_argument("--ranks", type=int, metavar="N", help="ranks of this machine: one a GPU, or 2 without")
+    parser.add_argument("--ranks", type=int, metavar="N", help="one a GPU, or 2 without (1 for engine.backend=single)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides, as for destruct train")
     options = parser.parse_intermixed_args(arguments)
@@ -54,31 +55,29 @@ def examine(options: argparse.Namespace) -> Iterator[Finding]:
     if any(finding.state is State.FAIL for finding in packages):
         yield warn("the rest", "was not looked at, as the packages are not what they should be", software.SETUP)
         return
-    yield from software.torch_build()
-    yield from software.gpus()
+    from destruct.checkup import gpus, run  # they import pydantic and torch
+
+    yield from gpus.torch_build()
+    found = gpus.ask()
+    yield from gpus.judge(found)
     yield from software.launcher()
-    ranks = options.ranks or _ranks_here()
+    backend = run.backend_of(options.config, options.overrides)
+    ranks = options.ranks or (1 if backend == "single" else len(found) or 2)
     yield from machine.memory()
     yield from machine.shared_memory(ranks)
     yield from machine.limits()
-    named = list(machine.name())
-    yield from named
-    yield from machine.port()
+    yield from machine.name(of_torchrun=backend == "fsdp")
+    yield from machine.port(alone=backend == "single")
     yield from machine.variables(ranks)
-    yield from _of_the_config(options, ranks, meet=all(finding.state is not State.FAIL for finding in named))
+    sizes = [(gpu["name"], gpu["total"]) for gpu in found if "error" not in gpu]
+    yield from _of_the_config(options, ranks, next(iter(sizes), None))
 
 
-def _ranks_here() -> int:
-    import torch
-
-    return torch.cuda.device_count() or 2
-
-
-def _of_the_config(options: argparse.Namespace, ranks: int, meet: bool) -> Iterator[Finding]:
+def _of_the_config(options: argparse.Namespace, ranks: int, device: tuple[str, int] | None) -> Iterator[Finding]:
     """What depends on what the run is.
 
     Args:
-        meet: ranks could find each other; else they would try for minutes.
+        device: name and bytes of a rank's GPU; None where there is none.
     """
     from destruct.checkup import disk, machine, run, software
     from destruct.checkup.hub import Hub
@@ -92,50 +91,68 @@ def _of_the_config(options: argparse.Namespace, ranks: int, meet: bool) -> Itera
         except DestructError as error:
             yield of_error("config", error)
         else:
-            yield from run.fits(settings, ranks)
+            yield from run.fits(settings, ranks, device)
     yield from software.compiler(run.needs_a_compiler(settings))
+    if run.needs_triton(settings):
+        yield from software.triton_compiler()
     runs = RUNS if settings is None else Path(settings.config.run.folder)
     yield from disk.disk(runs, run.disk_needed(settings, ranks), "run.folder")
-    if meet:
-        yield from together(ranks)
-    else:
-        yield warn(
-            "all-reduce", "was not tried, as ranks would look for each other elsewhere", "correct the name first"
-        )
+    yield from together(ranks)
     hub = Hub(run.taken_from_the_hub(settings))
     yield from hub.reach()
-    yield from machine.clock(hub.date, machine.now())
+    yield from machine.clock(hub.skew)
     yield from slurm()
 
 
-def show(finding: Finding, console: Console) -> None:
-    """A line, and one of remedy."""
-    state = (f"{finding.state.value:<5}", COLOURS[finding.state])
-    console.print(Text.assemble(state, f"{finding.name:<18} {finding.what}"), soft_wrap=True)
+def show(finding: Finding) -> None:
+    """A line, and one of remedy; without colours where rich is among what is missing."""
+    state, rest = f"{finding.state.value:<5}", f"{finding.name:<18} {finding.what}"
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ImportError:
+        print(state + rest)
+    else:
+        Console().print(Text.assemble((state, COLOURS[finding.state]), rest), soft_wrap=True)
     if finding.remedy is not None:
-        console.print(f"{'':<24}remedy: {finding.remedy}", soft_wrap=True)
+        print(f"{'':<24}remedy: {finding.remedy}")
 
 
 def answer(options: argparse.Namespace) -> int:
     """Print the findings as they come; the exit code."""
-    console = Console(highlight=False, markup=False)
     findings = []
     for finding in examine(options):
         findings.append(finding)
         if not options.json:
-            show(finding, console)
+            show(finding)
     states = [finding.state for finding in findings]
     failed = State.FAIL in states
     if options.json:
         print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=1))
     else:
-        console.print(", ".join(f"{states.count(state)} {state.value}" for state in State))
+        print(", ".join(f"{states.count(state)} {state.value}" for state in State))
     return Exit.ENVIRONMENT if failed else Exit.DONE
 
 
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    for each in ENDING:  # `timeout` sends it twice; the second one would cut the tidying short
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Examine this machine; returns the exit code."""
-    return told(lambda: answer(parse(sys.argv[1:] if arguments is None else arguments)))
+    """Examine this machine; returns the exit code.
+
+    Raises:
+        SystemExit: a signal asks to end, so that ranks are ended and files deleted on the way out.
+    """
+    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, _end) for number in heeded}
+    try:
+        return told(lambda: answer(parse(sys.argv[1:] if arguments is None else arguments)))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

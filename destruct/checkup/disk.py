@@ -11,7 +11,7 @@ from pathlib import Path
 from destruct.checkup.finding import Finding, fail, ok, warn
 
 GIB, MIB = 2**30, 2**20
-WRITTEN = 128 * MIB
+WRITTEN, WRITING_S = 1216 * MIB, 4.0
 SLOW_MIB_S, SLOW_SYNC_S = 100.0, 0.5
 SKEW_S = 2.0
 ROOM = 5 * GIB
@@ -27,9 +27,15 @@ def disk(folder: Path, needed: int | None, called: str) -> Iterator[Finding]:
         needed: bytes that the run's checkpoints take, where that is known.
         called: what the folder is to the person.
     """
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    yield _room(place, needed, called)
-    if shutil.disk_usage(place).free < 2 * WRITTEN:
+    whole = Path(os.path.realpath(folder))
+    try:
+        place = next(path for path in (whole, *whole.parents) if path.exists())
+        yield _room(place, needed, called)
+        if shutil.disk_usage(place).free < 2 * WRITTEN:
+            return
+    except OSError as error:
+        words = f"{whole} cannot be looked at: {error.strerror or error}"
+        yield fail(called, words, "have the right to read the folders above it, or name another folder")
         return
     try:
         with tempfile.TemporaryDirectory(prefix=".destruct-doctor-", dir=place) as scratch:
@@ -67,11 +73,12 @@ def kind_of(place: Path) -> str:
 def _writing(scratch: Path, place: Path, called: str) -> Iterator[Finding]:
     large, small = scratch / "large", scratch / "small"
     try:
-        speed, sync_s = WRITTEN / MIB / _written(large, WRITTEN), _written(small, 1)
+        (size, took_s), (_, sync_s) = _written(large, WRITTEN), _written(small, 1)
     except _NotSynced as error:
         words = f"fsync fails in {place} ({error}): a checkpoint there would not outlast a crash"
         yield fail(f"{called}: fsync", words, "name a folder of another file system")
         return
+    speed = size / MIB / took_s
     words = f"{speed:,.0f} MiB/s written and synced, {sync_s * 1e3:.1f} ms for a small file"
     if "eatmydata" in os.environ.get("LD_PRELOAD", ""):
         words = "fsync does nothing, as LD_PRELOAD names libeatmydata: a checkpoint would not outlast a crash"
@@ -96,16 +103,16 @@ class _NotSynced(Exception):
     """What fsync said."""
 
 
-def _written(path: Path, size: int) -> float:
-    """Seconds that so many bytes take to the disk."""
-    block = os.urandom(min(size, 4 * MIB))
-    begun = time.perf_counter()
+def _written(path: Path, size: int) -> tuple[int, float]:
+    """Write so many bytes, or for WRITING_S; how many, and the seconds that they took to the disk."""
+    block = os.urandom(min(size, 16 * MIB))
+    begun, written = time.perf_counter(), 0
     with path.open("wb") as file:
-        for _ in range(size // len(block)):
-            file.write(block)
-        file.flush()
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise _NotSynced(error.strerror) from None
-    return time.perf_counter() - begun
+        while written < size and time.perf_counter() - begun < WRITING_S:
+            written += file.write(block)
+            file.flush()
+            try:
+                os.fsync(file.fileno())  # of each block: one at the end would write it all, however long that takes
+            except OSError as error:
+                raise _NotSynced(error.strerror) from None
+    return written, time.perf_counter() - begun

@@ -4,16 +4,15 @@ import os
 import resource
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from destruct.checkup.finding import Finding, fail, ok, warn
 
 GIB, MIB = 2**30, 2**20
 SHM = Path("/dev/shm")
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 FILES_OPEN = 4096
 """Of a process: loaders, sockets to each rank, caches of kernels."""
 
@@ -32,9 +31,15 @@ def memory() -> Iterator[Finding]:
 
 
 def _group_limits() -> Iterator[int]:
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    """Bytes by the groups around this process, from its own to the root; of the first kind of groups by the root."""
+    try:
+        own = next((line[4:] for line in OWN_GROUPS.read_text("ascii").splitlines() if line.startswith("0::/")), "")
+    except OSError:
+        own = ""
+    folders = [folder for folder in (GROUPS / own, *(GROUPS / own).parents) if folder.is_relative_to(GROUPS)]
+    for path in (*(folder / "memory.max" for folder in folders), GROUPS / "memory/memory.limit_in_bytes"):
         try:
-            text = Path(path).read_text(encoding="ascii").strip()
+            text = path.read_text(encoding="ascii").strip()
         except OSError:
             continue
         if text.isdecimal():
@@ -69,37 +74,46 @@ def limits() -> Iterator[Finding]:
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if Path("/dev/infiniband").exists() and locked != resource.RLIM_INFINITY:
         words = f"a process may lock {locked / MIB:,.0f} MiB, and this machine has InfiniBand"
-        yield fail("locked memory", words, "ulimit -l unlimited, in a container --ulimit memlock=-1")
+        yield warn("locked memory", words, "ulimit -l unlimited, in a container --ulimit memlock=-1")
 
 
 def _count(limit: int) -> str:
     return "any number of" if limit == resource.RLIM_INFINITY else f"{limit:,}"
 
 
-def name() -> Iterator[Finding]:
-    """Whether this machine's name leads to it, as other ranks and gloo look it up."""
-    host = socket.gethostname()
+def name(of_torchrun: bool) -> Iterator[Finding]:
+    """Whether this machine's name leads to it, as other machines' ranks, gloo and torchrun --standalone look it up.
+
+    Args:
+        of_torchrun: that is what starts the run; DeepSpeed's launcher does without the name on one machine.
+    """
+    host, worse = socket.gethostname(), fail if of_torchrun else warn
+    cost = "torchrun --standalone does not start so" if of_torchrun else "ranks of several machines would not meet"
     try:
         address = socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0]
     except OSError as error:
-        remedy = "add it to /etc/hosts, or let GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name an interface"
-        yield warn("name", f"{host} leads to no address: {error.strerror or error}", remedy)
+        yield worse("name", f"{host} leads to no address ({error.strerror or error}): {cost}", "add it to /etc/hosts")
         return
     with socket.socket() as probe:
         try:
             probe.bind((str(address), 0))
         except OSError:
-            words = f"{host} leads to {address}, which is no address of this machine"
-            yield fail("name", words, "correct /etc/hosts or the name server")
+            words = f"{host} leads to {address}, which is no address of this machine: {cost}"
+            yield worse("name", words, "correct /etc/hosts or the name server")
             return
     yield ok("name", f"{host} is {address}")
 
 
-def port() -> Iterator[Finding]:
-    """Whether the first rank could listen: at MASTER_PORT where that is set, else where torchrun does by default."""
+def port(alone: bool) -> Iterator[Finding]:
+    """Whether the first rank could listen: at MASTER_PORT where that is set, else where torchrun does by default.
+
+    Args:
+        alone: one process that no launcher starts; launchers choose a port themselves.
+    """
     given = os.environ.get("MASTER_PORT")
+    worse = fail if alone and given is not None else warn
     if given is not None and not (given.isascii() and given.isdecimal() and 0 < int(given) < 65536):
-        yield fail("port", f"MASTER_PORT={given} is no port", "unset it, or give a number below 65536")
+        yield worse("port", f"MASTER_PORT={given} is no port", "unset it, or give a number below 65536")
         return
     number = int(given or 29500)
     with socket.socket() as probe:
@@ -107,13 +121,13 @@ def port() -> Iterator[Finding]:
         try:
             probe.bind(("", number))
         except OSError as error:
-            if given is None:
-                remedy = "torchrun: add --standalone; launch/bin/deepspeed takes a free port by itself"
-                yield warn("port", f"port {number}, torchrun's default, cannot be taken: {error.strerror}", remedy)
-            else:
-                yield fail(
-                    "port", f"MASTER_PORT={number} cannot be taken: {error.strerror}", "unset it, or give another"
-                )
+            what = f"port {number}, torchrun's default," if given is None else f"MASTER_PORT={number}"
+            remedy = "torchrun: add --standalone; launch/bin/deepspeed takes a free port by itself"
+            yield worse(
+                "port",
+                f"{what} cannot be taken: {error.strerror}",
+                remedy if given is None else "unset it, or give another",
+            )
             return
     yield ok("port", f"port {number} is free")
 
@@ -133,25 +147,18 @@ def variables(ranks: int) -> Iterator[Finding]:
         yield ok("threads", "torch's own choice for one rank" if threads is None else f"OMP_NUM_THREADS={threads}")
 
 
-def clock(elsewhere: tuple[str, str] | None, here: float) -> Iterator[Finding]:
+def clock(skew: tuple[str, float] | None) -> Iterator[Finding]:
     """Whether this machine's clock is right.
 
     Args:
-        elsewhere: host and `Date` header of a server; None where none has answered.
-        here: seconds since 1970 by this machine's clock when it answered.
+        skew: a server, and the seconds that this clock is ahead of its; None where none has answered.
     """
-    if elsewhere is None:
-        yield ok("clock", f"{datetime.fromtimestamp(here, UTC):%Y-%m-%d %H:%M:%S} UTC, held against no other")
+    if skew is None:
+        yield ok("clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, held against no other")
         return
-    host, date = elsewhere
-    skew = here - parsedate_to_datetime(date).timestamp()
-    if abs(skew) > SKEW_S:
-        words = f"this clock is {abs(skew):,.0f} s {'fast' if skew > 0 else 'slow'} of {host}'s"
-        yield (fail if abs(skew) > 300 else warn)("clock", words, "let chrony or ntpd set it")
+    host, ahead = skew
+    if abs(ahead) > SKEW_S:
+        words = f"this clock is {abs(ahead):,.0f} s {'fast' if ahead > 0 else 'slow'} of {host}'s"
+        yield warn("clock", words, "let chrony or ntpd set it, where it is not that server's that is wrong")
     else:
-        yield ok("clock", f"within {max(1.0, abs(skew)):.0f} s of {host}'s")
-
-
-def now() -> float:
-    """Seconds since 1970."""
-    return time.time()
+        yield ok("clock", f"within {max(1.0, abs(ahead)):.0f} s of {host}'s")

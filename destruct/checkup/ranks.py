@@ -13,14 +13,19 @@ from pathlib import Path
 import torch
 
 from destruct.checkup.finding import Finding, fail, ok, warn
+from destruct.checkup.machine import OF_A_LAUNCHER
 from destruct.data.hub_faults import first_line
 from destruct.engine import topology as groups
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
+from destruct.launching.processes import descendants, send
+from destruct.launching.surroundings import free_port
 
 FLOATS = 2**22  # 16 MiB
 TIMES = 5
-PATIENCE_S = 90.0
+IMPORTS_S, PATIENCE_S = 300.0, 90.0
+"""Torch may come over a cold network file system; from then on it is a matter of a second."""
+
 SLOW_GB_S = {"gloo": 0.1, "nccl": 5.0}
 """Of an all-reduce between ranks of one machine: far below what any has."""
 
@@ -33,35 +38,23 @@ def together(ranks: int) -> Iterator[Finding]:
         words = f"{ranks} ranks on {torch.cuda.device_count()} GPU(s)"
         yield fail("all-reduce", words, f"--ranks {torch.cuda.device_count()}")
         return
-    with tempfile.TemporaryDirectory(prefix="destruct-doctor-") as folder:
-        report = Path(folder, "report.json")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += ["-m", "destruct.checkup.ranks", str(report)]
-        left_over = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        clean = {name: value for name, value in os.environ.items() if name not in left_over}
-        process = subprocess.Popen(
-            command,
-            env=clean | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            _, said = process.communicate(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            words = f"{ranks} ranks over {backend} did not meet, or add up, in {PATIENCE_S:.0f} s"
-            yield fail("all-reduce", words, remedy)
-            return
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-        if process.returncode != 0 or not report.exists():
-            last = next((line for line in said.splitlines() if line.startswith("destruct: ")), said.strip()[-300:])
-            yield fail("all-reduce", f"{ranks} ranks over {backend} failed: {last.removeprefix('destruct: ')}", remedy)
-            return
-        found = json.loads(report.read_text(encoding="utf-8"))
+    # By an address, as DeepSpeed's launcher does: --standalone looks for the machine by its name.
+    command = [sys.executable, "-m", "torch.distributed.run", "--master-addr=127.0.0.1"]
+    command += [f"--master-port={free_port()}", f"--nproc-per-node={ranks}", "-m", "destruct.checkup.ranks"]
+    with tempfile.TemporaryDirectory(prefix="destruct-doctor-") as name:
+        folder = Path(name)
+        code = run([*command, name], folder)
+        begun, report = (folder / "begun").exists(), folder / "report.json"
+        said = (folder / "stderr").read_text(encoding="utf-8", errors="replace")
+        found = json.loads(report.read_text(encoding="utf-8")) if code == 0 and report.exists() else None
+    if code is None:
+        words = f"did not meet, or add up, in {PATIENCE_S:.0f} s" if begun else f"took over {IMPORTS_S:.0f} s to import"
+        yield fail("all-reduce", f"{ranks} ranks over {backend} {words}", remedy)
+        return
+    if found is None:
+        last = next((line for line in said.splitlines() if line.startswith("destruct: ")), said.strip()[-300:])
+        yield fail("all-reduce", f"{ranks} ranks over {backend} failed: {last.removeprefix('destruct: ')}", remedy)
+        return
     words = f"{ranks} ranks over {backend}, 16 MiB in {found['seconds'] * 1e3:.1f} ms: {found['gb_s']:.2f} GB/s"
     if found["right"]:
         slow = ranks > 1 and found["gb_s"] < SLOW_GB_S[backend]
@@ -70,8 +63,39 @@ def together(ranks: int) -> Iterator[Finding]:
         yield fail("all-reduce", f"{words}, and the sum is wrong", "do not train on this machine; look at its memory")
 
 
+def run(command: list[str], folder: Path) -> int | None:
+    """The exit code of torchrun; None where it is ended, with all below it, as it took too long.
+
+    Args:
+        folder: for what it says, `stderr`, and where its ranks make `begun` once they have imported what they need.
+    """
+    clean = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCHER}
+    with (folder / "stderr").open("wb") as said:
+        process = subprocess.Popen(
+            command,
+            env=clean | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + IMPORTS_S
+        while process.poll() is None and not (folder / "begun").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        return process.wait(PATIENCE_S if (folder / "begun").exists() else 0)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            # torchrun gives each rank a session of its own, so that its group is not all of them.
+            send([*descendants(process.pid), process.pid], signal.SIGKILL)
+            process.wait()
+
+
 def main() -> None:
     """One rank of `together`."""
+    folder = Path(sys.argv[1])
+    (folder / "begun").touch()
     try:
         topology = groups.start(timeout_s=PATIENCE_S)
     except (DestructError, RuntimeError) as error:  # the latter where an interface is not there
@@ -91,7 +115,7 @@ def main() -> None:
         # What a ring sends and gets per rank: 2 (N - 1) / N of the bytes.
         sent = 2 * (topology.world_size - 1) / topology.world_size * 4 * FLOATS
         content = {"seconds": best, "gb_s": sent / best / 1e9, "right": right}
-        Path(sys.argv[1]).write_text(json.dumps(content), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(content), encoding="utf-8")
     groups.stop()
     leave(Exit.DONE)
 

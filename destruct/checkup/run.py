@@ -7,7 +7,7 @@ import torch
 
 from destruct.checkup.finding import Finding, ok, warn
 from destruct.checkup.hub import Repository
-from destruct.config.settings import Settings, load
+from destruct.config.settings import Settings, load, read_config
 from destruct.errors import DestructError
 from destruct.planning.disk import plan_disk
 from destruct.planning.hardware import HARDWARE
@@ -26,11 +26,20 @@ def read(path: Path, overrides: list[str], ranks: int) -> Settings:
     return settings
 
 
-def fits(settings: Settings, ranks: int) -> Iterator[Finding]:
-    """Whether the plan says that it fits the memory of this machine."""
-    device = None
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name(0), torch.cuda.mem_get_info(0)[1]
+def backend_of(path: Path | None, overrides: list[str]) -> str | None:
+    """Its engine.backend, before it is known how many ranks there are; None where it cannot be read."""
+    try:
+        return None if path is None else read_config(path, overrides)[0].engine.backend
+    except DestructError:
+        return None  # `read` will say why
+
+
+def fits(settings: Settings, ranks: int, device: tuple[str, int] | None) -> Iterator[Finding]:
+    """Whether the plan says that it fits the memory of this machine.
+
+    Args:
+        device: name and bytes of a rank's GPU; None where there is none.
+    """
     words = memory_warning(settings, ranks, device)
     if words is None:
         yield ok("config", f"right for {ranks} rank(s)")
@@ -38,15 +47,16 @@ def fits(settings: Settings, ranks: int) -> Iterator[Finding]:
         yield warn("config", words.removeprefix("warning: "), "destruct plan says what takes how much")
 
 
+def needs_triton(settings: Settings | None) -> bool:
+    """Whether the run compiles a kernel of ours at its first use."""
+    return settings is not None and torch.cuda.is_available() and settings.config.engine.loss in ("auto", "triton")
+
+
 def needs_a_compiler(settings: Settings | None) -> str | None:
-    """What of the run compiles something at its first use, and has nothing else to fall back on; None for nothing."""
-    if settings is None:
+    """What of the run compiles C++ at its first use, and has nothing else to fall back on; None for nothing."""
+    if settings is None or settings.config.engine.backend != "deepspeed":
         return None
-    if torch.cuda.is_available() and settings.config.engine.loss in ("auto", "triton"):
-        return "Triton, for the fused loss on a GPU,"
-    if settings.config.engine.backend == "deepspeed" and not settings.training.optimizer.params.torch_adam:
-        return "DeepSpeed's own Adam (torch_adam: false)"
-    return None
+    return None if settings.training.optimizer.params.torch_adam else "DeepSpeed's own Adam (torch_adam: false)"
 
 
 def disk_needed(settings: Settings | None, ranks: int) -> int | None:

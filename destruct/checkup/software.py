@@ -1,24 +1,26 @@
-"""Interpreter, packages, torch's build, compiler, and which `deepspeed` is started."""
+"""Interpreter, packages, compilers, and which `deepspeed` is started."""
 
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import tomllib
 from collections.abc import Iterator
-from glob import glob
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-
-from packaging.requirements import Requirement
 
 from destruct.checkup.finding import Finding, fail, ok, warn
 
 SETUP = "run `make setup` in the checkout, then `source launch/env.sh`"
-GPU_FILES = "/dev/nvidia[0-9]*"
+CHECKOUT = Path(__file__).parents[2]
 SHOWN = ("torch", "deepspeed", "transformers", "datasets")
 COMPILING_S = 60
+CPP = "#include <vector>\nint f() { return std::vector<int>(3).size(); }\n"
 
 
 def interpreter() -> Iterator[Finding]:
@@ -27,98 +29,89 @@ def interpreter() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Each package that destruct's own metadata asks for, by the version that it asks for."""
-    try:
-        wanted = [Requirement(line) for line in requires("destruct") or ()]
-    except PackageNotFoundError:
-        yield fail("packages", "destruct is not installed for this interpreter", SETUP)
-        return
-    wrong = []
-    for requirement in wanted:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            here = version(requirement.name)
-        except PackageNotFoundError:
-            wrong.append(f"{requirement.name} is not installed")
-            continue
-        if not requirement.specifier.contains(here, prereleases=True):
-            wrong.append(f"{requirement.name} {here} is not {requirement.name}{requirement.specifier}")
+    """Each package that destruct asks for, by the version that it asks for."""
+    wrong = [fault for line in _asked_for() if (fault := _fault_of(line)) is not None]
     if wrong:
         yield fail("packages", "; ".join(wrong), SETUP)
     else:
         yield ok("packages", ", ".join(f"{name} {version(name)}" for name in SHOWN))
 
 
-def torch_build() -> Iterator[Finding]:
-    """Whether torch is built for the devices of this machine."""
-    import torch
-
-    gpus, words = len(glob(GPU_FILES)), f"torch {torch.__version__}"
-    if gpus and torch.version.cuda is None:
-        yield fail(
-            "torch", f"{words} is built for CPUs alone, and this machine has {gpus} GPU(s)", "install its CUDA build"
-        )
-    elif gpus and not torch.cuda.is_available():
-        yield fail(
-            "torch",
-            f"{words} is built for CUDA {torch.version.cuda}, and cannot use the {gpus} GPU(s) of this machine",
-            "compare with the driver that nvidia-smi tells, and look at CUDA_VISIBLE_DEVICES",
-        )
-    else:
-        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
-        yield ok("torch", f"{words} is built {built}")
+def _asked_for() -> list[str]:
+    """By the metadata of destruct as it is installed, or by those of the checkout, which runs without."""
+    try:
+        return requires("destruct") or []
+    except PackageNotFoundError:
+        pass
+    try:
+        content = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+    except OSError:
+        return ["destruct"]
+    return list(content["project"]["dependencies"])
 
 
-def gpus() -> Iterator[Finding]:
-    """Names and memory of the GPUs that this process may use; nothing where there are none."""
-    import torch
-
-    for index in range(torch.cuda.device_count()):
-        name, (free, total) = torch.cuda.get_device_name(index), torch.cuda.mem_get_info(index)
-        words = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        if free < 0.9 * total:
-            yield warn(f"gpu {index}", words, "see with nvidia-smi who uses it, and end that or leave it out")
-        elif not torch.cuda.is_bf16_supported(including_emulation=False):
-            yield fail(f"gpu {index}", f"{words}; it knows no bfloat16", "train on A100 or later, or on the CPU")
-        else:
-            yield ok(f"gpu {index}", words)
+def _fault_of(line: str) -> str | None:
+    """What is wrong with a package, from a line such as `numpy>=2,<3`; None for nothing."""
+    name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+    if "extra ==" in line:
+        return None
+    try:
+        here = version(name)
+    except PackageNotFoundError:
+        return f"{name} is not installed"
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return f"{name} {here} cannot be compared with what is asked for: packaging is not installed"
+    wanted = Requirement(line).specifier
+    return None if wanted.contains(here, prereleases=True) else f"{name} {here} is not {name}{wanted}"
 
 
 def compiler(needed_for: str | None) -> Iterator[Finding]:
-    """Whether a program can be compiled, as DeepSpeed and Triton do at their first use.
+    """Whether a program in C++ can be compiled, as DeepSpeed does at the first use of what it has in C++.
 
     Args:
         needed_for: what does not work without; None where a run only gets slower.
     """
-    name = os.environ.get("CXX", "c++")
-    words, path = f"the compiler {name} ", shutil.which(name)
-    if path is None:
-        words += "is not installed"
-    else:
-        said = _compiled(path)
-        if said is None:
-            yield ok("compiler", f"{path} compiles")
-            return
-        words += f"does not compile: {said}"
+    command = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    fault = _does_not_compile(command, "small.cpp", CPP)
     remedy = "install it (on Debian: apt-get install g++), or let CXX name another one"
-    if needed_for is None:
-        yield warn("compiler", f"{words}; ranks on one CPU machine do without DeepSpeed's shared memory", remedy)
+    if fault is None:
+        yield ok("compiler", f"{shlex.join(command)} compiles")
+    elif needed_for is None:
+        yield warn("compiler", f"{fault}; ranks on one CPU machine do without DeepSpeed's shared memory", remedy)
     else:
-        yield fail("compiler", f"{words}; {needed_for} needs one", remedy)
+        yield fail("compiler", f"{fault}; {needed_for} needs one", remedy)
 
 
-def _compiled(path: str) -> str | None:
-    """None where a shared library can be made of a small program; else what the compiler says."""
+def triton_compiler() -> Iterator[Finding]:
+    """Whether a program in C that knows Python can be compiled, as Triton does before its first kernel."""
+    command = [os.environ.get("CC") or ("gcc" if shutil.which("gcc") else "clang")]  # not split, as Triton does not
+    include = sysconfig.get_path("include")
+    fault = _does_not_compile([*command, f"-I{include}"], "small.c", "#include <Python.h>\nint f;\n")
+    if fault is None:
+        yield ok("compiler: triton", f"{command[0]} compiles, with {include}/Python.h")
+    else:
+        remedy = (
+            "install gcc and Python's headers (on Debian: apt-get install gcc python3-dev), or let CC name another one"
+        )
+        yield fail("compiler: triton", f"{fault}; Triton, for the fused loss on a GPU, needs one", remedy)
+
+
+def _does_not_compile(command: list[str], name: str, text: str) -> str | None:
+    """None where a shared library can be made of a small program; else what is wrong with the compiler."""
+    if shutil.which(command[0]) is None:
+        return f"the compiler {command[0]} is not installed"
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "small.cpp")
-        source.write_text("#include <vector>\nint f() { return std::vector<int>(3).size(); }\n", encoding="utf-8")
-        command = [path, "-shared", "-fPIC", "-o", f"{folder}/small.so", str(source)]
+        source = Path(folder, name)
+        source.write_text(text, encoding="utf-8")
+        line = [*command, "-shared", "-fPIC", "-o", f"{folder}/small.so", str(source)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILING_S)
+            done = subprocess.run(line, capture_output=True, text=True, timeout=COMPILING_S)
         except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)
-    return None if done.returncode == 0 else next(iter(done.stderr.strip().splitlines()), f"exit {done.returncode}")
+            return f"the compiler {command[0]} does not compile: {error}"
+    said = next(iter(done.stderr.strip().splitlines()), f"exit {done.returncode}")
+    return None if done.returncode == 0 else f"the compiler {command[0]} does not compile: {said}"
 
 
 def launcher() -> Iterator[Finding]:

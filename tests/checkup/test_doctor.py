@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -42,6 +43,15 @@ def surroundings(folder: Path, hub: Hub) -> dict[str, str]:
     own = {name: value for name, value in hub.environment(folder / "hub").items() if name not in unwanted}
     path = f"{ROOT / 'launch' / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
     return own | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def compiled_shim(folder: Path) -> Path:
+    """What LD_PRELOAD breaks the disk and the clock with."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler on this machine")
+    shim = folder / "shim.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, Path(__file__).with_name("shim.c"), "-ldl"], check=True)
+    return shim
 
 
 def doctor(folder: Path, variables: dict[str, str], *arguments: str, before: str = "", **how) -> tuple[int, dict]:
@@ -95,7 +105,6 @@ def test_a_shell_in_which_all_is_wrong(config, hub, tmp_path):
     variables = surroundings(tmp_path, hub)
     own_first = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
     variables |= {"PATH": own_first, "CXX": "/nowhere/c++", "RANK": "3", "GLOO_SOCKET_IFNAME": "nowhere0"}
-    variables |= {"SLURM_CONF": str(tmp_path / "slurm.conf")}
     del variables["OMP_NUM_THREADS"]
     overrides = [f"engine.deepspeed={tmp_path / 'own_adam.json'}"]
     with socket.socket() as taken:
@@ -113,19 +122,19 @@ def test_a_shell_in_which_all_is_wrong(config, hub, tmp_path):
     assert words["compiler"] == (
         "fail: the compiler /nowhere/c++ is not installed; DeepSpeed's own Adam (torch_adam: false) needs one"
     )
-    assert words["port"] == f"fail: MASTER_PORT={port} cannot be taken: Address already in use"
+    assert words["port"] == f"warn: MASTER_PORT={port} cannot be taken: Address already in use"
     assert words["limits"] == "fail: a process may open 128 files; 4096 are usual"
     gated = "fail: the data set me/secret is gated, and this account has no access"
     assert words["hub: data.sources.secret.hub"] == gated
     assert words["all-reduce"].startswith("fail: 2 ranks over gloo failed: ") and "nowhere0" in words["all-reduce"]
     assert words["launcher"].startswith(f"warn: {Path(sys.executable).parent / 'deepspeed'} is DeepSpeed's own")
-    assert words["slurm"].startswith("fail: the controller does not answer") or words["slurm"].endswith("not installed")
 
 
 def test_a_machine_of_which_the_files_and_the_clock_are_broken(config, hub, tmp_path):
     """A full disk, /dev/shm of 1 MiB, a name that leads elsewhere, GPUs that torch is not built for."""
-    shim = tmp_path / "shim.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, Path(__file__).with_name("shim.c"), "-ldl"], check=True)
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("mounts need root, and unshare")
+    shim = compiled_shim(tmp_path)
     devices, full = tmp_path / "dev", tmp_path / "full"
     devices.mkdir()
     full.mkdir()
@@ -156,19 +165,18 @@ def test_a_machine_of_which_the_files_and_the_clock_are_broken(config, hub, tmp_
     assert words["run.folder"].startswith(
         f"fail: {full}/runs has 0.0 of 0.0 GiB free (tmpfs), and the checkpoints take"
     )
-    assert words["name"] == "fail: elsewhere leads to 192.0.2.7, which is no address of this machine"
+    assert words["name"].startswith("warn: elsewhere leads to 192.0.2.7, which is no address of this machine")
     assert words["torch"].startswith("fail: torch 2.") and "and this machine has 2 GPU(s)" in words["torch"]
-    assert words["all-reduce"].startswith("warn: was not tried")
-    skew = re.fullmatch(r"fail: this clock is 3,([56]\d\d) s fast of 127.0.0.1's", words["clock"])
+    assert words["all-reduce"].removeprefix("ok: ").startswith("2 ranks over gloo, 16 MiB in ")
+    skew = re.fullmatch(r"warn: this clock is 3,([56]\d\d) s fast of 127.0.0.1's", words["clock"])
     assert skew and skew[1] in ("599", "600", "601"), words["clock"]
 
 
 def test_a_disk_that_keeps_nothing_and_a_config_that_is_refused(config, hub, tmp_path):
-    shim = tmp_path / "shim.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, Path(__file__).with_name("shim.c"), "-ldl"], check=True)
+    shim = compiled_shim(tmp_path)
     hub.down = True
     variables = surroundings(tmp_path, hub) | {"LD_PRELOAD": str(shim), "SHIM_NO_FSYNC": "1", "CXX": "false"}
-    code, findings = doctor(tmp_path, variables, "--config", str(config), "--ranks", "2", "ppo.clip_rnage=0.1")
+    code, findings = doctor(tmp_path, variables, "--config", str(config), "--ranks", "1", "ppo.clip_rnage=0.1")
     assert code == 3
     words = {name: f"{finding['state']}: {finding['what']}" for name, finding in findings.items()}
     assert words["config"] == "fail: command line: unknown key 'ppo.clip_rnage'"
