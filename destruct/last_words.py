@@ -11,7 +11,7 @@ FOLDER = "DESTRUCT_REPORTS"
 """Variable with the launcher's folder for it; not set under others."""
 
 STARTED_AGAIN = "DESTRUCT_AGAIN"
-"""Variable of a run that is started again, as it was: 1, or the Slurm job, of a chain the first, that it is a life of."""
+"""Variable of a run that is started again, as it was: 1, or the Slurm job, of a chain the first, whose life it is."""
 
 
 def job() -> str | None:
