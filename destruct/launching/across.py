@@ -6,6 +6,8 @@ Here signals, the environment and the arguments go through the connection's stdi
 Standard library only: `launch/bin/deepspeed` is.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import json
@@ -16,6 +18,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import IO, Any
 
 from destruct.errors import DestructError
 from destruct.exits import Exit
@@ -34,7 +38,7 @@ ENDING_S = 60  # for a host to end after its launcher's patience
 LOOK_S = 0.1
 
 
-def chosen(own):
+def chosen(own: list[str]) -> argparse.Namespace | None:
     """What the launcher's options say of hosts, or None where they start ranks here, or in a way of DeepSpeed's."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for names in (["-H", "--hostfile"], ["-i", "--include"], ["-e", "--exclude"], ["--num_nodes"], ["--ssh_port"]):
@@ -54,8 +58,12 @@ def chosen(own):
     return options if len(options.hosts) > 1 or options.force_multi else None
 
 
-def active(options):
-    """The hosts that are left by --include, --exclude and --num_nodes, in the file's order."""
+def active(options: argparse.Namespace) -> list[str]:
+    """The hosts that are left by --include, --exclude and --num_nodes, in the file's order.
+
+    Raises:
+        DestructError: none is, or one that is named is none of the hostfile.
+    """
     names = list(options.slots)
     for text, keep in ((options.include, True), (options.exclude, False)):
         if text:
@@ -64,19 +72,26 @@ def active(options):
                 raise DestructError(f"{text} names {unknown}, which is not in {options.hostfile}", "name one of it")
             whole = {name for name, few in named.items() if keep or not few or len(few) >= options.slots[name]}
             names = [name for name in names if (name in whole) == keep]
-    return names[: int(options.num_nodes)] if (options.num_nodes or "").isdecimal() else names
+    if (options.num_nodes or "").isdecimal():
+        names = names[: int(options.num_nodes)]
+    if not names:
+        remedy = "let --include, --exclude and --num_nodes leave one"
+        raise DestructError(f"no host of {options.hostfile} is left to run on", remedy)
+    return names
 
 
-def _devices(text):
+def _devices(text: str) -> dict[str, set[str]]:
     """By host the devices that `n1@n2:0,2` names; none where it names all."""
-    found: dict = {}
+    found: dict[str, set[str]] = {}
     for part in text.split("@"):
         host, _, devices = part.partition(":")
         found.setdefault(host, set()).update(filter(None, devices.split(",")))
     return found
 
 
-def run(options, command, own, rest, asked, patience):
+def run(
+    options: argparse.Namespace, command: list[str], own: list[str], rest: list[str], asked: list[int], patience: float
+) -> int:
     """The exit code of a run on several hosts, none of which has a process of it left then, where it can be reached.
 
     Args:
@@ -99,10 +114,10 @@ def run(options, command, own, rest, asked, patience):
     return verdict(connections)
 
 
-def meeting_address(options):
+def meeting_address(options: argparse.Namespace) -> str:
     """Where the ranks meet."""
     if options.master_addr:
-        return options.master_addr
+        return str(options.master_addr)
     host = meeting_host(options.hosts)
     try:
         socket.getaddrinfo(host, None)
@@ -118,32 +133,41 @@ class Connection:
     Args:
         order: for `far.py`.
         named: its lines begin with the host's name; those of the first host, which has the screen, do not.
+
+    Raises:
+        DestructError: there is no ssh on this machine.
     """
 
-    def __init__(self, host, port, order, named):
+    def __init__(self, host: str, port: str | None, order: dict[str, Any], named: bool):
         self.host, self.named = host, named
+        self.login = [*ssh(port), host]
         self.ready, self.told_to_end_at = False, 0.0
-        self.process = subprocess.Popen(
-            [*ssh(port), host, remote_command()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for us
-        )
+        try:
+            self.process = subprocess.Popen(
+                [*self.login, remote_command()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is for us
+            )
+        except OSError as error:
+            remedy = "install it: apt-get install openssh-client; `destruct launch hosts` says how to do without"
+            raise DestructError(f"ssh does not start: {error.strerror}", remedy, Exit.ENVIRONMENT) from None
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.orders = self.process.stdin
         streams = ((self.process.stdout, sys.stdout.buffer), (self.process.stderr, sys.stderr.buffer))
         self.readers = [threading.Thread(target=self._pass_on, args=pair, daemon=True) for pair in streams]
         for reader in self.readers:
             reader.start()
         self.tell(json.dumps(order))
 
-    def tell(self, line):
+    def tell(self, line: str | int) -> None:
         """Send a line; lost where the connection is."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.write(f"{line}\n".encode())
-            self.process.stdin.flush()
+        with contextlib.suppress(OSError, ValueError):
+            self.orders.write(f"{line}\n".encode())
+            self.orders.flush()
 
-    def end(self):
+    def end(self) -> None:
         """Kill all that runs there."""
         if not self.told_to_end_at:
             self.told_to_end_at = time.monotonic()
@@ -151,18 +175,20 @@ class Connection:
         elif time.monotonic() > self.told_to_end_at + ENDING_S:
             self.process.kill()
 
-    def code(self):
+    def code(self) -> int | None:
         """The exit code of its launcher, or ours for what became of the connection; None while it lasts."""
         code = self.process.poll()
         if code is None:
             return None
         for reader in self.readers:
             reader.join(timeout=5)
-        if code in (255, 126, 127) and not self.ready:
+        with contextlib.suppress(OSError):  # of what was not read; from 3.13 on Python would print it, uncaught
+            self.orders.close()
+        if code >= 0 and not self.ready:  # of ssh, or of what took the launcher's place: no login, no Python
             return Exit.ENVIRONMENT
         return Exit.RANK_FAILED if code < 0 or code == 255 else code
 
-    def _pass_on(self, source, sink):
+    def _pass_on(self, source: IO[bytes], sink: IO[bytes]) -> None:
         start = f"{self.host}: ".encode() if self.named else b""
         for line in source:
             if line.rstrip().endswith(far.READY.encode()):  # a greeting may be without an end
@@ -173,14 +199,24 @@ class Connection:
                 sink.flush()
 
 
-def ssh(port):
-    """The command that connects, with what pdsh's users have set for it."""
-    theirs = shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))
-    ours = ["-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8"]
+def ssh(port: str | None) -> list[str]:
+    """The command that connects, with what pdsh's users have set for it.
+
+    Raises:
+        DestructError: a quote in that has no end.
+    """
+    text = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
+    try:
+        theirs = shlex.split(text)
+    except ValueError as error:
+        remedy = "write it as you would write options of ssh in a shell"
+        raise DestructError(f"PDSH_SSH_ARGS_APPEND is {text!r}: {error}", remedy) from None
+    settings = ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8")
+    ours = ["-T", *(word for setting in settings for word in ("-o", setting))]
     return ["ssh", *theirs, *([] if port is None else ["-p", port]), *ours]  # of an option ssh takes the first
 
 
-def remote_command():
+def remote_command() -> str:
     """What is typed on the other host: no variable of the environment, no argument of the run."""
     python, program = shlex.quote(sys.executable), shlex.quote(os.path.abspath(far.__file__))
     lost = shlex.quote(f"deepspeed: {sys.executable} or {os.path.abspath(far.__file__)} is not on this host")
@@ -189,9 +225,10 @@ def remote_command():
     return f"exec sh -c {shlex.quote(f'{script}exec {python} -I {program}')}"  # whichever shell reads it
 
 
-def watch(connections, asked, patience):
+def watch(connections: list[Connection], asked: list[int], patience: float) -> None:
     """Until all hosts have ended: pass signals on, end the others some time after one failed; they are sorted by it."""
-    told, deadline, order = 0, None, []
+    told, order = 0, list[Connection]()
+    deadline: float | None = None
     while open_ones := [each for each in connections if each not in order]:
         for number in asked[told:]:
             for each in open_ones:
@@ -211,18 +248,17 @@ def watch(connections, asked, patience):
     connections[:] = order
 
 
-def verdict(connections):
+def verdict(connections: list[Connection]) -> int:
     """The exit code of the run: of the host that failed first, but rather of one that knows why; says what was lost.
 
     Args:
         connections: in the order of their ends.
     """
-    codes = [(each, each.code()) for each in connections]
+    codes = [(each, code) for each in connections if (code := each.code()) is not None]
     for each in connections:
-        if each.process.returncode == 255:
-            how = "was lost" if each.ready else "does not come about"
-            remedy = f"see what ssh said; try: {shlex.join(ssh(None))} {each.host} true"
-            print(f"deepspeed: the ssh to {each.host} {how}\n  remedy: {remedy}", file=sys.stderr)
+        if how := _broken(each):
+            remedy = f"see what it said; try: {shlex.join([*each.login, 'true'])}"
+            print(f"deepspeed: {how}\n  remedy: {remedy}", file=sys.stderr)
     failed = [code for each, code in codes if code not in (Exit.DONE, Exit.PREEMPTED) and not each.told_to_end_at]
     failed = failed or [code for _, code in codes if code not in (Exit.DONE, Exit.PREEMPTED)]
     if failed:
@@ -230,7 +266,15 @@ def verdict(connections):
     return int(max(code for _, code in codes))
 
 
-def main(own, rest, port, command, asked):
+def _broken(ended: Connection) -> str:
+    """What became of a connection that broke, or of a host on which no launcher began; nothing where neither is so."""
+    code = ended.process.returncode
+    if code == 255:
+        return f"the ssh to {ended.host} " + ("was lost" if ended.ready else "does not come about")
+    return "" if code < 0 or ended.ready else f"no launcher began on {ended.host}: the ssh to it ended with {code}"
+
+
+def main(own: list[str], rest: list[str], port: Callable[[], int], command: list[str], asked: list[int]) -> int | None:
     """The exit code of a run on several hosts, or None where there is one, or DeepSpeed is asked to do it.
 
     Args:

@@ -5,6 +5,8 @@ for the launcher, or END: kill all.  The end of stdin says that whoever started 
 Standard library only, none of this package: it is run as a file, by `python -I`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import glob
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 
 READY = "destruct: this host listens"
 """The line from which on the output is the run's own; a shell's greetings come before it."""
@@ -25,7 +28,7 @@ BEGINNING_S = 10
 ENVIRONMENT, PREEMPTED, RANK_FAILED = 3, 75, 76
 
 
-def main():
+def main() -> int:
     """The exit code of the launcher here."""
     print(READY, flush=True)
     order = json.loads(sys.stdin.readline() or "null")
@@ -44,11 +47,11 @@ def main():
         return run(command, {**os.environ, **order["environment"]})
 
 
-def run(command, environment):
+def run(command: list[str], environment: Mapping[str, str]) -> int:
     libc = ctypes.CDLL(None)
     libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, so that END finds whoever loses its parent
 
-    def follow():
+    def follow() -> None:
         libc.prctl(
             1, signal.SIGTERM, 0, 0, 0
         )  # PR_SET_PDEATHSIG: the launcher ends, with its ranks, when we are killed
@@ -62,7 +65,7 @@ def run(command, environment):
         return ENVIRONMENT
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # of sshd, as the connection ends
         signal.signal(number, lambda received, _: child.send_signal(signal.SIGTERM))
-    heard: list = []
+    heard: list[str] = []
     threading.Thread(target=listen, args=(child, heard), daemon=True).start()
     code = child.wait()
     if END in heard:
@@ -71,7 +74,7 @@ def run(command, environment):
     return code if code >= 0 else PREEMPTED if str(-code) in heard else RANK_FAILED
 
 
-def listen(child, heard):
+def listen(child: subprocess.Popen[bytes], heard: list[str]) -> None:
     """Do as the lines of stdin say, which go to `heard`, until it ends."""
     for line in sys.stdin:
         heard.append(line.strip())
@@ -84,7 +87,7 @@ def listen(child, heard):
     child.send_signal(signal.SIGTERM)
 
 
-def await_handlers(pid):
+def await_handlers(pid: int) -> None:
     """Until a launcher that has just begun has its own: by Python's, a SIGINT would be a traceback."""
     until = time.monotonic() + BEGINNING_S
     while time.monotonic() < until:
@@ -94,7 +97,7 @@ def await_handlers(pid):
         time.sleep(0.02)
 
 
-def kill_all():
+def kill_all() -> None:
     """Every process below this one."""
     while below := descendants(os.getpid()):
         for pid in below:
@@ -103,9 +106,9 @@ def kill_all():
         time.sleep(0.1)
 
 
-def descendants(pid):
+def descendants(pid: int) -> list[int]:
     """Process ids of all that have not ended."""
-    found = []
+    found: list[int] = []
     for path in glob.glob(f"/proc/{pid}/task/*/children"):
         for child in map(int, read(path).split()):
             ended = read(f"/proc/{child}/stat").rpartition(")")[2].split()[:1] in ([], ["Z"], ["X"])
@@ -113,7 +116,7 @@ def descendants(pid):
     return found
 
 
-def read(path):
+def read(path: str) -> str:
     """A file of /proc; nothing where its process is gone."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -122,7 +125,7 @@ def read(path):
         return ""
 
 
-def say(problem):
+def say(problem: str) -> None:
     print(f"deepspeed: {problem}\n  remedy: have the same checkout at the same path on all hosts", file=sys.stderr)
 
 

@@ -121,22 +121,35 @@ def carried(folder: str, environment: Mapping[str, str]) -> dict[str, str]:
     Args:
         folder: in which they run, that of this process.
         environment: of this process.
+
+    Raises:
+        DestructError: a file that names more of them cannot be read.
     """
     found = {name: value for name, value in environment.items() if name.startswith(PREFIXES) and name not in LOCAL}
     found["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, environment.get("PYTHONPATH"))))  # as DeepSpeed has it
     for place in (os.path.expanduser("~"), folder):
         path = os.path.join(place, environment.get("DS_ENV_FILE", ".deepspeed_env"))
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                pairs = [line.strip().partition("=") for line in file if "=" in line and not line.startswith("#")]
+            pairs = [line.partition("=") for line in _lines(path) if "=" in line and not line.startswith("#")]
             found.update({name.strip(): value for name, _, value in pairs})
     return found
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.rstrip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{path}, whose variables ranks get, cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise DestructError(problem, "write it as UTF-8, one NAME=value a line, or move it away") from None
 
 
 PREFIXES = (
     *("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL"),  # what DeepSpeed takes along
     *("GLOO_", "TORCH", "TRITON_", "CUDA_", "DS_", "OMP_", "MKL_", "THP_MEM_ALLOC_ENABLE", "LD_LIBRARY_PATH", "PATH"),
-    *("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "TOKENIZERS_", "DESTRUCT_CACHE", "GRACE_S", "http_proxy", "https_proxy"),
+    *("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "TOKENIZERS_", "DESTRUCT_CACHE", "GRACE_S"),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),  # programs differ in the case
+    *("SSL_CERT_", "REQUESTS_CA_BUNDLE"),  # of a proxy that signs by itself
 )
 
 LOCAL = {"CUDA_VISIBLE_DEVICES", "DS_ENV_FILE", "PYTHONSTARTUP"}

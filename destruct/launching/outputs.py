@@ -1,6 +1,6 @@
 """What the ranks say: from a file for each of them to the terminal, every line under its rank's name.
 
-Standard library only, and for any python3: `launch/bin/deepspeed` runs with whichever is first on PATH.
+Standard library only, and for python3 from 3.9 on: `launch/bin/deepspeed` runs with whichever is first on PATH.
 """
 
 from __future__ import annotations

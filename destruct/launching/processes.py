@@ -1,6 +1,6 @@
 """Processes below this one, as /proc of Linux has them.
 
-Standard library only, and for any python3: `launch/bin/deepspeed` runs with whichever is first on PATH.
+Standard library only, and for python3 from 3.9 on: `launch/bin/deepspeed` runs with whichever is first on PATH.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What looks after the ranks of a launcher: signals, orphans, the first failure, the exit code.
 
-Standard library only, and for any python3: `launch/bin/deepspeed` runs with whichever is first on PATH.
+Standard library only, and for python3 from 3.9 on: `launch/bin/deepspeed` runs with whichever is first on PATH.
 """
 
 from __future__ import annotations

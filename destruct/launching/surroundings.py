@@ -1,6 +1,6 @@
 """What a launcher finds on this machine, and what it lets its ranks find.
 
-Standard library only, and for any python3: `launch/bin/deepspeed` runs with whichever is first on PATH.
+Standard library only, and for python3 from 3.9 on: `launch/bin/deepspeed` runs with whichever is first on PATH.
 """
 
 import glob
