@@ -147,6 +147,11 @@ def test_a_log_that_cannot_be_written_takes_nothing_else_away(tmp_path):
     assert (done.stdout, done.returncode) == ("one\n", 2) and "logs" in done.stderr
 
 
+def listening() -> None:
+    """In a background job SIGINT is ignored, and stays so."""
+    signals.signal(signals.SIGINT, signals.SIG_DFL)
+
+
 @pytest.mark.parametrize("signal", ["TERM", "INT", "USR1", "USR2"])
 def test_last_words_after_a_signal_to_all_processes_of_a_task_are_heard_and_in_its_log(tmp_path, signal):
     """All of them are one group, as Slurm has it; the copies must not end by it."""
@@ -158,6 +163,7 @@ def test_last_words_after_a_signal_to_all_processes_of_a_task_are_heard_and_in_i
         text=True,
         timeout=60,
         start_new_session=True,
+        preexec_fn=listening,
     )
     assert (done.stdout, done.returncode) == ("last words\n", 75)
     assert (tmp_path / "logs" / "mine-7-5.log").read_text() == "last words\n"
