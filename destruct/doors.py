@@ -19,6 +19,8 @@ DOORS = {
     "explain": "what each source of a run taught, and why it has its weight",
     "launch": "start a run: on this machine, under Slurm, or on several hosts",
     "checkpoints": "a run's checkpoints: list, verify, prune, or pick the one to go on from",
+    "export": "a checkpoint as a folder of Hugging Face, for transformers and whatever reads those",
+    "generate": "continue a prompt with an exported model, or with a run's newest checkpoint",
     "verify_resume": "make a short run twice, once with a resume in it, and compare all that it leaves",
 }
 """Commands that there are -> what they do; each is the module of its name here, with `main(arguments) -> exit code`."""

@@ -13,7 +13,10 @@ from destruct.doors import DOORS, main
 from tests.test_layout import LAYER
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "commands: train, plan, doctor, explain, launch, checkpoints, verify_resume; destruct --help says more"
+COMMANDS = (
+    "commands: train, plan, doctor, explain, launch, checkpoints, export, generate, verify_resume; "
+    "destruct --help says more"
+)
 HEAVY = {"torch", "deepspeed", "transformers", "datasets", "numpy", "pydantic"}
 
 

@@ -1,0 +1,120 @@
+"""Export a model: `destruct export RUN|CHECKPOINT --to FOLDER [--role policy]`.
+
+FOLDER becomes what transformers saves: weights in safetensors, config, tokenizer, and a model card.  RUN is a run's
+folder, or its name in runs/, of which the newest checkpoint is taken; CHECKPOINT is one of its checkpoints/, or the
+pointer best or latest beside them.  Neither a GPU nor other ranks are needed, whatever wrote the checkpoint.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress
+
+from destruct.doors import Parser, find_run, told
+from destruct.exits import Exit, leave
+from destruct.exporting.source import POLICY, ROLES, check_place, open_source
+
+if TYPE_CHECKING:
+    from destruct.exporting.folder import Exported
+
+DTYPES = ("float32", "bfloat16")
+
+EPILOG = """\
+The dtype is by default the one that the run computed with and was validated in, so that the folder reproduces its
+validation loss; the policy's weights are kept in float32, and --dtype float32 exports those, to train on.
+The frozen and the initial model are copies in the dtype of the run.
+Exit codes: 0 done, 2 something is not there, 3 a checkpoint is damaged or FOLDER cannot be written."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; DestructError where it cannot be read."""
+    parser = Parser(
+        "write: RUN --to FOLDER; --help says more", prog="destruct export", description=__doc__, epilog=EPILOG
+    )
+    parser.add_argument("what", metavar="RUN|CHECKPOINT", help="a run's folder or name, a checkpoint, or a pointer")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="must not exist, or be empty")
+    parser.add_argument("--role", choices=ROLES, default=POLICY, help="which copy of the policy (default policy)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: the run's)")
+    parser.add_argument("--max-shard", default="5GB", metavar="SIZE", help="of a file of weights (default 5GB)")
+    return parser.parse_args(arguments)
+
+
+def place_of(name: str) -> Path:
+    """The path that a person means: of a file or folder, or of a run by its name.
+
+    Raises:
+        DestructError: there is neither.
+    """
+    return Path(name) if Path(name).exists() else find_run(name)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export; DestructError where that cannot be done."""
+    check_place(options.to)
+    source = open_source(place_of(options.what), options.role)
+    with progress("export") as tell:
+        from destruct.exporting.folder import export  # torch, of which bad input needs none
+
+        written = export(source, options.to, options.dtype, options.max_shard, tell)
+    print(_line(options.to, source.checkpoint, written))
+    return Exit.DONE
+
+
+def _line(folder: Path, checkpoint: Path, written: "Exported") -> str:
+    return (
+        f"{folder}: {written.parameters:,} parameters in {written.dtype}, {written.size / 2**20:,.1f} MiB in "
+        f"{written.files} file(s), from {checkpoint}"
+    )
+
+
+@contextmanager
+def progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, and silence of all libraries, while the block lasts.
+
+    Yields:
+        what is told how much is done, and how much there is in all.
+    """
+    console = Console(file=sys.stderr)
+    bar = Progress(
+        console=console, disable=not console.is_terminal, transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+    with quiet(), bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block nothing of what libraries say, warn of or log reaches the screen."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    before = logging.root.manager.disable
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export a model; returns the exit code."""
+    return told(lambda: run(parse(sys.argv[1:] if arguments is None else arguments)))
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,102 @@
+"""A model that continues a person's prompt, by transformers' own `generate`, on the GPU where there is one."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
+from transformers.initialization import no_init_weights
+
+from destruct.data.tokenizing import Tokenizer
+from destruct.errors import DestructError
+from destruct.exporting.folder import Tell
+from destruct.exporting.network import (
+    PREFIX,
+    buffers_of,
+    config_of,
+    empty_model,
+    speaking_config,
+)
+from destruct.exporting.source import Source
+from destruct.exporting.weights import reader
+from destruct.models.pretrained import faults_of
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A model, and the tokenizer that it was trained with."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+
+    def speak(self, prompt: str, most: int, temperature: float | None, seed: int) -> None:
+        """Write the prompt and its continuation to stdout, word by word.
+
+        Args:
+            most: tokens that follow.
+            temperature: 0 for the likeliest token each time; None for that of the model's generation config.
+
+        Raises:
+            DestructError: the prompt is empty, or leaves too little room in the model's context.
+        """
+        (ids,) = self.tokenizer.encode([prompt], ends=False)
+        context = getattr(self.model.config, "max_position_embeddings", None) or 2**30
+        if not 0 < len(ids) <= context - most:
+            raise DestructError(
+                f"the prompt has {len(ids)} tokens and {most} are to follow; the model holds {context}",
+                "shorten the prompt or --max-tokens" if len(ids) else "write a prompt",
+            )
+        how: dict[str, Any] = {} if temperature is None else {"do_sample": temperature > 0}
+        if temperature:
+            how["temperature"] = temperature
+        tokens = torch.from_numpy(ids).long()[None].to(self.model.device)
+        torch.manual_seed(seed)
+        with contextlib.suppress(BrokenPipeError):
+            self.model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=most,
+                streamer=TextStreamer(self.tokenizer.fast, skip_special_tokens=True),
+                **how,
+            )
+
+
+def of_folder(folder: Path) -> Speaker:
+    """What `from_pretrained` makes of a folder; no code of it is run.
+
+    Raises:
+        DestructError: it cannot be read.
+    """
+    with faults_of("--model", str(folder)):
+        model = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False)
+    return Speaker(_placed(model), Tokenizer.pretrained("--model", str(folder)))
+
+
+def of_checkpoint(source: Source, tell: Tell) -> Speaker:
+    """The policy of a verified checkpoint, in the dtype of its run.
+
+    Raises:
+        DestructError: the checkpoint does not fit its run.
+    """
+    tokenizer = Tokenizer.pretrained("the run's tokenizer", str(source.run / "tokenizer"))
+    config, dtype = config_of(source.config, tokenizer), getattr(torch, source.dtype)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()
+    parameters = dict(model.named_parameters())
+    read = reader(source, {PREFIX + name: p.shape for name, p in parameters.items()})
+    empty = empty_model(config, dtype)
+    with torch.no_grad():
+        for done, (name, p) in enumerate(parameters.items()):
+            p.copy_(read(PREFIX + name))
+            tell(done + 1, len(parameters))
+        for name, tensor in buffers_of(empty, source.config.model.policy).items():
+            model.get_buffer(name).copy_(tensor)
+    model.generation_config = speaking_config(source.config, config, tokenizer)
+    return Speaker(_placed(model), tokenizer)
+
+
+def _placed(model: PreTrainedModel) -> PreTrainedModel:
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
