@@ -1,7 +1,7 @@
 """Continue a prompt: `destruct generate --model FOLDER|RUN "prompt" [--max-tokens N] [--temperature T] [--seed N]`.
 
 FOLDER is what `destruct export` wrote, or any causal language model that transformers reads; RUN is a run's folder, its
-name in runs/, or a checkpoint.  The prompt and its continuation go to stdout as they come; equal seeds give equal texts.
+name in runs/, or a checkpoint.  Prompt and continuation go to stdout as they come; equal seeds give equal texts.
 """
 
 import argparse

@@ -180,7 +180,10 @@ def _staged(folder: Path, size: int) -> Iterator[Path]:
             )
         stage.mkdir()
         yield stage
+        mode = (stage / "README.md").stat().st_mode  # safetensors writes for the owner alone
         for path in stage.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
             sync(path)
         publish(stage, folder)
     except OSError as error:

@@ -53,6 +53,7 @@ def speaking_config(run: Config, config: PreTrainedConfig, tokenizer: Tokenizer)
         found.eos_token_id = tokenizer.eos_id
     if found.pad_token_id is None:
         found.pad_token_id = tokenizer.pad_id
+    found._from_model_config = False  # it says more than the model's
     found.do_sample, found.temperature, found.top_k, found.top_p = True, run.rollout.temperature, 0, 1.0
     return found
 
