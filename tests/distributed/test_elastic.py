@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from destruct.engine.zero_files import LAYOUTS, read_saved
+from destruct.exporting.weights import READERS
 from tests.distributed.elastic_worker import WAYS
 from tests.distributed.launching import ROOT, run, torchrun
 
@@ -59,6 +60,19 @@ def test_shards_cut_into_parameters_are_the_parts_of_the_weights_and_moments_tha
             parts = torch.cat([rank[name] for rank in flat if name in rank])
             assert torch.equal(parts[: whole.numel()], whole.flatten()), (name, kind)
             assert not parts[whole.numel() :].any(), "padding"
+
+
+@pytest.mark.parametrize(("way", "dtype"), WAYS)
+def test_a_process_without_ranks_reads_each_weight_that_two_saved_and_in_float32(results, folder, way, dtype):
+    """Masters: rounded, they are the weights that the engines compute with."""
+    weights = results[2][f"{way} {dtype}"]["weights"]
+    backend = "fsdp" if way == "fsdp" else "deepspeed"
+    shapes = {name: whole.shape for name, whole in weights.items()}
+    names, read = READERS[backend](folder / f"{way} {dtype}" / "policy", shapes)
+    assert names == weights.keys()
+    for name, whole in weights.items():
+        assert read(name).dtype == torch.float32
+        assert torch.equal(read(name).to(whole.dtype), whole), name
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

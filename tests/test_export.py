@@ -1,0 +1,293 @@
+"""`destruct export` and `destruct generate`: folders that transformers reads, from runs of one process."""
+
+import json
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
+
+from destruct import export, generate
+from destruct.checkpoint import manifest
+from destruct.exporting.folder import export as write_folder
+from destruct.exporting.source import open_source
+from destruct.loop import train
+from tests.checkpoint.test_comparing import reseal
+from tests.exported import named, own_loss, plain_loss
+from tests.pretrained import BOS, write_llama, write_tokenizer
+from tests.test_pretrained_run import started
+from tests.tiny import ROOT, tiny_run
+
+pytestmark = pytest.mark.slow
+
+SHORT = ("run.num_epochs=1", "run.updates_per_epoch=2", "run.checkpoint_every=1")
+FLOAT32 = {"bf16": {"enabled": False}}
+
+
+def in_float32(folder: Path) -> str:
+    """The override that takes a run's products to float32."""
+    settings = json.loads((ROOT / "ds_configs/zero3.json").read_text()) | FLOAT32
+    (folder / "float32.json").write_text(json.dumps(settings))
+    return f"engine.deepspeed={folder / 'float32.json'}"
+
+
+def trained(folder: Path, *overrides: str) -> dict:
+    """A run of two updates: its folder, masters, weights, validation sets and what it says of them."""
+    with tiny_run(folder, *SHORT, *overrides) as run:
+        state = train(run)
+        names = [name for name, _ in run.policy.module.named_parameters()]
+        masters = dict(zip(names, (master.detach().clone() for master in run.policy.masters), strict=True))
+        weights = {name: p.detach().clone() for name, p in run.policy.module.named_parameters()}
+        frozen = {name: p.detach().clone() for name, p in run.frozen.module.named_parameters()}
+        facts = {"masters": masters, "weights": weights, "frozen": frozen, "sets": run.inputs.validation}
+        return {**facts, "run": run.folder, "validation": state.validation["after"]}
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory) -> dict:
+    """A run in bfloat16."""
+    return trained(tmp_path_factory.mktemp("rounded"))
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory) -> dict:
+    """A run in float32, its head a weight of its own."""
+    folder = tmp_path_factory.mktemp("exact")
+    return trained(folder, in_float32(folder), "model.policy.tie_word_embeddings=false", "kl.reference=initial")
+
+
+def refused(capsys, *arguments: str) -> str:
+    """What a command says that does not end well."""
+    capsys.readouterr()
+    assert export.main(list(arguments)) in (2, 3)
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_in_float32_is_reproduced_by_plain_transformers(exact, tmp_path, capsys):
+    capsys.readouterr()
+    assert export.main([str(exact["run"]), "--to", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err) == (1, "") and "in float32" in out
+    assert equal(named(tmp_path / "out"), exact["masters"])
+    assert "lm.lm_head.weight" in exact["masters"]
+    losses = plain_loss(tmp_path / "out", exact["sets"])
+    assert losses == pytest.approx({name: exact["validation"][name] for name in losses}, abs=1e-5)
+
+
+def test_a_run_in_bfloat16_is_exported_as_it_was_validated_and_on_demand_its_masters(rounded, tmp_path):
+    """Logits that transformers rounds to bfloat16 are off by more than those of the run, whose loss takes float32."""
+    assert export.main([str(rounded["run"]), "--to", str(tmp_path / "out")]) == 0
+    assert equal(named(tmp_path / "out"), rounded["weights"])
+    assert own_loss(tmp_path / "out", rounded["sets"]) == pytest.approx(rounded["validation"], abs=1e-6)
+    losses = plain_loss(tmp_path / "out", rounded["sets"])
+    assert losses == pytest.approx({name: rounded["validation"][name] for name in losses}, abs=1e-3)
+    assert export.main([str(rounded["run"]), "--to", str(tmp_path / "masters"), "--dtype", "float32"]) == 0
+    assert equal(named(tmp_path / "masters"), rounded["masters"])
+    assert not equal(rounded["masters"], {name: p.float() for name, p in rounded["weights"].items()})
+
+
+def test_shards_hold_each_weight_once_and_a_tied_one_stays_tied(rounded, tmp_path):
+    assert export.main([str(rounded["run"]), "--to", str(tmp_path / "out"), "--max-shard", "20KB"]) == 0
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert [file.name for file in files] == sorted(set(index.values())) and len(files) > 2
+    held = []
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            held += tensors.keys()
+    assert sorted(held) == sorted(index) and "lm_head.weight" not in index
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert equal(named(tmp_path / "out"), rounded["weights"])
+
+
+def test_config_tokenizer_and_generation_are_those_of_the_run(rounded, tmp_path):
+    assert export.main([str(rounded["run"] / "checkpoints" / "latest"), "--to", str(tmp_path / "out")]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs = (rounded["run"] / "tokenizer" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == theirs
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    said = model.generation_config
+    assert (said.eos_token_id, said.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert (said.do_sample, said.temperature, said.top_k) == (True, 1.0, 0)
+    assert (model.config.vocab_size, model.dtype) == (len(tokenizer), torch.bfloat16)
+
+
+def test_the_card_tells_sources_settings_figures_and_how_to_make_it_again(rounded, tmp_path):
+    assert export.main([str(rounded["run"]), "--to", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "transformers" and "base_model" not in front
+    assert "| arithmetic | made by destruct: arithmetic | text | 50.0% |" in card
+    assert "| ppo.policy_lr | 0.001 |" in card
+    assert f" {rounded['validation']['mean']:.4f} |" in card
+    assert "| rollout/reward |" in card and "--config training/resolved.yaml" in card
+    again = tmp_path / "out" / "training" / "resolved.yaml"
+    assert again.read_bytes() == (rounded["run"] / "resolved.yaml").read_bytes()
+
+
+def test_the_copies_are_roles_of_their_own(exact, rounded, tmp_path, capsys):
+    for name in ("frozen", "initial"):
+        assert export.main([str(exact["run"]), "--to", str(tmp_path / name), "--role", name]) == 0
+    assert equal(named(tmp_path / "frozen"), exact["frozen"])
+    assert not equal(named(tmp_path / "initial"), exact["frozen"])
+    said = refused(capsys, str(rounded["run"]), "--to", str(tmp_path / "none"), "--role", "initial")
+    assert "holds no initial model" in said and not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_filled(rounded, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    assert "is not empty" in refused(capsys, str(rounded["run"]), "--to", str(tmp_path / "out"))
+    assert "is a file" in refused(capsys, str(rounded["run"]), "--to", str(tmp_path / "out" / "mine"))
+    (tmp_path / "out" / "mine").unlink()
+    assert export.main([str(rounded["run"]), "--to", str(tmp_path / "out")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "no stage stays"
+
+
+def test_nothing_of_a_damaged_checkpoint_is_unpickled(rounded, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path(shutil.copytree(rounded["run"], tmp_path / "run"))
+    state = run / "checkpoints" / "step-00000002" / "policy" / "state.pt"
+    saved = bytearray(state.read_bytes())
+    saved[len(saved) // 2] ^= 1
+    state.write_bytes(saved)
+    said = refused(capsys, "run", "--to", "out")
+    assert "its digest is another one" in said and "step-00000001" in said
+    assert export.main(["run/checkpoints/step-00000001", "--to", "out"]) == 0
+
+
+def test_a_checkpoint_without_its_run_and_of_another_model_is_refused(rounded, tmp_path, capsys):
+    run = Path(shutil.copytree(rounded["run"], tmp_path / "run"))
+    shutil.move(run / "checkpoints" / "step-00000002", tmp_path / "step-00000002")
+    assert "lies in no run's folder" in refused(capsys, str(tmp_path / "step-00000002"), "--to", str(tmp_path / "out"))
+    text = (run / "resolved.yaml").read_text().replace("hidden_size: 32", "hidden_size: 64")
+    (run / "resolved.yaml").write_text(text)
+    assert "model.policy.hidden_size = 32" in refused(capsys, str(run), "--to", str(tmp_path / "out"))
+    assert "there is no run nowhere" in refused(capsys, "nowhere", "--to", str(tmp_path / "out"))
+    assert "--max-shard" in refused(capsys, str(rounded["run"]), "--to", str(tmp_path / "out"), "--max-shard", "much")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pretrained_policy_keeps_its_config_and_its_tokenizer(tmp_path):
+    write_llama(tmp_path / "llama", attention_dropout=0.1)
+    run = started(tmp_path, {"policy": {"path": str(tmp_path / "llama")}, "value": {"num_hidden_layers": 1}})
+    run.save()
+    run.close()
+    assert export.main([str(run.folder), "--to", str(tmp_path / "out")]) == 0
+    before, after = (AutoConfig.from_pretrained(tmp_path / name).to_dict() for name in ("llama", "out"))
+    assert {key for key in before if before[key] != after[key]} <= {"attention_dropout", "_name_or_path"}
+    assert equal(named(tmp_path / "out"), named(tmp_path / "llama"))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").bos_token == BOS
+    assert (tmp_path / "out" / "README.md").read_text().count(str(tmp_path / "llama")) == 1
+
+
+@torch.no_grad()
+def test_experts_and_their_biases_are_saved_as_their_family_does(tmp_path):
+    """transformers joins experts as it loads them; the biases are buffers, which no checkpoint holds."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "first_k_dense_replace": 0}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    ranks = {"v_head_dim": 8, "q_lora_rank": 8, "kv_lora_rank": 8, "num_hidden_layers": 1, "n_shared_experts": 1}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    vocab = write_tokenizer(tmp_path / "deepseek") + 24
+    config = DeepseekV3Config(vocab_size=vocab, max_position_embeddings=64, **sizes, **heads, **ranks, **experts)
+    lm = DeepseekV3ForCausalLM(config)
+    bias = lm.model.layers[0].mlp.gate.e_score_correction_bias
+    bias.copy_(torch.arange(8) / 10)
+    lm.save_pretrained(tmp_path / "deepseek")
+    run = started(tmp_path, {"policy": {"path": str(tmp_path / "deepseek")}, "value": {"num_hidden_layers": 1}})
+    run.save()
+    run.close()
+    to = tmp_path / "out"
+    assert export.main([str(run.folder), "--to", str(to), "--dtype", "float32"]) == 0
+    with safe_open(to / "model.safetensors", "pt") as a, safe_open(tmp_path / "deepseek/model.safetensors", "pt") as b:
+        assert set(a.keys()) == set(b.keys())
+        for name in a.keys():  # noqa: SIM118
+            assert torch.equal(a.get_tensor(name), b.get_tensor(name).bfloat16().float()) or "bias" in name, name
+        name = next(name for name in a.keys() if name.endswith("e_score_correction_bias"))  # noqa: SIM118
+        assert torch.equal(a.get_tensor(name), bias)
+
+
+def test_a_prompt_is_continued_alike_from_the_run_and_from_its_folder(rounded, tmp_path, capfd):
+    assert export.main([str(rounded["run"]), "--to", str(tmp_path / "out")]) == 0
+    texts = []
+    for model, seed in ((rounded["run"], "1"), (tmp_path / "out", "1"), (tmp_path / "out", "2")):
+        capfd.readouterr()
+        assert generate.main(["--model", str(model), "1 + 1 =", "--max-tokens", "24", "--seed", seed]) == 0
+        out, err = capfd.readouterr()
+        assert err == "" and out.startswith("1 + 1 =") and out.endswith("\n")
+        texts.append(out)
+    assert texts[0] == texts[1] != texts[2]
+    for arguments in (["a", "--max-tokens", "600"], [""], ["a", "--temperature", "-1"]):
+        assert generate.main(["--model", str(tmp_path / "out"), *arguments]) == 2
+
+
+def anonymous_mib() -> float:
+    """Memory of this process that is no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+@pytest.mark.parametrize("backend", ["single", "deepspeed"])
+def test_memory_is_bounded_by_a_shard_whatever_the_size_of_the_model(rounded, tmp_path, backend):
+    """A made-up checkpoint of 24 layers of 4.2 MiB, in shards of 8 MB: a hundred MiB pass through a few."""
+    run = Path(shutil.copytree(rounded["run"], tmp_path / "run"))
+    checkpoint = run / "checkpoints" / "step-00000002"
+    make_large(checkpoint, backend)
+    source = open_source(checkpoint)
+    seen: list[float] = []
+    written = write_folder(source, tmp_path / "out", "float32", "8MB", lambda done, total: seen.append(anonymous_mib()))
+    assert written.size > 100e6 and written.files > 10
+    assert max(seen) - seen[0] < 30
+    model = named(tmp_path / "out")
+    assert all(bool((p == index).all()) for index, p in enumerate(model.values()))
+
+
+SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24}
+
+
+def make_large(checkpoint: Path, backend: str) -> None:
+    """Let a checkpoint be of a larger policy, whose parameters are constants: their place."""
+    facts = json.loads((checkpoint / manifest.NAME).read_text())
+    resolved = checkpoint.parents[1] / "resolved.yaml"
+    config = yaml.safe_load(resolved.read_text())
+    config["model"]["policy"] |= SHAPE
+    config["engine"]["backend"] = backend
+    resolved.write_text(yaml.safe_dump(config))
+    facts |= {f"model.policy.{key}": value for key, value in SHAPE.items()} | {"engine.backend": backend}
+    (checkpoint / manifest.NAME).write_text(json.dumps(facts))
+    shapes = OrderedDict((name, p.shape) for name, p in large_policy(config["model"]["policy"]).named_parameters())
+    masters = [torch.full(shape, float(index)) for index, shape in enumerate(shapes.values())]
+    (checkpoint / "policy" / "state.pt").unlink()
+    if backend == "single":
+        torch.save({"masters": masters, "optimizer": {}}, checkpoint / "policy" / "state.pt")
+    else:
+        save_in_halves(checkpoint / "policy", shapes, masters)
+    reseal(checkpoint)
+
+
+def large_policy(shape: dict):
+    from destruct.config.model import PolicyShape
+    from destruct.models.policy import build_copy
+
+    with torch.device("meta"):
+        return build_copy(PolicyShape(**shape), 300, torch.float32, "chunked")
+
+
+def save_in_halves(policy: Path, shapes: OrderedDict, masters: list[torch.Tensor]) -> None:
+    """As two ranks of ZeRO-3 do."""
+    for rank in range(2):
+        flat = torch.cat([master.flatten().chunk(2)[rank] for master in masters])
+        zero = {"fp32_flat_groups": [flat], "optimizer_state_dict": {"state": {}}, "partition_count": 2}
+        torch.save({"optimizer_state_dict": zero}, policy / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        torch.save({"param_shapes": [shapes]}, policy / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
