@@ -6,7 +6,6 @@ name in runs/, or a checkpoint.  Prompt and continuation go to stdout as they co
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from destruct.doors import Parser, told
@@ -56,7 +55,7 @@ def load(name: str) -> "Speaker":
     with progress("load") as tell:
         from destruct.exporting.speaker import of_checkpoint, of_folder  # torch, of which bad input needs none
 
-        return of_folder(Path(name)) if source is None else of_checkpoint(source, tell)
+        return of_folder(place) if source is None else of_checkpoint(source, tell)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -102,11 +102,11 @@ def _read_tensors(path: str, revision: str | None, names: Iterable[str]) -> dict
             path, SAFE_WEIGHTS_INDEX_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         places = {} if index is None else json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        files = {name: cached_file(path, places.get(name, SAFE_WEIGHTS_NAME), revision=revision) for name in names}
         found = {}
-        for name in names:
-            file = cached_file(path, places.get(name, SAFE_WEIGHTS_NAME), revision=revision)
-            with safe_open(file, "pt") as tensors:
-                if name not in tensors.keys():  # noqa: SIM118
-                    raise DestructError(f"model.policy.path: {path} has no {name}", "put back the model of the run")
-                found[name] = tensors.get_tensor(name)
+        for name, file in files.items():
+            tensors = safe_open(file, "pt")
+            if name not in tensors.keys():  # noqa: SIM118
+                raise DestructError(f"model.policy.path: {path} has no {name}", "put back the model of the run")
+            found[name] = tensors.get_tensor(name)
     return found
