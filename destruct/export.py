@@ -9,17 +9,19 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.progress import Progress
 
 from destruct.doors import Parser, find_run, told
+from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 from destruct.exporting.source import POLICY, ROLES, check_place, open_source
 
@@ -60,13 +62,32 @@ def place_of(name: str) -> Path:
 def run(options: argparse.Namespace) -> int:
     """Export; DestructError where that cannot be done."""
     check_place(options.to)
-    source = open_source(place_of(options.what), options.role)
-    with progress("export") as tell:
+    place = place_of(options.what)
+    with progress("verify"):
+        source = open_source(place, options.role)
+    with stoppable(), progress("export") as tell:
         from destruct.exporting.folder import export  # torch, of which bad input needs none
 
         written = export(source, options.to, options.dtype, options.max_shard, tell)
     print(_line(options.to, source.checkpoint, written))
     return Exit.DONE
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the block SIGTERM and Ctrl-C are a DestructError, so that what was begun is taken away."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        raise DestructError(
+            f"{signal.Signals(number).name} ended the export; nothing of it is left", "start it again", Exit.ENVIRONMENT
+        )
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _line(folder: Path, checkpoint: Path, written: "Exported") -> str:

@@ -5,6 +5,7 @@ name in runs/, or a checkpoint.  Prompt and continuation go to stdout as they co
 """
 
 import argparse
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,8 @@ def load(name: str) -> "Speaker":
         DestructError: there is none, or it cannot be read.
     """
     place = place_of(name)
-    source = None if (place / "config.json").is_file() else open_source(place)
+    with progress("verify"):
+        source = None if (place / "config.json").is_file() else open_source(place)
     with progress("load") as tell:
         from destruct.exporting.speaker import of_checkpoint, of_folder  # torch, of which bad input needs none
 
@@ -60,7 +62,9 @@ def load(name: str) -> "Speaker":
 
 def run(options: argparse.Namespace) -> int:
     """Stream the text; DestructError where that cannot be done."""
-    load(options.model).speak(options.prompt, options.max_tokens, options.temperature, options.seed)
+    speaker = load(options.model)
+    with contextlib.suppress(KeyboardInterrupt):  # enough was said
+        speaker.speak(options.prompt, options.max_tokens, options.temperature, options.seed)
     return Exit.DONE
 
 

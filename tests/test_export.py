@@ -1,8 +1,9 @@
 """`destruct export` and `destruct generate`: folders that transformers reads, from runs of one process."""
 
 import json
+import os
 import shutil
-from collections import OrderedDict
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
 
 from destruct import export, generate
-from destruct.checkpoint import manifest
+from destruct.errors import DestructError
 from destruct.exporting.folder import export as write_folder
 from destruct.exporting.source import open_source
 from destruct.loop import train
@@ -155,6 +156,13 @@ def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_filled(rou
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "no stage stays"
 
 
+def test_an_export_that_is_ended_leaves_nothing(rounded, tmp_path):
+    source = open_source(rounded["run"])
+    with pytest.raises(DestructError, match="SIGTERM ended the export"), export.stoppable():
+        write_folder(source, tmp_path / "out", None, "5GB", lambda done, total: os.kill(os.getpid(), signal.SIGTERM))
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_of_a_damaged_checkpoint_is_unpickled(rounded, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(rounded["run"], tmp_path / "run"))
@@ -230,64 +238,3 @@ def test_a_prompt_is_continued_alike_from_the_run_and_from_its_folder(rounded, t
     assert texts[0] == texts[1] != texts[2]
     for arguments in (["a", "--max-tokens", "600"], [""], ["a", "--temperature", "-1"]):
         assert generate.main(["--model", str(tmp_path / "out"), *arguments]) == 2
-
-
-def anonymous_mib() -> float:
-    """Memory of this process that is no file's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-
-
-@pytest.mark.parametrize("backend", ["single", "deepspeed"])
-def test_memory_is_bounded_by_a_shard_whatever_the_size_of_the_model(rounded, tmp_path, backend):
-    """A made-up checkpoint of 24 layers of 4.2 MiB, in shards of 8 MB: a hundred MiB pass through a few."""
-    run = Path(shutil.copytree(rounded["run"], tmp_path / "run"))
-    checkpoint = run / "checkpoints" / "step-00000002"
-    make_large(checkpoint, backend)
-    source = open_source(checkpoint)
-    seen: list[float] = []
-    written = write_folder(source, tmp_path / "out", "float32", "8MB", lambda done, total: seen.append(anonymous_mib()))
-    assert written.size > 100e6 and written.files > 10
-    assert max(seen) - seen[0] < 30
-    model = named(tmp_path / "out")
-    assert all(bool((p == index).all()) for index, p in enumerate(model.values()))
-
-
-SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24}
-
-
-def make_large(checkpoint: Path, backend: str) -> None:
-    """Let a checkpoint be of a larger policy, whose parameters are constants: their place."""
-    facts = json.loads((checkpoint / manifest.NAME).read_text())
-    resolved = checkpoint.parents[1] / "resolved.yaml"
-    config = yaml.safe_load(resolved.read_text())
-    config["model"]["policy"] |= SHAPE
-    config["engine"]["backend"] = backend
-    resolved.write_text(yaml.safe_dump(config))
-    facts |= {f"model.policy.{key}": value for key, value in SHAPE.items()} | {"engine.backend": backend}
-    (checkpoint / manifest.NAME).write_text(json.dumps(facts))
-    shapes = OrderedDict((name, p.shape) for name, p in large_policy(config["model"]["policy"]).named_parameters())
-    masters = [torch.full(shape, float(index)) for index, shape in enumerate(shapes.values())]
-    (checkpoint / "policy" / "state.pt").unlink()
-    if backend == "single":
-        torch.save({"masters": masters, "optimizer": {}}, checkpoint / "policy" / "state.pt")
-    else:
-        save_in_halves(checkpoint / "policy", shapes, masters)
-    reseal(checkpoint)
-
-
-def large_policy(shape: dict):
-    from destruct.config.model import PolicyShape
-    from destruct.models.policy import build_copy
-
-    with torch.device("meta"):
-        return build_copy(PolicyShape(**shape), 300, torch.float32, "chunked")
-
-
-def save_in_halves(policy: Path, shapes: OrderedDict, masters: list[torch.Tensor]) -> None:
-    """As two ranks of ZeRO-3 do."""
-    for rank in range(2):
-        flat = torch.cat([master.flatten().chunk(2)[rank] for master in masters])
-        zero = {"fp32_flat_groups": [flat], "optimizer_state_dict": {"state": {}}, "partition_count": 2}
-        torch.save({"optimizer_state_dict": zero}, policy / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-        torch.save({"param_shapes": [shapes]}, policy / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
