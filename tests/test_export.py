@@ -17,7 +17,6 @@ from destruct.errors import DestructError
 from destruct.exporting.folder import export as write_folder
 from destruct.exporting.source import open_source
 from destruct.loop import train
-from tests.checkpoint.test_comparing import reseal
 from tests.exported import named, own_loss, plain_loss
 from tests.pretrained import BOS, write_llama, write_tokenizer
 from tests.test_pretrained_run import started
