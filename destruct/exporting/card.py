@@ -140,7 +140,8 @@ def _figures(source: Source) -> Iterator[str]:
     columns = [phase for phase in PHASES if phase in state.validation]
     if columns:
         yield "Validation loss, nats per token, on held-out windows of each source."
-        yield f"The newest one in PPO was made after update {state.validated}." if "after" in columns else ""
+        if "after" in columns and state.validated:
+            yield f"The newest one in PPO was made after update {state.validated}."
         yield ""
         yield f"| source | {' | '.join(PHASES[phase] for phase in columns)} |"
         yield f"|---|{'--:|' * len(columns)}"
