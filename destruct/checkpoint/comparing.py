@@ -20,7 +20,7 @@ from torch import Tensor
 
 from destruct.checkpoint import manifest
 from destruct.checkpoint.shelf import STATE
-from destruct.engine.fsdp import saved_names, saved_tensor
+from destruct.engine.fsdp import SavedTensors
 from destruct.engine.zero_files import read_saved
 
 PIECE = 2**22
@@ -153,7 +153,8 @@ def _entries(checkpoint: Path, unit: str) -> dict[str, Entry]:
     """What a file or a folder of DCP holds, by its place there; nothing where it is missing."""
     path = checkpoint / unit
     if path.is_dir():
-        return {name: Entry(True, partial(saved_tensor, path, name)) for name in saved_names(path)}
+        saved = SavedTensors(path)
+        return {name: Entry(True, partial(saved.tensor, name)) for name in saved.names}
     if not path.is_file():
         return {}
     if path.suffix == ".safetensors":

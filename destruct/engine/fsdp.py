@@ -129,19 +129,33 @@ class FsdpEngine:
         }
 
 
-def saved_names(folder: Path) -> list[str]:
-    """Of the tensors that `FsdpEngine.save` wrote into a network's folder: `weights.<name>`, `adam.<name>.exp_avg`."""
-    return list(dcp.FileSystemReader(folder).read_metadata().state_dict_metadata)
+class SavedTensors(dcp.FileSystemReader):
+    """What `FsdpEngine.save` wrote into a network's folder, whole, in any process, which needs no others.
 
+    The index is read once: it grows with the tensors times the ranks, and DCP would read it anew for each tensor.
+    """
 
-def saved_tensor(folder: Path, name: str) -> Tensor:
-    """One of these, put together from the shards of all ranks; in any process, which needs no others."""
-    about: Any = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata[name]
-    whole = torch.empty(about.size, dtype=about.properties.dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that there is one process
-        dcp.load({name: whole}, checkpoint_id=folder, no_dist=True)
-    return whole
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self._index = super().read_metadata()
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        """For DCP."""
+        return self._index
+
+    @property
+    def names(self) -> list[str]:
+        """`weights.<name>`, `adam.<name>.exp_avg` and so on."""
+        return list(self._index.state_dict_metadata)
+
+    def tensor(self, name: str) -> Tensor:
+        """One of these, put together from the shards of all ranks."""
+        about: Any = self._index.state_dict_metadata[name]
+        whole = torch.empty(about.size, dtype=about.properties.dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that there is one process
+            dcp.load({name: whole}, storage_reader=self, no_dist=True)
+        return whole
 
 
 class FsdpFrozen:

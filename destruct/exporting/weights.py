@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from destruct.engine.fsdp import saved_names, saved_tensor
+from destruct.engine.fsdp import SavedTensors
 from destruct.engine.zero_files import LAYOUTS, read_saved
 from destruct.errors import DestructError
 from destruct.exporting.source import POLICY, Source
@@ -64,8 +64,9 @@ def _single(folder: Path, shapes: Shapes) -> tuple[set[str], Read]:
 
 
 def _fsdp(folder: Path, shapes: Shapes) -> tuple[set[str], Read]:
-    names = {name.removeprefix("weights.") for name in saved_names(folder) if name.startswith("weights.")}
-    return names, lambda name: saved_tensor(folder, f"weights.{name}")
+    saved = SavedTensors(folder)
+    names = {name.removeprefix("weights.") for name in saved.names if name.startswith("weights.")}
+    return names, lambda name: saved.tensor(f"weights.{name}")
 
 
 def _deepspeed(folder: Path, shapes: Shapes) -> tuple[set[str], Read]:
