@@ -149,12 +149,19 @@ class SavedTensors(dcp.FileSystemReader):
         return list(self._index.state_dict_metadata)
 
     def tensor(self, name: str) -> Tensor:
-        """One of these, put together from the shards of all ranks."""
+        """One of these, put together from the shards of all ranks.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
         about: Any = self._index.state_dict_metadata[name]
         whole = torch.empty(about.size, dtype=about.properties.dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that there is one process
-            dcp.load({name: whole}, storage_reader=self, no_dist=True)
+            try:
+                dcp.load({name: whole}, storage_reader=self, no_dist=True)
+            except dcp.CheckpointException as error:  # it is no Exception
+                raise next(iter(error.failures.values()))[0] from error
         return whole
 
 

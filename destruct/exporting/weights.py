@@ -6,7 +6,8 @@ its shards when it is asked for.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from destruct.engine.fsdp import SavedTensors
 from destruct.engine.zero_files import LAYOUTS, read_saved
 from destruct.errors import DestructError
+from destruct.exits import Exit
 from destruct.exporting.source import POLICY, Source
 
 Shapes = Mapping[str, torch.Size]  # of each parameter by its name in the policy's network, in the network's order
@@ -33,16 +35,14 @@ def reader(source: Source, shapes: Shapes) -> Read:
         DestructError: the checkpoint does not hold these parameters.
     """
     folder = source.checkpoint / source.role
-    if source.role == POLICY:
-        names, read = READERS[source.backend](folder, shapes)
-    else:
-        file = safe_open(folder / "model.safetensors", "pt")
-        names, read = set(file.keys()), file.get_tensor
+    with _there(folder):
+        names, read = _copy(folder) if source.role != POLICY else READERS[source.backend](folder, shapes)
     if lost := [name for name in shapes if name not in names]:
         raise _misfit(folder, f"has no {lost[0]}")
 
     def whole(name: str) -> Tensor:
-        tensor = read(name)
+        with _there(folder):
+            tensor = read(name)
         if tensor.shape != shapes[name]:
             raise _misfit(folder, f"has {name} of shape {tuple(tensor.shape)}, and not {tuple(shapes[name])}")
         return tensor
@@ -50,11 +50,29 @@ def reader(source: Source, shapes: Shapes) -> Read:
     return whole
 
 
+@contextmanager
+def _there(folder: Path) -> Iterator[None]:
+    """A run that goes on deletes its old checkpoints, perhaps in the midst of this."""
+    try:
+        yield
+    except OSError as error:
+        raise DestructError(
+            f"{folder} cannot be read: {error.strerror or error}",
+            "where its run has gone on and deleted it, export a newer checkpoint",
+            Exit.ENVIRONMENT,
+        ) from error
+
+
 def _misfit(folder: Path, what: str) -> DestructError:
     return DestructError(
         f"{folder} {what}, which the model of its run's resolved.yaml has",
         "where model.policy.path was changed since the run, put back what was there",
     )
+
+
+def _copy(folder: Path) -> tuple[set[str], Read]:
+    file = safe_open(folder / "model.safetensors", "pt")
+    return set(file.keys()), file.get_tensor
 
 
 def _single(folder: Path, shapes: Shapes) -> tuple[set[str], Read]:

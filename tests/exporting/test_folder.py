@@ -12,6 +12,7 @@ import yaml
 
 from destruct.checkpoint import manifest
 from destruct.config.model import PolicyShape
+from destruct.errors import DestructError
 from destruct.export import main
 from destruct.exporting.folder import export as write_folder
 from destruct.exporting.source import open_source
@@ -68,6 +69,17 @@ def test_nothing_is_unpickled_before_its_digest_holds(rounded, tmp_path, monkeyp
         main(["run", "--to", "out"])
     assert Path("sprung").exists(), "it is one"
     assert not Path("out").exists()
+
+
+def test_a_checkpoint_that_its_run_deletes_in_the_midst_is_told_and_leaves_nothing(rounded, tmp_path):
+    run = Path(shutil.copytree(rounded["run"], tmp_path / "run"))
+    for role in ("policy", "frozen"):
+        source = open_source(run, role)
+        shutil.rmtree(source.checkpoint / role)
+        with pytest.raises(DestructError, match="cannot be read.*\\n.*export a newer checkpoint"):
+            write_folder(source, tmp_path / "out", None, "5GB", lambda done, total: None)
+        shutil.copytree(rounded["run"], run, dirs_exist_ok=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def anonymous_mib() -> float:
