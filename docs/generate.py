@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import itertools
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ sys.path.insert(0, str(DOCS.parent))  # the code beside these pages, whatever el
 from destruct.config.base import Section, sections_in, walk  # noqa: E402
 from destruct.config.deepspeed import FrozenJSON, FrozenZero, TrainingJSON  # noqa: E402
 from destruct.config.settings import Config  # noqa: E402
+from destruct.config.words import bounds_of, default_of, meaning_of, sentence, type_of  # noqa: E402
 from destruct.data.embedded import EMBEDDED, NOISE_ENTROPY, markov_entropy_rate  # noqa: E402
 from destruct.tracking.metrics import METRICS  # noqa: E402
 from docs.performance_page import performance_page  # noqa: E402
@@ -116,10 +116,6 @@ KNOWN = {
 }
 """The data sets that the shipped configurations name; sizes are of the training split, as text."""
 
-TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}
-
-SYMBOLS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """A GitHub table whose columns also line up in a terminal; the last column runs free."""
@@ -133,65 +129,14 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [lines[0], rule, *lines[1:]]
 
 
-def type_of(schema: dict[str, Any]) -> str:
-    """The type of a JSON schema, in words."""
-    if "anyOf" in schema:
-        return " or ".join(type_of(member) for member in schema["anyOf"])
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return "choice"
-    if "prefixItems" in schema:
-        return f"{len(schema['prefixItems'])} x {type_of(schema['prefixItems'][0])}"
-    if "additionalProperties" in schema or "patternProperties" in schema:
-        named = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
-        return f"name: {type_of(named)}"
-    return TYPES.get(schema.get("type", "section"), schema.get("type", "section"))
-
-
-def bounds_of(schema: dict[str, Any]) -> list[str]:
-    """The values that a JSON schema lets through, each once."""
-    inner = itertools.chain(schema.get("anyOf", []), schema.get("prefixItems", []))
-    bounds = [bound for member in inner for bound in bounds_of(member)]
-    limits = [f"{symbol} {figure(schema[key])}" for key, symbol in SYMBOLS.items() if key in schema]
-    bounds += [str(schema["minimum"])] if "minimum" in schema and schema["minimum"] == schema.get("maximum") else limits
-    bounds += [f"`{choice}`" for choice in schema.get("enum", [])]
-    if schema.get("minLength") or schema.get("minProperties"):
-        bounds.append("not empty")
-    if "pattern" in schema:
-        bounds.append(f"`{schema['pattern']}`")
-    return list(dict.fromkeys(bounds))
-
-
-def figure(bound: float) -> str:
-    """A bound as one writes it: 2**63 and not nineteen digits."""
-    exponent = int(bound).bit_length() - 1
-    return f"2**{exponent}" if bound == 2**exponent and exponent > 16 else str(bound)
-
-
-def default_of(section: type[Section], name: str) -> str:
-    """The default of a field as YAML and JSON write it; nothing for a section, whose keys have their own."""
-    field = section.model_fields[name]
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    return "" if isinstance(value, Section) else f"`{json.dumps(value)}`"
-
-
-def sentence(text: str | None) -> str:
-    """A docstring in one line."""
-    return " ".join((text or "").split())
-
-
 def keys(section: type[Section], prefix: str, names: Iterable[str] | None = None) -> list[str]:
     """The table of a section's keys."""
     schemas = section.model_json_schema()["properties"]
     rows = []
     for name in names or section.model_fields:
         field, schema = section.model_fields[name], schemas[name]
-        meaning = field.description or next(sections_in(field.annotation)).__doc__
         bounds = ", ".join(bounds_of(schema))
-        rows.append([f"`{prefix}{name}`", type_of(schema), default_of(section, name), bounds, sentence(meaning)])
+        rows.append([f"`{prefix}{name}`", type_of(schema), default_of(field), bounds, meaning_of(field)])
     return table(["Key", "Type", "Default", "Bounds", "Meaning"], rows)
 
 
