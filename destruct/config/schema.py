@@ -3,6 +3,7 @@
 A schema knows keys, types, bounds and choices; what holds between keys is told by `destruct config show`.
 """
 
+import json
 from typing import Any
 
 from destruct.config.base import Section
@@ -36,6 +37,11 @@ def json_schema(kind: str) -> dict[str, Any]:
     if kind in ("training", "frozen"):
         schema["properties"]["fp16"] = FP16
     return {"$schema": DIALECT, "title": title, **schema}
+
+
+def schema_text(kind: str) -> str:
+    """That schema as a file."""
+    return json.dumps(json_schema(kind), indent=1, ensure_ascii=False) + "\n"
 
 
 def _plain(node: Any) -> Any:

@@ -5,15 +5,16 @@ defaults first, so that a value is the same whether it is written or not; each v
 """
 
 import argparse
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from destruct.configuring.answer import say
 from destruct.doors import Parser, find_run, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
-from destruct.secrets import masked
 
 DIFFERENT = 1
 """Exit code, as that of diff(1)."""
@@ -21,7 +22,11 @@ DIFFERENT = 1
 RESOLVED = "resolved.yaml"
 """What a run writes down; it is compared as it is, even where another version of the program wrote it."""
 
-EPILOG = """Of a source that one of them lacks, the keys that the other gives are shown.
+ENGINES = "deepspeed.json"
+"""What a run's engines were given."""
+
+EPILOG = """Of a source that one of them lacks, the keys that the other gives are shown.  Of two runs the filled
+DeepSpeed JSON is compared too; YAML files name theirs, and there the names alone are compared.
 Exit codes: 0 no key differs, 1 some do, 2 one of them cannot be read."""
 
 
@@ -32,6 +37,7 @@ class Side:
     name: str
     values: dict[str, Any]  # dotted key -> value
     origins: dict[str, str]  # dotted key -> file:line, `command line` or `default`
+    engines: dict[str, Any]  # dotted key -> value, of a run's deepspeed.json
 
     def has_section(self, dotted: str) -> bool:
         """Whether it has the section that a key stands in."""
@@ -65,7 +71,7 @@ def read(name: str) -> Side:
         return _resolved(name, path)
     config, provenance = read_config(path, [])
     values = leaves(config.model_dump(mode="json"))
-    return Side(name, values, {key: provenance.get(key, "default") for key in values})
+    return Side(name, values, {key: provenance.get(key, "default") for key in values}, {})
 
 
 def _file(name: str) -> Path:
@@ -89,7 +95,26 @@ def _resolved(name: str, path: Path) -> Side:
     said = {key: lines[int(place.rpartition(":")[2]) - 1].rpartition("  # ") for key, place in places.items()}
     origins = {key: origin if mark else places[key] for key, (_, mark, origin) in said.items()}
     values = leaves(nested)
-    return Side(name, values, {key: origins.get(key, path.name) for key in values})
+    return Side(name, values, {key: origins.get(key, path.name) for key in values}, _engines(path.parent))
+
+
+def _engines(run: Path) -> dict[str, Any]:
+    from destruct.config.reading import read_text
+    from destruct.configuring.keys import leaves
+
+    path = run / ENGINES
+    try:
+        return leaves(json.loads(read_text(path))) if path.is_file() else {}
+    except (ValueError, AttributeError) as error:
+        raise DestructError(f"{path} is not what a run writes: {error}", "restore it, or move it away") from None
+
+
+def with_engines(side: Side, other: Side) -> Side:
+    """A run's values and what its engines were given, where the other one is a run, too."""
+    if not (side.engines and other.engines):
+        return side
+    engines = {f"{ENGINES}:{key}": value for key, value in side.engines.items()}
+    return replace(side, values=side.values | engines, origins=side.origins | dict.fromkeys(engines, ENGINES))
 
 
 def differences(a: Side, b: Side) -> list[str]:
@@ -114,13 +139,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _answer(options: argparse.Namespace) -> int:
     a, b = map(read, options.sides)
+    a, b = with_engines(a, b), with_engines(b, a)
     keys = differences(a, b)
     count = len(a.values.keys() | b.values.keys())
     lines = [f"--- {a.name}", f"+++ {b.name}"] if keys else []
     for key in keys:
         lines += [key, f"  - {_value(key, a)}", f"  + {_value(key, b)}"]
     lines.append(f"{len(keys) or 'none'} of {count} keys {'differs' if len(keys) == 1 else 'differ'}")
-    print(masked("\n".join(lines)))
+    say("\n".join(lines))
     return DIFFERENT if keys else Exit.DONE
 
 

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from destruct.configuring.answer import say
 from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
-from destruct.secrets import masked
 
 if TYPE_CHECKING:
     from destruct.configuring.keys import Key, Values
 
-EPILOG = """`<name>` stands for a name that you choose, as in data.sources.<name>.hub; data.sources.mine.hub is understood.
+EPILOG = """`<name>` stands for a name that you choose: data.sources.<name>.hub; data.sources.mine.hub is understood.
 Exit codes: 0 explained, 2 there is no such key."""
 
 
@@ -58,7 +58,7 @@ def _answer(options: argparse.Namespace) -> int:
         found = [(name, key) for name in options.keys for key in find(name)]
         blocks = [list(explained(name, key, values)) for name, key in found]
         lines = [line for block in blocks for line in ["", *block]][1:]
-    print(masked("\n".join(lines)))
+    say("\n".join(lines))
     return Exit.DONE
 
 
@@ -76,7 +76,7 @@ def explained(name: str, key: "Key", values: "Values | None") -> Iterator[str]:
         if text and not (key.is_section and head == "type"):
             yield f"  {head:<9}{text}"
     if not key.is_section:
-        yield from (f"  {'here':<9}{text}" for text in _here(name, key, values))
+        yield from (f"  {'here':<9}{text}" for text in _here(name, key, values) or _here(key.path, key, values))
     yield from textwrap.wrap(key.meaning, _width(), initial_indent="  ", subsequent_indent="  ")
     if key.is_section:
         yield from _rows(below(key, name), values)
@@ -86,7 +86,7 @@ def _here(name: str, key: "Key", values: "Values | None") -> list[str]:
     """The value of a key in a run's files, for each place that it stands at."""
     found = [] if values is None else values.of(key.file, name)
     return [
-        f"{'' if len(found) == 1 else f'{path}: '}{json.dumps(value, ensure_ascii=False)}  # {origin}"
+        f"{'' if path == key.path else f'{path}: '}{json.dumps(value, ensure_ascii=False)}  # {origin}"
         for path, value, origin in found
     ]
 
@@ -113,7 +113,7 @@ def search(word: str, values: "Values | None") -> list[str]:
     found = [key for key in all_keys() if word.lower() in f"{key.path}\n{key.meaning}".lower()]
     if not found or not word.strip():
         raise DestructError(f"no key has {word!r} in its name or its meaning", "try a part of the word, or another")
-    lines = {}
+    lines: dict[str, None] = {}
     for key in found:  # both JSON files have most keys of the one block
         here = "" if key.is_section else "; ".join(_here(key.path, key, values))
         lines.setdefault(f"{key.path}: {f'{here}  ' if here else ''}{_around(word, key.meaning)}")

@@ -95,14 +95,13 @@ def _is_table(field: FieldInfo) -> bool:
 
 
 def near_names(name: str, keys: list[Key]) -> list[str]:
-    """Up to three paths: namesakes in other sections, then those that are spelt nearly like it."""
+    """Up to three paths whose last part is spelt like that of a name, or nearly; else those nearly like the whole."""
     paths = list(dict.fromkeys(key.path for key in keys))
     leaf = name.lower().rpartition(".")[2]
-    namesakes = [path for path in paths if path.rpartition(".")[2] == leaf]
-    spelt = difflib.get_close_matches(name.lower(), paths, n=3, cutoff=0.75)
     leaves = difflib.get_close_matches(leaf, {path.rpartition(".")[2] for path in paths}, n=1, cutoff=0.75)
     likewise = [path for path in paths if path.rpartition(".")[2] in leaves]
-    return list(dict.fromkeys([*namesakes, *spelt, *likewise]))[:3]
+    likewise.sort(key=lambda path: path.rpartition(".")[0] != name.lower().rpartition(".")[0])
+    return likewise[:3] or difflib.get_close_matches(name.lower(), paths, n=3, cutoff=0.75)
 
 
 def below(section: Key, name: str) -> list[Key]:

@@ -5,9 +5,9 @@ means.  configs/schema.json is the one of the YAML, and the first line of each f
 """
 
 import argparse
-import json
 import sys
 
+from destruct.configuring.answer import say
 from destruct.doors import Parser, told
 from destruct.exits import Exit, leave
 
@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _answer(options: argparse.Namespace) -> int:
-    from destruct.config.schema import json_schema
+    from destruct.config.schema import schema_text
 
-    print(json.dumps(json_schema(options.kind), indent=1, ensure_ascii=False))
+    say(schema_text(options.kind).removesuffix("\n"))
     return Exit.DONE
 
 

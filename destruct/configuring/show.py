@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
+from destruct.configuring.answer import say
 from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
-from destruct.secrets import masked
 
 EPILOG = """Without --ranks and --deepspeed the YAML is checked by itself; with one of them as a run checks it, with the
 files that it names and the batch algebra of so many ranks.
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _answer(arguments: list[str]) -> int:
-    print(masked(shown(parse(arguments))), end="")
+    say(shown(parse(arguments)).removesuffix("\n"))
     return Exit.DONE
 
 
