@@ -120,25 +120,26 @@ def below(section: Key, name: str) -> list[Key]:
 
 
 class Values:
-    """What a run's YAML and the JSON files that it names say.
+    """What a run's YAML says, and the JSON files that it names, which are read when one of their keys is asked for.
 
     Raises:
-        DestructError: one of them is refused by itself.
+        DestructError: the YAML is refused by itself.
     """
 
     def __init__(self, path: Path):
-        config, origins = read_config(path, [])
-        self._values = {"YAML": config.model_dump(mode="json")}
+        self._path = path
+        self._config, origins = read_config(path, [])
+        self._values = {"YAML": self._config.model_dump(mode="json")}
         self._origins = {"YAML": origins}
-        for key in ("deepspeed", "frozen"):
-            file, named = f"JSON of engine.{key}", find_beside(getattr(config.engine, key), path, f"engine.{key}")
-            section = read_json(named, ROOTS[file])
-            self._values[file] = section.model_dump(mode="json")
-            given = leaves(section.model_dump(mode="json", exclude_unset=True))
-            self._origins[file] = dict.fromkeys(given, named.name)
 
     def of(self, file: str, name: str) -> list[tuple[str, Any, str]]:
-        """Path, value and origin of a key, for each name that the user chose where it stands for all of them."""
+        """Path, value and origin of a key, for each name that the user chose where it stands for all of them.
+
+        Raises:
+            DestructError: the JSON file is refused by itself.
+        """
+        if file not in self._values:
+            self._read(file)
         places: list[tuple[tuple[str, ...], Any]] = [((), self._values[file])]
         for part in name.split("."):
             places = [
@@ -149,6 +150,14 @@ class Values:
                 if inner in values
             ]
         return [(".".join(place), value, self._origin(file, ".".join(place))) for place, value in places]
+
+    def _read(self, file: str) -> None:
+        key = file.removeprefix("JSON of ")
+        path = find_beside(getattr(self._config.engine, key.removeprefix("engine.")), self._path, key)
+        section = read_json(path, ROOTS[file])
+        self._values[file] = section.model_dump(mode="json")
+        given = leaves(section.model_dump(mode="json", exclude_unset=True))
+        self._origins[file] = dict.fromkeys(given, path.name)
 
     def _origin(self, file: str, dotted: str) -> str:
         known = self._origins[file]
