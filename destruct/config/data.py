@@ -4,7 +4,7 @@ import os
 import re
 import string
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -36,6 +36,11 @@ def _has_an_owner(hub: str) -> str:
     return hub
 
 
+def _has_origin(key: str) -> dict[str, Any]:
+    """A JSON schema; null, as resolved.yaml has it, is none."""
+    return {"title": f"a source with {key}", "required": [key], "properties": {key: {"type": "string"}}}
+
+
 def template_columns(template: str) -> list[str]:
     """Columns that a template of `format: fields` names, in their order, each once.
 
@@ -63,9 +68,7 @@ def template_columns(template: str) -> list[str]:
 class SourceConfig(Section):
     """One data set of the mixture: an embedded text, local files, or a data set of the Hugging Face hub."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": [key], "properties": {key: {"type": "string"}}} for key in ORIGINS]}
-    )
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_has_origin(key) for key in ORIGINS]})
 
     embedded: Literal["prose", "code", "dialogue", "arithmetic", "markov", "noise"] | None = None
     """A text that needs no download (destruct/data/embedded.py); give this, `path` or `hub`."""
