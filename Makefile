@@ -69,7 +69,7 @@ profile: $(INSTALLED)  ## where an update's time goes, by phase, and a trace: CO
 	$(ENV) && PYTHONPATH=. deepspeed --num_gpus $(NUM_GPUS) -m bench.profile_update --config $(CONFIG) $(ARGS)
 
 .PHONY: docs
-docs: $(INSTALLED)  ## write docs/config.md and docs/metrics.md from the code
+docs: $(INSTALLED)  ## write the generated pages of docs/ and configs/schema.json from the code
 	$(ENV) && python docs/generate.py
 
 .PHONY: format

@@ -88,7 +88,7 @@ def here() -> str:
 
 def commit() -> str:
     """Short hash of the last commit, with a + where files differ from it; empty outside a checkout."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=9"]
+    command = ["git", "-C", str(ROOT), "describe", "--exclude=*", "--always", "--dirty=+", "--abbrev=9"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:

@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from destruct.errors import DestructError
@@ -16,6 +17,7 @@ DOORS = {
     "train": "train on one rank (under a launcher: deepspeed --num_gpus N -m destruct.train ...)",
     "plan": "memory, collectives, time and disk of a run before it starts",
     "doctor": "look at a machine before a run does: packages, GPUs, ranks, disk, hub, Slurm, the config",
+    "config": "the configuration of a run: show it, explain its keys, compare two, a schema for editors",
     "explain": "what each source of a run taught, and why it has its weight",
     "launch": "start a run: on this machine, under Slurm, or on several hosts",
     "checkpoints": "a run's checkpoints: list, verify, prune, or pick the one to go on from",
@@ -23,7 +25,10 @@ DOORS = {
     "generate": "continue a prompt with an exported model, or with a run's newest checkpoint",
     "verify_resume": "make a short run twice, once with a resume in it, and compare all that it leaves",
 }
-"""Commands that there are -> what they do; each is the module of its name here, with `main(arguments) -> exit code`."""
+"""Commands that there are -> what they do; each is the module of its name here, with `main(arguments) -> exit code`.
+
+Of a package it is `__main__`, as for `python -m`.
+"""
 
 
 RUNS = Path("runs")
@@ -101,7 +106,13 @@ def through(program: str, package: str, doors: dict[str, str], arguments: list[s
         print(f"destruct: {error}", file=sys.stderr)
         return error.exit_code
     # Only now, as one of them may take long to import.
-    return importlib.import_module(f"{package}.{command}").main(rest)
+    return module_of(package, command).main(rest)
+
+
+def module_of(package: str, command: str) -> ModuleType:
+    """The module that holds `main` of a command."""
+    module = importlib.import_module(f"{package}.{command}")
+    return importlib.import_module(f"{module.__name__}.__main__") if hasattr(module, "__path__") else module
 
 
 def _help(program: str, doors: dict[str, str]) -> str:

@@ -1,9 +1,11 @@
-"""Write the generated pages of docs/ from the code: `python docs/generate.py`; with `--check`, only compare."""
+"""Write the generated pages of docs/, and the schemas of configs/, from the code: `python docs/generate.py`.
+
+With `--check` they are only compared.
+"""
 
 import argparse
 import difflib
 import itertools
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ sys.path.insert(0, str(DOCS.parent))  # the code beside these pages, whatever el
 
 from destruct.config.base import Section, sections_in, walk  # noqa: E402
 from destruct.config.deepspeed import FrozenJSON, FrozenZero, TrainingJSON  # noqa: E402
+from destruct.config.schema import schema_text  # noqa: E402
 from destruct.config.settings import Config  # noqa: E402
+from destruct.config.words import bounds_of, default_of, meaning_of, sentence, type_of  # noqa: E402
 from destruct.data.embedded import EMBEDDED, NOISE_ENTROPY, markov_entropy_rate  # noqa: E402
 from destruct.tracking.metrics import METRICS  # noqa: E402
 from docs.performance_page import performance_page  # noqa: E402
@@ -29,6 +33,11 @@ CONFIG_INTRO = """\
 A run is one YAML file (`configs/local.yaml` is a complete one) and the two DeepSpeed JSON files that it names.
 Every key is below, with the value it has when it is left out. The YAML stays sparse: `resolved.yaml` in the run's
 folder has every value, with the file and line, `command line` or `default` it came from.
+
+`destruct config explain ppo.clip_range` says what stands here, `destruct config show --config FILE` what a run would
+have, `destruct config diff A B` in what two files or two runs differ. An editor with `yaml-language-server` (the YAML
+extension of VS Code, for one) completes and checks keys by the first line of each file in configs/, which names
+`configs/schema.json`; `destruct config schema --deepspeed` is that of the JSON files.
 
 `key.sub=value` after `--config FILE` overrides one value, e.g. `ppo.epochs=1 reward.terms.eos=0.5`; the value is read
 as YAML. Unknown keys, wrong types (`"3"` or `true` for a number) and values out of bounds end the run with exit code
@@ -116,10 +125,6 @@ KNOWN = {
 }
 """The data sets that the shipped configurations name; sizes are of the training split, as text."""
 
-TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}
-
-SYMBOLS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """A GitHub table whose columns also line up in a terminal; the last column runs free."""
@@ -133,65 +138,14 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [lines[0], rule, *lines[1:]]
 
 
-def type_of(schema: dict[str, Any]) -> str:
-    """The type of a JSON schema, in words."""
-    if "anyOf" in schema:
-        return " or ".join(type_of(member) for member in schema["anyOf"])
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return "choice"
-    if "prefixItems" in schema:
-        return f"{len(schema['prefixItems'])} x {type_of(schema['prefixItems'][0])}"
-    if "additionalProperties" in schema or "patternProperties" in schema:
-        named = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
-        return f"name: {type_of(named)}"
-    return TYPES.get(schema.get("type", "section"), schema.get("type", "section"))
-
-
-def bounds_of(schema: dict[str, Any]) -> list[str]:
-    """The values that a JSON schema lets through, each once."""
-    inner = itertools.chain(schema.get("anyOf", []), schema.get("prefixItems", []))
-    bounds = [bound for member in inner for bound in bounds_of(member)]
-    limits = [f"{symbol} {figure(schema[key])}" for key, symbol in SYMBOLS.items() if key in schema]
-    bounds += [str(schema["minimum"])] if "minimum" in schema and schema["minimum"] == schema.get("maximum") else limits
-    bounds += [f"`{choice}`" for choice in schema.get("enum", [])]
-    if schema.get("minLength") or schema.get("minProperties"):
-        bounds.append("not empty")
-    if "pattern" in schema:
-        bounds.append(f"`{schema['pattern']}`")
-    return list(dict.fromkeys(bounds))
-
-
-def figure(bound: float) -> str:
-    """A bound as one writes it: 2**63 and not nineteen digits."""
-    exponent = int(bound).bit_length() - 1
-    return f"2**{exponent}" if bound == 2**exponent and exponent > 16 else str(bound)
-
-
-def default_of(section: type[Section], name: str) -> str:
-    """The default of a field as YAML and JSON write it; nothing for a section, whose keys have their own."""
-    field = section.model_fields[name]
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    return "" if isinstance(value, Section) else f"`{json.dumps(value)}`"
-
-
-def sentence(text: str | None) -> str:
-    """A docstring in one line."""
-    return " ".join((text or "").split())
-
-
 def keys(section: type[Section], prefix: str, names: Iterable[str] | None = None) -> list[str]:
     """The table of a section's keys."""
     schemas = section.model_json_schema()["properties"]
     rows = []
     for name in names or section.model_fields:
         field, schema = section.model_fields[name], schemas[name]
-        meaning = field.description or next(sections_in(field.annotation)).__doc__
         bounds = ", ".join(bounds_of(schema))
-        rows.append([f"`{prefix}{name}`", type_of(schema), default_of(section, name), bounds, sentence(meaning)])
+        rows.append([f"`{prefix}{name}`", type_of(schema), default_of(field), bounds, meaning_of(field)])
     return table(["Key", "Type", "Default", "Bounds", "Meaning"], rows)
 
 
@@ -275,19 +229,34 @@ PAGES = {
     "sources.md": sources_page,
 }
 
+SCHEMAS = {
+    "schema.json": lambda: schema_text("run"),
+    "prompts_schema.json": lambda: schema_text("prompts"),
+}
+"""Files that the first lines of configs/*.yaml name to editors."""
 
-def differences(folder: Path) -> list[str]:
-    """One line for each page of a folder that is not what the code says."""
+
+def places(folder: Path | None) -> dict[Path, str]:
+    """Each generated file and its text.
+
+    Args:
+        folder: where all of them are; None for docs/ and configs/.
+    """
+    pages = {(folder or DOCS) / name: page() for name, page in PAGES.items()}
+    return pages | {(folder or DOCS.parent / "configs") / name: schema() for name, schema in SCHEMAS.items()}
+
+
+def differences(folder: Path | None) -> list[str]:
+    """One line for each generated file that is not what the code says."""
     found = []
-    for name, page in PAGES.items():
-        path = folder / name
+    for path, text in places(folder).items():
         old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        changes = list(difflib.unified_diff(old, page().splitlines(), n=0, lineterm=""))[2:]
+        changes = list(difflib.unified_diff(old, text.splitlines(), n=0, lineterm=""))[2:]
         lines = [line for line in changes if not line.startswith("@@")]
         if lines:
             gone = sum(line.startswith("-") for line in lines)
             found.append(
-                f"{folder.name}/{name}: {gone} lines out of date, {len(lines) - gone} missing, the first: "
+                f"{path.parent.name}/{path.name}: {gone} lines out of date, {len(lines) - gone} missing, the first: "
                 f"{lines[0][:80]!r}; run python docs/generate.py"
             )
     return found
@@ -296,16 +265,16 @@ def differences(folder: Path) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Write or compare the pages; returns the exit code."""
     parser = argparse.ArgumentParser(prog="docs/generate.py", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a page is out of date")
-    parser.add_argument("--folder", type=Path, default=DOCS, help="where the pages are (default: beside this file)")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a file is out of date")
+    parser.add_argument("--folder", type=Path, help="where all of them are (default: docs/ and configs/)")
     options = parser.parse_args(arguments)
     if options.check:
         found = differences(options.folder)
         for line in found:
             print(line, file=sys.stderr)
         return int(bool(found))
-    for name, page in PAGES.items():
-        (options.folder / name).write_text(page(), encoding="utf-8")
+    for path, text in places(options.folder).items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

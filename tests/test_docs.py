@@ -44,6 +44,18 @@ def test_a_page_that_drifted_or_is_missing_is_told_in_one_line_and_written_again
     assert generate(here) == 0 and generate(["--check", *here]) == 0
 
 
+def test_a_schema_that_drifted_is_told_and_written_again(tmp_path, capsys):
+    here = ["--folder", str(tmp_path)]
+    assert generate(here) == 0
+    schema = tmp_path / "schema.json"
+    assert schema.read_text() == (ROOT / "configs" / "schema.json").read_text()
+    schema.write_text(schema.read_text().replace('"clip_range"', '"clip"'))
+    assert generate(["--check", *here]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "schema.json: 1 lines out of date, 1 missing, the first: '-    \"clip\": {'" in said
+    assert generate(here) == 0 and generate(["--check", *here]) == 0
+
+
 def tables(name: str) -> list[list[list[str]]]:
     """Every table of a page: rows of cells, without the padding."""
     found: list[list[list[str]]] = [[]]

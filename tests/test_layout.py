@@ -24,8 +24,8 @@ LAYERS = (
     "checkpoint/ tracking/ evaluation.py run_folder.py warmup.py prompting.py drift.py ppo/distance.py "
     "watchdog.py guard.py setbacks.py exporting/",
     "run.py inputs.py networks.py planning/ build.py loop.py preparation.py steps.py recording.py",
-    "doors.py train.py plan.py doctor.py checkup/ launch.py launching/ explain.py checkpoints.py "
-    "verify_resume.py export.py generate.py",
+    "doors.py train.py plan.py doctor.py checkup/ config/__main__.py configuring/ launch.py launching/ explain.py "
+    "checkpoints.py verify_resume.py export.py generate.py",
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names.split()}
 """A file's layer is that of the longest prefix of its path; it imports its own layer or a lower number."""

@@ -191,13 +191,13 @@ def _dump(value: dict[str, Any], prefix: str, depth: int, provenance: dict[str, 
         dotted = f"{prefix}.{key}" if prefix else key
         indent = "  " * depth
         if isinstance(item, dict) and item:
-            lines.append(f"{indent}{_scalar(key)}:")
+            lines.append(f"{indent}{scalar(key)}:")
             _dump(item, dotted, depth + 1, provenance, lines)
         else:
-            lines.append(f"{indent}{_scalar(key)}: {_scalar(item)}  # {provenance.get(dotted, 'default')}")
+            lines.append(f"{indent}{scalar(key)}: {scalar(item)}  # {provenance.get(dotted, 'default')}")
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
     """A value as YAML of one line."""
     quotes = '"' if isinstance(value, str) and "\n" in value else None
     text = yaml.safe_dump(value, default_flow_style=True, default_style=quotes, width=10**6)

@@ -4,9 +4,9 @@ import os
 import re
 import string
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from destruct.config.base import Section
 from destruct.config.rollout import USER_TERM
@@ -14,6 +14,8 @@ from destruct.config.rollout import USER_TERM
 COLUMNS = {"text": "text", "dialog": "dialog", "translation": "translation", "chat": "messages"}
 """Format that reads one column -> the column's name where none is given."""
 FORMATS = (*COLUMNS, "fields")
+ORIGINS = ("embedded", "path", "hub")
+"""Keys of which a source has exactly one."""
 
 
 def _not_the_mean(name: str) -> str:
@@ -32,6 +34,11 @@ def _has_an_owner(hub: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
         raise ValueError(f"{hub!r} is not owner/name; take the id from the data set's page, as in Salesforce/wikitext")
     return hub
+
+
+def _has_origin(key: str) -> dict[str, Any]:
+    """A JSON schema; null, as resolved.yaml has it, is none."""
+    return {"title": f"a source with {key}", "required": [key], "properties": {key: {"type": "string"}}}
 
 
 def template_columns(template: str) -> list[str]:
@@ -61,6 +68,8 @@ def template_columns(template: str) -> list[str]:
 class SourceConfig(Section):
     """One data set of the mixture: an embedded text, local files, or a data set of the Hugging Face hub."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_has_origin(key) for key in ORIGINS]})
+
     embedded: Literal["prose", "code", "dialogue", "arithmetic", "markov", "noise"] | None = None
     """A text that needs no download (destruct/data/embedded.py); give this, `path` or `hub`."""
     path: str | None = Field(None, min_length=1)
@@ -86,7 +95,9 @@ class SourceConfig(Section):
     shard_mib: float = Field(64, gt=0)
     """Text of a shard of a `streaming` source in MiB, of which the disk takes about as much for each of six shards at
     most; another size is another order of the windows.  Of a `validation_split` as much is held out."""
-    format: str = "text"
+    format: str = Field(
+        "text", json_schema_extra={"oneOf": [{"enum": [*FORMATS]}, {"pattern": f"^{USER_TERM.pattern}$"}]}
+    )
     """How a row becomes a text: `text`; `dialog`, a list of turns joined by line breaks; `translation`, the text in
     `language`; `chat`, messages in the tokenizer's chat template, of which the last one is the continuation if the
     assistant speaks it, and what stands before it the prompt (all of them where somebody else has the last word);
@@ -145,7 +156,7 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [key for key in ("embedded", "path", "hub") if getattr(self, key) is not None]
+        given = [key for key in ORIGINS if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(
                 "a source takes exactly one of `embedded`, `path` and `hub`, and it has "
@@ -225,7 +236,9 @@ class TokenizerConfig(Section):
 class DataConfig(Section):
     """The sources of the mixture, their tokenizer and their held-out share."""
 
-    sources: dict[SourceName, SourceConfig] = Field(min_length=1)
+    sources: dict[SourceName, SourceConfig] = Field(
+        min_length=1, json_schema_extra={"propertyNames": {"not": {"const": "mean"}}}
+    )
     """Source name -> where its text comes from.  Their order does not matter: the run goes by their names, in the order
     of the alphabet."""
     tokenizer: TokenizerConfig = TokenizerConfig()

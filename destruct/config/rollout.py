@@ -58,7 +58,14 @@ class RewardModelConfig(Section):
 class RewardConfig(Section):
     """What a rollout is worth: a weighted sum of terms; that of a whole rollout is paid with its last real token."""
 
-    terms: dict[str, float] = Field(default_factory=lambda: {"repetition": 1.0, "continuation_overlap": 1.0})
+    terms: dict[str, float] = Field(
+        default_factory=lambda: {"repetition": 1.0, "continuation_overlap": 1.0},
+        json_schema_extra={
+            "minProperties": 1,
+            "properties": {name: {"type": "number"} for name in REWARD_TERMS},
+            "propertyNames": {"anyOf": [{"enum": [*REWARD_TERMS]}, {"pattern": f"^{USER_TERM.pattern}$"}]},
+        },
+    )
     """Term -> weight.  Per rollout: `repetition` in [-1, 0], `continuation_overlap` (0 where the data has none),
     `length` and `eos` in [0, 1], `reward_model`.  Per token: `match` (the token is the text's own; per_position alone),
     `frozen_likelihood` (its logprob under the frozen model, nats).  Or the user's own `module:function`
