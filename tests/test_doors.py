@@ -58,6 +58,13 @@ def test_help_lists_the_commands_and_imports_nothing_that_takes_long(tmp_path):
     assert "destruct.errors" in modules and not modules & HEAVY
 
 
+@pytest.mark.parametrize("door", ["export", "generate"])
+def test_the_help_of_doors_that_read_models_waits_for_no_torch(tmp_path, door):
+    done, modules = go(tmp_path, door, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not modules & {"torch", "deepspeed", "transformers", "datasets", "safetensors"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem", "remedy"),
     [
