@@ -21,6 +21,7 @@ DOORS = {
     "explain": "what each source of a run taught, and why it has its weight",
     "launch": "start a run: on this machine, under Slurm, or on several hosts",
     "checkpoints": "a run's checkpoints: list, verify, prune, or pick the one to go on from",
+    "evaluate": "how well a model does on held-out text and on prompts, alone or beside another one",
     "export": "a checkpoint as a folder of Hugging Face, for transformers and whatever reads those",
     "generate": "continue a prompt with an exported model, or with a run's newest checkpoint",
     "verify_resume": "make a short run twice, once with a resume in it, and compare all that it leaves",

@@ -77,6 +77,44 @@ def read_inputs(settings: Settings, topology: Topology, screen: Screen, checkpoi
     return inputs
 
 
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What any model can be measured on of one source, in the tokens of its tokenizer."""
+
+    name: str
+    windows: LanguageWindows
+    prompts: PromptBatch | None  # the first of those that the run keeps at hand; None where none were asked for
+    learnable: bool
+    digest: str  # what tells the source's tokens from others
+
+
+def read_held_out(
+    config: Config, tokenizer: Tokenizer, prompts: int, topology: Topology, screen: Screen
+) -> list[HeldOut]:
+    """The held-out windows and prompts that a run of this config has, of each source; all ranks call it.
+
+    Args:
+        tokenizer: of the model that is measured.
+        prompts: most of each source; 0 for none.
+
+    Raises:
+        DestructError: a source is not what it should be, or its held-out text fills no window.
+    """
+    folder = config.data.cache_folder
+    sources = topology.together(lambda: open_sources(config.data, config.run.seed, _chat(tokenizer), folder))
+    cached = topology.together(lambda: _cached(config, sources, tokenizer, topology, screen, ()))
+    digests = _equal_data(cached, topology)
+
+    def of(source: CachedSource) -> HeldOut:
+        name, store, seed = source.name, source.held_out, config.run.seed
+        windows = _packed(name, "held out", store, config, least=1)
+        pieces = _pieces(name, "held out", store, config, tokenizer) if prompts else None
+        batch = None if pieces is None else _some_prompts(name, pieces, seed, prompts)
+        return HeldOut(name, windows, batch, config.data.sources[name].learnable, digests[name])
+
+    return topology.together(lambda: [of(source) for source in cached])
+
+
 def _pretrained_tokenizer(settings: Settings) -> Tokenizer | None:
     """The tokenizer that the config names, else the policy's own; None where one is trained."""
     policy, path = settings.config.model.policy, settings.config.data.tokenizer.path
@@ -174,7 +212,8 @@ def _windows(
         language=language,
         held_out=held_out,
         held_out_prompts=[
-            _some_prompts(source.name, pieces, config.run.seed) for source, pieces in zip(cached, prompts, strict=True)
+            _some_prompts(source.name, pieces, config.run.seed, PROMPTS)
+            for source, pieces in zip(cached, prompts, strict=True)
         ],
         validation=_validation_sets(config, held_out, tokenizer),
         digests=digests,
@@ -216,9 +255,9 @@ def _training_pieces(
     return StreamPieces(source.shards, first, head_start, screen.say)
 
 
-def _some_prompts(name: str, pieces: Pieces, seed: int) -> PromptBatch:
+def _some_prompts(name: str, pieces: Pieces, seed: int, most: int) -> PromptBatch:
     """A sample of a source's pieces; the first ones may all be of one document."""
-    number = np.arange(min(PROMPTS, len(pieces)))
+    number = np.arange(min(most, len(pieces)))
     sample = permuted(number, len(pieces), derive(seed, "held out prompts", name))
     return prompt_batch(pieces.read(sample), 0, number, number, pieces.prompt_tokens, torch.device("cpu"))
 

@@ -14,7 +14,7 @@ from tests.test_layout import LAYER
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "commands: train, plan, doctor, config, explain, launch, checkpoints, export, generate, verify_resume; "
+    "commands: train, plan, doctor, config, explain, launch, checkpoints, evaluate, export, generate, verify_resume; "
     "destruct --help says more"
 )
 HEAVY = {"torch", "deepspeed", "transformers", "datasets", "numpy", "pydantic"}
@@ -58,7 +58,7 @@ def test_help_lists_the_commands_and_imports_nothing_that_takes_long(tmp_path):
     assert "destruct.errors" in modules and not modules & HEAVY
 
 
-@pytest.mark.parametrize("door", ["export", "generate"])
+@pytest.mark.parametrize("door", ["evaluate", "export", "generate"])
 def test_the_help_of_doors_that_read_models_waits_for_no_torch(tmp_path, door):
     done, modules = go(tmp_path, door, "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -31,12 +31,10 @@ from destruct.exporting.network import (
     persistent_buffers,
     speaking_config,
 )
-from destruct.exporting.source import RESOLVED, Source
+from destruct.exporting.source import RESOLVED, TRAINING, Source
 from destruct.exporting.weights import Read, reader
 
 PATTERN, INDEX = "model{suffix}.safetensors", "model.safetensors.index.json"
-TRAINING = "training"
-"""Folder of what the run was made with."""
 SPARE = 2**24
 """Bytes on the disk for all that is no weight."""
 

@@ -18,6 +18,8 @@ POLICY, FROZEN, INITIAL = ROLES = ("policy", "frozen", "initial")
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
 RESOLVED = "resolved.yaml"
+TRAINING = "training"
+"""Folder, in an exported one, of what the run was made with."""
 _ABOVE = 3  # a run's folder is the second above a checkpoint, and the third above one in given-up/
 
 
@@ -67,7 +69,7 @@ def open_source(path: Path, role: str = POLICY) -> Source:
         manifest.check(checkpoint, facts, [*names, STATE, TOKENIZER])
     except manifest.Damaged as damage:
         older = [other.name for other in finding.older_than(checkpoint)]
-        remedy = f"export an older one: {', '.join(older)}" if older else "have the disk looked after"
+        remedy = f"name an older one: {', '.join(older)}" if older else "have the disk looked after"
         raise DestructError(str(damage), remedy, Exit.ENVIRONMENT) from None
     if not names:
         raise DestructError(

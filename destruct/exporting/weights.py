@@ -58,7 +58,7 @@ def _there(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise DestructError(
             f"{folder} cannot be read: {error.strerror or error}",
-            "where its run has gone on and deleted it, export a newer checkpoint",
+            "where its run has gone on and deleted it, name a newer checkpoint",
             Exit.ENVIRONMENT,
         ) from error
 

@@ -76,7 +76,7 @@ def test_a_checkpoint_that_its_run_deletes_in_the_midst_is_told_and_leaves_nothi
     for role in ("policy", "frozen"):
         source = open_source(run, role)
         shutil.rmtree(source.checkpoint / role)
-        with pytest.raises(DestructError, match="cannot be read.*\\n.*export a newer checkpoint"):
+        with pytest.raises(DestructError, match="cannot be read.*\\n.*name a newer checkpoint"):
             write_folder(source, tmp_path / "out", None, "5GB", lambda done, total: None)
         shutil.copytree(rounded["run"], run, dirs_exist_ok=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,0 +1,117 @@
+"""Makes a model that is evaluated: the network with the loss and the attention of a run, and the model's tokenizer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from destruct.checkpoint import contents
+from destruct.config.settings import Config
+from destruct.data.tokenizing import Tokenizer
+from destruct.errors import DestructError
+from destruct.evaluating.subject import Subject
+from destruct.exporting.network import buffers_of, config_of, empty_model
+from destruct.exporting.source import Source
+from destruct.exporting.weights import reader
+from destruct.models.attention import SDPA
+from destruct.models.documents import check_documents
+from destruct.models.policy import PolicyNetwork, build_copy, check_head
+from destruct.models.pretrained import check_fit, load_weights, read_config
+from destruct.ops.dispatch import fastest, implementation
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is known of a model before its weights are read."""
+
+    subject: Subject
+    tokenizer: Tokenizer
+    architecture: PreTrainedConfig
+    dtype: torch.dtype
+
+    @property
+    def context(self) -> int:
+        """Most tokens that it holds."""
+        return getattr(self.architecture, "max_position_embeddings", None) or 2**30
+
+
+def open_model(subject: Subject, config: Config, float32: bool) -> Model:
+    """Read a model's tokenizer and config.
+
+    Raises:
+        DestructError: they cannot be had, are of no model that can be measured, or do not fit the windows.
+    """
+    source = subject.source
+    if source is None:
+        tokenizer = Tokenizer.pretrained(subject.key, subject.name)
+        architecture = read_config(subject.key, subject.name, None)
+        own = architecture.dtype if architecture.dtype == torch.bfloat16 else torch.float32
+    else:
+        saved = Tokenizer.pretrained("the run's tokenizer", str(source.run / "tokenizer"))
+        # To the byte that of the run, by which the token cache knows its texts.
+        text = (source.checkpoint / contents.TOKENIZER).read_text(encoding="utf-8")
+        tokenizer = Tokenizer(saved.fast, text)
+        architecture, own = config_of(source.config, tokenizer), getattr(torch, source.dtype)
+    check_fit(subject.key, architecture, tokenizer.vocab_size, config.window_tokens)
+    return Model(subject, tokenizer, architecture, torch.float32 if float32 else own)
+
+
+def load_network(model: Model, config: Config, device: torch.device) -> PolicyNetwork:
+    """The network with its weights, on a device.
+
+    Raises:
+        DestructError: the weights cannot be read, or are of a model that cannot be measured.
+    """
+    subject, attention = model.subject, config.model.attention
+    loss = _loss_of(config, device)
+    rows = implementation(loss).rows_per_chunk(model.architecture.vocab_size, model.dtype, config.engine.loss_chunk_mib)
+    if subject.source is not None:
+        return _of_checkpoint(model, subject.source, loss, attention, rows).to(device)
+    lm = _of_transformers(model, attention)
+    try:
+        network = PolicyNetwork(lm, loss, rows).requires_grad_(False).eval().to(device)
+        _check(network, subject.key, device)
+    except DestructError as error:
+        problem = error.problem.removeprefix(f"{subject.key}.path: ")
+        raise DestructError(f"{subject.key} {subject.name}: {problem}", "name another model") from None
+    return network
+
+
+def _of_transformers(model: Model, attention: str) -> PreTrainedModel:
+    subject, architecture = model.subject, model.architecture
+    architecture._attn_implementation = SDPA if attention == "sdpa" else attention
+    return load_weights(AutoModelForCausalLM, subject.key, subject.name, None, architecture, model.dtype)
+
+
+def _check(network: PolicyNetwork, key: str, device: torch.device) -> None:
+    """Refuse what a run refuses to train.
+
+    Raises:
+        DestructError: its logits are not hidden states times head, or it lets documents see each other.
+    """
+
+    def logits(tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return network(tokens, rows, None, positions)
+
+    check_head(network)
+    check_documents(key, network, logits, device)
+
+
+def _loss_of(config: Config, device: torch.device) -> str:
+    """The implementation of the loss that the run has, where it runs here."""
+    asked = config.engine.loss
+    return fastest(device) if asked == "auto" or (asked == "triton" and device.type != "cuda") else asked
+
+
+@torch.no_grad()
+def _of_checkpoint(model: Model, source: Source, loss: str, attention: str, rows: int) -> PolicyNetwork:
+    shape = source.config.model.policy
+    network = build_copy(shape, model.tokenizer.vocab_size, model.dtype, loss, attention, rows)
+    parameters = dict(network.named_parameters())
+    read = reader(source, {name: p.shape for name, p in parameters.items()})
+    for name, p in parameters.items():
+        p.copy_(read(name))
+    for name, tensor in buffers_of(empty_model(model.architecture, model.dtype), shape).items():
+        network.lm.get_buffer(name).copy_(tensor)
+    return network
