@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Loss:
     tokens: Tensor  # (n,) int64  predicted ones of each
     bytes: Tensor  # (n,) int64  UTF-8 bytes of these
     learnable: bool
-    digest: str  # of tokens, positions and bytes: what was measured on
+    digest: str  # of what was measured on: tokens, where documents begin, and what the tokens stand for
 
     @property
     def nats_per_token(self) -> Estimate:
@@ -73,7 +74,7 @@ class Speech:
 
     prompts: int
     figures: dict[str, Replicated]
-    digest: str  # of the prompts
+    digest: str  # of the prompts, likewise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,13 +115,13 @@ def measure(
         DestructError: nothing is predicted in a source's windows, or a user's reward function fails.
     """
     config, how = job.config, sampling(model.tokenizer, job.config.rollout.temperature, job.config.rollout.stop)
-    engine, token_bytes = SingleFrozen(network), torch.from_numpy(model.tokenizer.token_bytes.copy())
+    engine, read_by = SingleFrozen(network), _Reading.of(model.tokenizer)
     steps = {source.name: len(_slices(source, job.windows, topology)) for source in held_out}
     with screen.phase("loss", sum(steps.values())) as progress:
-        losses = {each.name: _loss(engine, each, job.windows, token_bytes, topology, progress) for each in held_out}
+        losses = {each.name: _loss(engine, each, job.windows, read_by, topology, progress) for each in held_out}
     speech: dict[str, Speech] = {}
     if job.samples:
-        judge = _Judge(config, model.tokenizer, reward_terms(config))
+        judge = _Judge(config, model.tokenizer, reward_terms(config), read_by)
         with screen.phase("sample", len(held_out)) as progress:
             for source in held_out:
                 responses = _sampled(network, source, job.seed, how, topology)
@@ -135,16 +136,33 @@ def _slices(source: HeldOut, most: int, topology: Topology) -> range:
     return range(0, min(most, len(source.windows)), WINDOWS_PER_FORWARD * topology.world_size)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What tokens stand for."""
+
+    token_bytes: Tensor  # (V,) int64
+    vocabulary: bytes  # a digest of it
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        tokens = sorted(tokenizer.fast.get_vocab().items(), key=lambda item: item[1])
+        return cls(torch.from_numpy(tokenizer.token_bytes.copy()), _digest(repr(tokens).encode()).digest())
+
+
+def _digest(begin: bytes) -> Any:
+    return hashlib.blake2b(begin, digest_size=16)
+
+
 def _loss(
-    engine: SingleFrozen, source: HeldOut, most: int, token_bytes: Tensor, topology: Topology, progress: Phase
+    engine: SingleFrozen, source: HeldOut, most: int, read_by: _Reading, topology: Topology, progress: Phase
 ) -> Loss:
     count, begins = min(most, len(source.windows)), _slices(source, most, topology)
-    nats, tokens, sizes, digest = [], [], [], hashlib.blake2b(digest_size=16)
+    nats, tokens, sizes, digest = [], [], [], _digest(read_by.vocabulary)
     for begin in begins:
         windows = source.windows.select(np.arange(begin, min(begin + begins.step, count)))
         bytes_of = torch.zeros(windows.predicted.shape, dtype=torch.int64)
-        bytes_of[windows.predicted] = token_bytes[windows.targets]
-        for part in (windows.tokens, windows.positions, bytes_of):
+        bytes_of[windows.predicted] = read_by.token_bytes[windows.targets]
+        for part in (windows.tokens, windows.positions):
             digest.update(part.numpy().tobytes())
         nats.append(window_nats(engine, windows, topology).cpu())
         tokens.append(windows.target_counts)
@@ -192,7 +210,8 @@ class _Judge:
         terms: reward terms that are figures, too.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, terms: Mapping[str, Term]):
+    def __init__(self, config: Config, tokenizer: Tokenizer, terms: Mapping[str, Term], read_by: _Reading):
+        self.vocabulary = read_by.vocabulary
         self.context, self.terms, self.eos_id = RewardContext(config.reward.ngram, tokenizer), terms, tokenizer.eos_id
 
     def __call__(self, said: RolloutBatch) -> Speech:
@@ -205,5 +224,5 @@ class _Judge:
         for name, term in self.terms.items():
             values = term.measure(said, self.context).double()
             figures[name] = mean((values.sum(1) / said.lengths if term.per_token else values).tolist())
-        digest = hashlib.blake2b(repr(said.prompts.prompt_ids()).encode(), digest_size=16).hexdigest()
+        digest = _digest(self.vocabulary + repr(said.prompts.prompt_ids()).encode()).hexdigest()
         return Speech(len(ids), figures, digest)

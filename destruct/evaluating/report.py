@@ -80,6 +80,11 @@ def legend(evaluation: Evaluation) -> list[str]:
             f"repetition: share of a response's {ngram}-grams that came before in it; distinct-n: different n-grams of "
             "all responses per n-gram; length: tokens; eos rate: ended by themselves"
         )
+    if evaluation.comparison is not None and not all(row.paired for row in evaluation.comparison.sources.values()):
+        lines.append(
+            "windows others: other tokenizers cut other windows of the same held-out text, so that only bits per byte "
+            "can be compared, with the error of two samples that have nothing to do with each other"
+        )
     return lines + evaluation.notes
 
 
