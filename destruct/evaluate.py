@@ -76,8 +76,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         number = getattr(options, name)
         if number is not None and not least <= number < 2**63:
             raise DestructError(f"--{name} {number} is out of range", f"write {least} or more")
-    if options.json == options.markdown == STDOUT:
-        raise DestructError("--json - and --markdown - both write to standard output", "name a file for one of them")
+    if options.json is not None and options.json == options.markdown:
+        raise DestructError(f"--json and --markdown would both be written to {options.json}", "name two places")
     return options
 
 
@@ -188,23 +188,26 @@ def _evaluated(job: Job, ranks: int, screen: Aside) -> "Evaluation":
 
 
 def _tell(evaluation: "Evaluation", options: argparse.Namespace, screen: Aside) -> None:
-    """Write the files that were asked for, and the tables unless standard output is one of these."""
+    """Say what was found on standard output, then write the files that were asked for."""
     from destruct.evaluating.report import as_json
     from destruct.evaluating.showing import markdown, shown
 
-    outputs: list[tuple[str | None, Callable[[], str]]] = [
-        (options.json, lambda: json.dumps(as_json(evaluation), indent=1, allow_nan=False) + "\n"),
-        (options.markdown, lambda: markdown(evaluation)),
-    ]
-    if STDOUT not in (options.json, options.markdown):
-        outputs.append((STDOUT, lambda: shown(evaluation)))
-    for name, text in outputs:
-        if name == STDOUT:
-            with suppress(BrokenPipeError):  # the reader has seen enough
-                print(masked(text()), end="", flush=True)
-        elif name is not None:
+    places: dict[str | None, Callable[[], str]] = {
+        STDOUT: lambda: shown(evaluation),
+        options.json: lambda: json.dumps(as_json(evaluation), indent=1, allow_nan=False) + "\n",
+        options.markdown: lambda: markdown(evaluation),
+    }
+    with suppress(BrokenPipeError):  # the reader has seen enough
+        print(masked(places.pop(STDOUT)()), end="", flush=True)
+    for name, text in places.items():
+        if name is None:
+            continue
+        try:
             Path(name).write_text(masked(text()), encoding="utf-8")
-            screen.say(f"{name} is written")
+        except OSError as error:
+            problem = f"{name} cannot be written: {error.strerror or error}"
+            raise DestructError(problem, "name another file", Exit.ENVIRONMENT) from None
+        screen.say(f"{name} is written")
 
 
 def _rank() -> int:

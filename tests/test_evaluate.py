@@ -175,7 +175,7 @@ def test_responses_are_sampled_alike_by_one_seed_and_judged_as_rewards_are(train
         assert said["prompts"] == 12 and 0 < said["length"]["value"] <= 8
         assert 0 <= said["repetition"]["value"] <= 1 and 0 < said["distinct-1"]["value"] <= 1
         assert said["distinct-1"]["value"] <= said["distinct-2"]["value"] <= said["distinct-4"]["value"]
-        assert list(said)[-2:] == ["eos rate", "continuation_overlap"]
+        assert list(said)[-2:] == ["eos_rate", "continuation_overlap"]
         assert said != other["checkpoints"][0]["sources"][name]["responses"]
 
 
@@ -269,7 +269,7 @@ def test_what_is_not_there_is_told_before_torch_is_waited_for(trained, capsys, t
     assert "there is no folder" in refused(capsys, 2, *run, "--json", tmp_path / "no" / "e.json")
     assert "is a folder" in refused(capsys, 2, *run, "--markdown", tmp_path)
     assert "--windows 0 is out of range" in refused(capsys, 2, *run, "--windows", "0")
-    assert "both write to standard output" in refused(capsys, 2, *run, "--json", "-", "--markdown", "-")
+    assert "would both be written to -" in refused(capsys, 2, *run, "--json", "-", "--markdown", "-")
     said = refused(capsys, 2, *run, "model.policy.hidden_size=64")
     assert "model.policy.hidden_size = 32" in said and "has 64" in said
 

@@ -220,7 +220,7 @@ class _Judge:
         texts = [each[:-1] if each[-1] == self.eos_id else each for each in ids]
         figures = {"repetition": mean((-repetition(said, self.context)).tolist())}
         figures |= {f"distinct-{n}": distinct(texts, n) for n in NGRAMS}
-        figures |= {"length": mean(said.lengths.tolist()), "eos rate": mean(said.stopped.tolist())}
+        figures |= {"length": mean(said.lengths.tolist()), "eos_rate": mean(said.stopped.tolist())}
         for name, term in self.terms.items():
             values = term.measure(said, self.context).double()
             figures[name] = mean((values.sum(1) / said.lengths if term.per_token else values).tolist())

@@ -14,6 +14,8 @@ from destruct.tracking.summary import null_unless_finite
 
 LETTERS = "AB"
 """Of the models, where there are two."""
+ROUNDING = 1e-12
+"""Relative to a figure: an error that small is what is left of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def legend(evaluation: Evaluation) -> list[str]:
         ngram = evaluation.job.config.reward.ngram
         lines.append(
             f"repetition: share of a response's {ngram}-grams that came before in it; distinct-n: different n-grams of "
-            "all responses per n-gram; length: tokens; eos rate: ended by themselves"
+            "all responses per n-gram; length: tokens; eos_rate: ended by themselves"
         )
     if evaluation.comparison is not None and not all(row.paired for row in evaluation.comparison.sources.values()):
         lines.append(
@@ -147,7 +149,7 @@ def _apart(evaluation: Evaluation) -> dict[str, list[str]]:
 
 def _cells(estimates: list[Estimate | None], mark: bool = False) -> list[str]:
     """`value ± error`, to the digit in which the smallest error has its second figure, at least three."""
-    known = [e.se for e in estimates if e is not None and 0 < e.se < math.inf]
+    known = [e.se for e in estimates if e is not None and abs(e.value) * ROUNDING < e.se < math.inf]
     digits = min(9, max(3, 1 - math.floor(math.log10(min(known))))) if known else 4
     return [_cell(e, digits, mark) for e in estimates]
 

@@ -18,9 +18,11 @@ class Subject:
 
     @property
     def config(self) -> Path | None:
-        """The YAML that it was trained by, where that is known."""
-        path = Path(self.name) / TRAINING / RESOLVED if self.source is None else self.source.run / RESOLVED
-        return path if path.is_file() else None
+        """The YAML that it was trained by, where that is known; from the working folder, if it lies below."""
+        path = (Path(self.name) / TRAINING if self.source is None else self.source.run) / RESOLVED
+        if not path.is_file():
+            return None
+        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 @dataclass(frozen=True, slots=True)
