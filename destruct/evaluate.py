@@ -145,7 +145,7 @@ def _check_model(subject: Subject, config: Config, path: Path) -> None:
     if subject.source is None:
         return
     for key, value in config.model.policy.model_dump(mode="json").items():
-        theirs = subject.source.facts[f"model.policy.{key}"]
+        theirs = subject.source.facts.get(f"model.policy.{key}")
         if theirs != value:
             raise DestructError(
                 f"{subject.name} is of a model with model.policy.{key} = {theirs}; {path} has {value}",

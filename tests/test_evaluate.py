@@ -216,7 +216,8 @@ def test_the_page_and_the_screen_hold_the_figures_of_the_json(trained, capsys, t
             for name, cell in zip(heading[3:], row[3:], strict=True):
                 check(cell, figures[name.replace("/", "_per_")], screen)
         for row in lines:
-            for name, cell in zip(spoken[1:], row[1:], strict=True):
+            assert row[1] == str(each["sources"][row[0]]["responses"]["prompts"])
+            for name, cell in zip(spoken[2:], row[2:], strict=True):
                 check(cell, each["sources"][row[0]]["responses"][name], screen)
     for row in tables[4][2:]:
         apart = content["comparison"]["sources"].get(row[0], content["comparison"]["mean"])

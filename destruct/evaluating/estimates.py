@@ -98,7 +98,7 @@ class Replicated:
         Of a mean this is the usual error of a mean.  A bootstrap would draw a response twice, and distinct-n would take
         that for repetition.
 
-        Source: B. Efron, The Jackknife, the Bootstrap and Other Resampling Plans (1982), eq. 3.1.
+        Source: B. Efron, The Jackknife, the Bootstrap and Other Resampling Plans (1982), chapter 3.
         """
         n = self.without.size
         if n < 2 or not np.isfinite(self.without).all():
@@ -128,8 +128,8 @@ def distinct(responses: Sequence[Sequence[int]], n: int) -> Replicated:
         responses: tokens of each.
         n: tokens of an n-gram.
 
-    Source: Li, Galley, Brockett, Gao and Dolan, arXiv:1510.03055, section 5.2, where n-grams are of words and the
-        divisor is the number of words.
+    Source: Li, Galley, Brockett, Gao and Dolan, arXiv:1510.03055, who divide by the number of tokens, so that for n > 1
+        the most is below 1.
     """
     grams = [Counter(tuple(each[i : i + n]) for i in range(len(each) - n + 1)) for each in responses]
     every = sum(grams, Counter())

@@ -116,8 +116,8 @@ def measure(
     """
     config, how = job.config, sampling(model.tokenizer, job.config.rollout.temperature, job.config.rollout.stop)
     engine, read_by = SingleFrozen(network), _Reading.of(model.tokenizer)
-    steps = {source.name: len(_slices(source, job.windows, topology)) for source in held_out}
-    with screen.phase("loss", sum(steps.values())) as progress:
+    steps = sum(len(_slices(source, job.windows, topology)) for source in held_out)
+    with screen.phase("loss", steps) as progress:
         losses = {each.name: _loss(engine, each, job.windows, read_by, topology, progress) for each in held_out}
     speech: dict[str, Speech] = {}
     if job.samples:

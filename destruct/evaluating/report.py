@@ -59,9 +59,7 @@ def grids(evaluation: Evaluation) -> Iterator[Grid]:
     for letter, measured in zip(letters, evaluation.measured, strict=True):
         yield Grid(f"{letter}held-out loss", _losses(measured))
         if measured.speech:
-            columns = _with_names({name: _of_all(said.figures) for name, said in measured.speech.items()})
-            prompts = max(said.prompts for said in measured.speech.values())
-            yield Grid(f"{letter}responses to {prompts} held-out prompts", columns)
+            yield Grid(f"{letter}responses to held-out prompts", _speech(measured))
     if evaluation.comparison is not None:
         yield Grid("A - B, held-out loss: below 0 A is better; * beyond two standard errors", _apart(evaluation))
         if evaluation.comparison.speech:
@@ -124,6 +122,11 @@ def _mean_of(measured: Measured) -> dict[str, Estimate]:
     nats = mean_of([loss.nats_per_token for loss in counted])
     bits = mean_of([loss.bits_per_byte for loss in counted])
     return {"nats_per_token": nats, "perplexity": perplexity(nats), "bits_per_byte": bits}
+
+
+def _speech(measured: Measured) -> dict[str, list[str]]:
+    names, *figures = _with_names({name: _of_all(said.figures) for name, said in measured.speech.items()}).items()
+    return dict([names, ("prompts", [f"{said.prompts:,}" for said in measured.speech.values()]), *figures])
 
 
 def _of_all(figures: Mapping[str, Any]) -> dict[str, Estimate]:
