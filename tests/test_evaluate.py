@@ -148,6 +148,7 @@ def test_the_error_of_a_pair_is_much_smaller_than_that_of_two_samples(trained, c
 def test_a_model_beside_itself_is_nowhere_apart(trained, exported, capsys):
     """From the run and from its folder: the tokenizers are one, and so are windows, prompts and random numbers."""
     got = told(capsys, "--checkpoint", trained["run"], "--against", exported, "--samples", "6")
+    assert got["notes"] == []
     assert [row["paired"] for row in got["comparison"]["sources"].values()] == [True, True]
     assert all(row["nats_per_token"]["value"] == 0 for row in got["comparison"]["sources"].values())
     said = [figure["value"] for row in got["comparison"]["responses"].values() for figure in row.values()]

@@ -1,6 +1,7 @@
 """Makes a model that is evaluated: the network with the loss and the attention of a run, and the model's tokenizer."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,19 +43,23 @@ def open_model(subject: Subject, config: Config, float32: bool) -> Model:
     Raises:
         DestructError: they cannot be had, are of no model that can be measured, or do not fit the windows.
     """
-    source = subject.source
+    source, tokenizer = subject.source, _tokenizer_of(subject)
     if source is None:
-        tokenizer = Tokenizer.pretrained(subject.key, subject.name)
         architecture = read_config(subject.key, subject.name, None)
         own = architecture.dtype if architecture.dtype == torch.bfloat16 else torch.float32
     else:
-        saved = Tokenizer.pretrained("the run's tokenizer", str(source.run / "tokenizer"))
-        # To the byte that of the run, by which the token cache knows its texts.
-        text = (source.checkpoint / contents.TOKENIZER).read_text(encoding="utf-8")
-        tokenizer = Tokenizer(saved.fast, text)
         architecture, own = config_of(source.config, tokenizer), getattr(torch, source.dtype)
     check_fit(subject.key, architecture, tokenizer.vocab_size, config.window_tokens)
     return Model(subject, tokenizer, architecture, torch.float32 if float32 else own)
+
+
+def _tokenizer_of(subject: Subject) -> Tokenizer:
+    if subject.config is None:
+        return Tokenizer.pretrained(subject.key, subject.name)
+    folder = Path(subject.name) if subject.source is None else subject.source.run / "tokenizer"
+    fast = Tokenizer.pretrained(subject.key, str(folder)).fast
+    # To the byte that of the run, by which the token cache knows its texts.
+    return Tokenizer(fast, (folder / contents.TOKENIZER).read_text(encoding="utf-8"))
 
 
 def load_network(model: Model, config: Config, device: torch.device) -> PolicyNetwork:
