@@ -62,7 +62,7 @@ def export(source: Source, folder: Path, dtype: str | None, max_shard: str, tell
     kind = dtype or source.dtype
     model = empty_model(config, getattr(torch, kind))
     shapes = {PREFIX + name: p.shape for name, p in model.named_parameters()}
-    weights = _Weights(model, reader(source, shapes), max_shard, source)
+    weights = Weights(model, reader(source, shapes), max_shard, source)
     config.dtype, config.architectures = kind, [type(model).__name__]
     speaks = speaking_config(source, config, tokenizer)
     # All that is small is read before the first byte is written.
@@ -78,7 +78,7 @@ def export(source: Source, folder: Path, dtype: str | None, max_shard: str, tell
     return Exported(weights.parameters, weights.files, weights.size, kind)
 
 
-class _Weights:
+class Weights:
     """The weights of a model, in shards that are known before the first of them is written.
 
     Args:
