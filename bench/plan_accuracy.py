@@ -112,17 +112,28 @@ def planned(row: Row, folder: Path) -> tuple[float, Counter[str]]:
 
 def measured(row: Row, folder: Path) -> tuple[float, Counter[str]]:
     """The same of a run."""
+    phases = watched(row, folder, "memory,bytes")
+    return max(phases[phase]["peak_mib"] for phase in PHASES), kinds_of(phases)
+
+
+def watched(row: Row, folder: Path, meters: str) -> dict[str, dict[str, float]]:
+    """What `bench.watched_rank` says of a run, by phase."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={row.ranks}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    command = [*launcher, "-m", "bench.watched_rank", "memory,bytes", str(CONFIG), *row.overrides(folder)]
+    command = [*launcher, "-m", "bench.watched_rank", meters, str(CONFIG), *row.overrides(folder)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
-    phases = json.loads(done.stdout.splitlines()[-1])
+    phases: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return phases
+
+
+def kinds_of(phases: dict[str, dict[str, float]]) -> Counter[str]:
+    """Bytes of each kind of collective in all phases of an update."""
     kinds: Counter[str] = Counter()
     for phase in PHASES:
-        kinds.update({kind: phases[phase].get(kind, 0) for kind in TRIPS})
-    return max(phases[phase]["peak_mib"] for phase in PHASES), kinds
+        kinds.update({kind: round(phases[phase].get(kind, 0)) for kind in TRIPS})
+    return kinds
 
 
 def main() -> None:

@@ -70,7 +70,8 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     texts = topology.together(lambda: _tried_terms(config, context, inputs))
     # Nothing about the input can be wrong from here on: only now is an older folder put aside.
     derived = {"engine.loss": str(plan_head(settings, architectures, tokenizer.vocab_size, topology))}
-    folder = run_folder.prepare(settings, topology, screen, tokenizer, checkpoint, derived, claimed)
+    policy = architectures.policy
+    folder = run_folder.prepare(settings, topology, screen, tokenizer, policy, checkpoint, derived, claimed)
     curriculum = _curriculum(config, inputs, topology)
     mixture, loader = topology.together(lambda: drawing(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)

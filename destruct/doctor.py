@@ -19,6 +19,7 @@ from destruct.checkup.finding import Finding, State, of_error, warn
 from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
+from destruct.launching.surroundings import MOST_RANKS
 
 COLOURS = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red"}
 RUNS = Path("runs")
@@ -38,8 +39,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides, as for destruct train")
     options = parser.parse_intermixed_args(arguments)
-    if options.ranks is not None and not 1 <= options.ranks <= 1024:
-        raise DestructError(f"--ranks {options.ranks} is no number of ranks of one machine", "write 1 to 1024")
+    if options.ranks is not None and not 1 <= options.ranks <= MOST_RANKS:
+        problem = f"--ranks {options.ranks} is no number of ranks of one machine"
+        raise DestructError(problem, f"write 1 to {MOST_RANKS}")
     if options.overrides and options.config is None:
         raise DestructError(f"{options.overrides[0]} overrides no config", "add --config FILE")
     return options

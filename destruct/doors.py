@@ -2,10 +2,13 @@
 
 import argparse
 import difflib
+import errno
 import importlib
 import io
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -63,13 +66,27 @@ def told(answer: Callable[[], int]) -> int:
     """The exit code of a command that reads and writes files; what is wrong is said in two lines."""
     write_anywhere()
     try:
-        return answer()
+        code = answer()
+        with suppress(BrokenPipeError):  # its reader has had enough
+            sys.stdout.flush()  # what is still to be written may find the disk full
+        return code
     except DestructError as error:
         print(f"destruct: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"destruct: {error}\n  remedy: have the right to read and to write there", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room on that disk" if full else "have the right to read and to write there"
+        print(f"destruct: {error}\n  remedy: {remedy}", file=sys.stderr)
         return Exit.ENVIRONMENT
+    except KeyboardInterrupt:
+        return interrupted()
+
+
+def interrupted() -> int:
+    """Say on one line that Ctrl-C ended a command; returns its exit code."""
+    with suppress(OSError):
+        print("destruct: interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 def find_run(name: str) -> Path:
@@ -88,7 +105,10 @@ def find_run(name: str) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Go through the door that the first argument names, with the rest; returns its exit code."""
-    return through("destruct", "destruct", DOORS, sys.argv[1:] if arguments is None else arguments)
+    try:
+        return through("destruct", "destruct", DOORS, sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # while the module of a door is imported, or from a door that has no words for it
+        return interrupted()
 
 
 def through(program: str, package: str, doors: dict[str, str], arguments: list[str]) -> int:

@@ -11,13 +11,14 @@ import argparse
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rich.progress import DownloadColumn
 
 from destruct.config.prompts import Prompt, read_prompts
 from destruct.config.reading import find_beside
@@ -28,7 +29,7 @@ from destruct.evaluating.aside import Aside
 from destruct.evaluating.subject import Job, Subject
 from destruct.exits import Exit, leave
 from destruct.export import progress, quiet
-from destruct.exporting.source import open_source
+from destruct.exporting.source import Tell, open_source, tell_nobody
 from destruct.secrets import masked
 from destruct.train import world_size
 
@@ -81,11 +82,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def find(key: str, name: str) -> Subject:
+def find(key: str, name: str, tell: Tell) -> Subject:
     """The model that a person means; a run's checkpoint is verified.
 
     Args:
         key: the option that names it.
+        tell: is told of the bytes that are verified.
 
     Raises:
         DestructError: there is none, or it is damaged.
@@ -95,11 +97,11 @@ def find(key: str, name: str) -> Subject:
         return Subject(key, name, None)
     if not path.exists() and not (RUNS / name).exists() and HUB_ID.fullmatch(name) and not path.parent.is_dir():
         return Subject(key, name, None)
-    source = open_source(path if path.exists() else find_run(name))
+    source = open_source(path if path.exists() else find_run(name), tell=tell)
     return Subject(key, str(source.checkpoint), source)
 
 
-def job_of(options: argparse.Namespace) -> Job:
+def job_of(options: argparse.Namespace, tell: Tell = tell_nobody) -> Job:
     """What is asked for, checked as far as that goes without torch.
 
     Raises:
@@ -108,7 +110,7 @@ def job_of(options: argparse.Namespace) -> Job:
     for output in (options.json, options.markdown):
         _check_output(output)
     asked = {"--checkpoint": options.checkpoint, "--against": options.against}
-    subjects = tuple(find(key, name) for key, name in asked.items() if name is not None)
+    subjects = tuple(find(key, name, tell) for key, name in asked.items() if name is not None)
     path = options.config or next((each.config for each in subjects if each.config is not None), None)
     if path is None:
         raise DestructError(
@@ -163,8 +165,8 @@ def _prompts(file: Path | None, config: Config, path: Path) -> tuple[Prompt, ...
 def run(options: argparse.Namespace) -> int:
     """Evaluate; DestructError where that cannot be done."""
     ranks, first = world_size(), _rank() == 0
-    with progress("verify") if first else nullcontext():
-        job = job_of(options)
+    with progress("verify", DownloadColumn()) if first else nullcontext(tell_nobody) as tell:
+        job = job_of(options, tell)
     screen = Aside(first)
     with quiet():
         evaluation = _evaluated(job, ranks, screen)
@@ -228,11 +230,7 @@ def _in_turn(answer: Callable[[], int]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate a model; returns the exit code."""
-    try:
-        return told(lambda: _in_turn(lambda: run(parse(sys.argv[1:] if arguments is None else arguments))))
-    except KeyboardInterrupt:
-        print("destruct: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return told(lambda: _in_turn(lambda: run(parse(sys.argv[1:] if arguments is None else arguments))))
 
 
 if __name__ == "__main__":

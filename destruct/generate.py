@@ -9,6 +9,8 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from rich.progress import DownloadColumn
+
 from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 The temperature is by default the one that the run sampled with; 0 takes the likeliest token each time.
-Exit codes: 0 done, 2 something is not there or does not fit, 3 a checkpoint is damaged."""
+The prompt is taken as plain text: no chat template is applied.
+Exit codes: 0 done, 2 something is not there or does not fit, 3 a checkpoint is damaged, 130 Ctrl-C before the text."""
+
+LEAST_TEMPERATURE = 0.01
+"""The bound of rollout.temperature: quotients by much smaller ones are no float32 any more."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -31,17 +37,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="FOLDER|RUN", help="exported model, run, or checkpoint")
     parser.add_argument("prompt", help="what is continued")
     parser.add_argument(
-        "--max-tokens", type=int, default=128, metavar="N", help="most tokens that follow (default 128)"
+        "--max-tokens", type=int, metavar="N", help="most tokens that follow (default 128, or as many as fit)"
     )
     parser.add_argument("--temperature", type=float, metavar="T", help="divides the logits (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default 0)")
     options = parser.parse_args(arguments)
-    if options.max_tokens < 1:
+    if options.max_tokens is not None and options.max_tokens < 1:
         raise DestructError(f"--max-tokens {options.max_tokens} is no number of tokens", "write 1 or more")
-    if options.temperature is not None and not 0 <= options.temperature < float("inf"):
-        raise DestructError(f"--temperature {options.temperature} is no temperature", "write 0 or more")
+    t = options.temperature
+    if t is not None and t != 0 and not LEAST_TEMPERATURE < t < float("inf"):
+        raise DestructError(
+            f"--temperature {t} is no temperature",
+            f"write 0, or more than {LEAST_TEMPERATURE}, as for rollout.temperature",
+        )
     if not 0 <= options.seed < 2**63:
         raise DestructError(f"--seed {options.seed} is no seed", "write 0 or more")
+    try:
+        options.prompt.encode()
+    except UnicodeEncodeError:  # what Python makes of bytes that are no UTF-8
+        raise DestructError("the prompt is not UTF-8 text", "convert it") from None
     return options
 
 
@@ -52,8 +66,8 @@ def load(name: str) -> "Speaker":
         DestructError: there is none, or it cannot be read.
     """
     place = place_of(name)
-    with progress("verify"):
-        source = None if (place / "config.json").is_file() else open_source(place)
+    with progress("verify", DownloadColumn()) as tell:
+        source = None if (place / "config.json").is_file() else open_source(place, tell=tell)
     with progress("load") as tell:
         from destruct.exporting.speaker import of_checkpoint, of_folder  # torch, of which bad input needs none
 

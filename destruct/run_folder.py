@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from destruct import last_words
 from destruct.claim import Claim
@@ -20,6 +21,7 @@ from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.models.kept import keep
 from destruct.secrets import masked
 from destruct.tracking.console import Screen
 from destruct.tracking.sinks import log_to_file
@@ -54,6 +56,7 @@ def prepare(
     topology: Topology,
     screen: Screen,
     tokenizer: Tokenizer,
+    policy: PreTrainedConfig,
     checkpoint: Path | None,
     derived: dict[str, str],
     claimed: Claim,
@@ -61,6 +64,7 @@ def prepare(
     """Make the run's folder, write down what was asked for and what it runs on, and log there from now on.
 
     Args:
+        policy: config of its network; of a pretrained one it is kept.
         checkpoint: where the run starts from; None for the beginning.  Where it is one of the run's own folder, that is
             continued; else an older one is put aside.
         derived: what follows from the settings and decides a digit of the run, in words, by the key it belongs to.
@@ -82,6 +86,8 @@ def prepare(
         aside = None if going_on else _put_aside(folder)
         folder.mkdir(mode=0o700, exist_ok=True)  # samples and settings are for the person who runs it
         _write_facts(folder, settings, topology, tokenizer, derived)
+        if (shape := settings.config.model.policy).path is not None:
+            keep(folder, policy, shape.path, shape.revision)
         return aside
 
     with _writing_to(folder):

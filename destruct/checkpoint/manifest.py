@@ -21,8 +21,14 @@ DIGESTS: dict[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3_128": x
 """Of every file, both.  The second is what a start waits for: as good against what happens by itself, and many times
 faster; the first is for tools that people have, and for a look at leisure."""
 
+Tell = Callable[[int], None]  # is told of bytes as they are read, by several threads
+
 CHUNK = 2**18
 """Bytes that are read at a time: they stay in the cache of a core."""
+
+
+def _nobody(size: int) -> None:
+    """Tell nobody."""
 
 
 class Damaged(Exception):
@@ -32,7 +38,7 @@ class Damaged(Exception):
         super().__init__(f"{path} is not the file that was saved: {what}")
 
 
-def digests(path: Path, kinds: Iterable[str] = DIGESTS) -> dict[str, str]:
+def digests(path: Path, kinds: Iterable[str] = DIGESTS, tell: Tell = _nobody) -> dict[str, str]:
     """Digests of a file by their kind, in hexadecimal."""
     found = {kind: DIGESTS[kind]() for kind in kinds}
     buffer = memoryview(bytearray(CHUNK))
@@ -40,6 +46,7 @@ def digests(path: Path, kinds: Iterable[str] = DIGESTS) -> dict[str, str]:
         while size := file.readinto(buffer):
             for digest in found.values():
                 digest.update(buffer[:size])
+            tell(size)
     return {kind: digest.hexdigest() for kind, digest in found.items()}
 
 
@@ -87,7 +94,7 @@ def read(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         there = _names(folder) - {NAME, CHECK}
     except OSError as error:
-        raise Damaged(path, f"{error.filename} cannot be read: {error.strerror}") from None
+        raise Damaged(Path(error.filename), f"it cannot be read: {error.strerror}") from None
     for name, saved in manifest[FILES].items():
         if name not in there or not _contained(folder, name):
             raise Damaged(folder / name, "it is missing")
@@ -98,13 +105,16 @@ def read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check(folder: Path, manifest: dict[str, Any], names: Iterable[str], kind: str = "xxh3_128") -> None:
+def check(
+    folder: Path, manifest: dict[str, Any], names: Iterable[str], kind: str = "xxh3_128", tell: Tell = _nobody
+) -> None:
     """Hold files against their digests.
 
     Args:
         manifest: what `read` gave.
         names: of the files.
         kind: of the digest.
+        tell: is told of the bytes that were held against it.
 
     Raises:
         Damaged: naming the first one, in their order, that was altered or cannot be read.
@@ -114,15 +124,19 @@ def check(folder: Path, manifest: dict[str, Any], names: Iterable[str], kind: st
         try:
             entry = manifest[FILES][name]
             known = kind if kind in entry else "sha256"  # older ones have that alone
-            return None if digest(folder / name, known) == entry[known] else "its digest is another one"
+            same = digests(folder / name, [known], tell)[known] == entry[known]
+            return None if same else "its digest is another one"
         except OSError as error:
             return f"it cannot be read: {error.strerror}"
 
     names = list(names)
-    with ThreadPoolExecutor(THREADS) as pool:
+    pool = ThreadPoolExecutor(THREADS)
+    try:
         for name, what in zip(names, pool.map(fault, names), strict=True):
             if what is not None:
                 raise Damaged(folder / name, what)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for hundreds of gigabytes
 
 
 def verify(folder: Path) -> dict[str, Any]:

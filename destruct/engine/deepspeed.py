@@ -23,6 +23,7 @@ from transformers.integrations.deepspeed import (
 from destruct.config.offload import IN_MEMORY, OffloadFolders
 from destruct.engine.adam import adam_states, begin_adam
 from destruct.engine.deepspeed_files import made_in_files, moved, read_as_mapped
+from destruct.engine.deepspeed_start import leave_out
 from destruct.engine.topology import Topology
 from destruct.engine.units import layers_of
 from destruct.engine.universal import convert, read_as_universal
@@ -30,9 +31,7 @@ from destruct.engine.zero3 import gathered, shard_bounds, whole_of, write_shard
 from destruct.errors import DestructError
 from destruct.heartbeat import HEART
 
-# A shared-memory all-reduce for CPU inference, which DeepSpeed would compile for 30 s at the first start on a machine;
-# nothing here calls it (gloo and NCCL do the work).
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+leave_out()
 
 
 @contextmanager

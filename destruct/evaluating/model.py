@@ -5,19 +5,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.initialization import no_init_weights
+from transformers.utils import is_flash_attn_2_available
 
 from destruct.checkpoint import contents
 from destruct.config.settings import Config
 from destruct.data.tokenizing import Tokenizer
 from destruct.errors import DestructError
+from destruct.evaluating.aside import Aside
 from destruct.evaluating.subject import Subject
 from destruct.exporting.network import buffers_of, config_of, empty_model
 from destruct.exporting.source import Source
 from destruct.exporting.weights import reader
 from destruct.models.attention import SDPA
 from destruct.models.documents import check_documents
-from destruct.models.policy import PolicyNetwork, build_copy, check_head
+from destruct.models.policy import PolicyNetwork, check_head
 from destruct.models.pretrained import check_fit, load_weights, read_config
 from destruct.ops.dispatch import fastest, implementation
 
@@ -48,7 +51,7 @@ def open_model(subject: Subject, config: Config, float32: bool) -> Model:
         architecture = read_config(subject.key, subject.name, None)
         own = architecture.dtype if architecture.dtype == torch.bfloat16 else torch.float32
     else:
-        architecture, own = config_of(source.config, tokenizer), getattr(torch, source.dtype)
+        architecture, own = config_of(source, tokenizer), getattr(torch, source.dtype)
     check_fit(subject.key, architecture, tokenizer.vocab_size, config.window_tokens)
     return Model(subject, tokenizer, architecture, torch.float32 if float32 else own)
 
@@ -62,18 +65,19 @@ def _tokenizer_of(subject: Subject) -> Tokenizer:
     return Tokenizer(fast, (folder / contents.TOKENIZER).read_text(encoding="utf-8"))
 
 
-def load_network(model: Model, config: Config, device: torch.device) -> PolicyNetwork:
+def load_network(model: Model, config: Config, device: torch.device, screen: Aside) -> PolicyNetwork:
     """The network with its weights, on a device.
 
     Raises:
         DestructError: the weights cannot be read, or are of a model that cannot be measured.
     """
-    subject, attention = model.subject, config.model.attention
-    loss = _loss_of(config, device)
-    rows = implementation(loss).rows_per_chunk(model.architecture.vocab_size, model.dtype, config.engine.loss_chunk_mib)
+    subject, architecture, loss = model.subject, model.architecture, _loss_of(config, device)
+    rows = implementation(loss).rows_per_chunk(architecture.vocab_size, model.dtype, config.engine.loss_chunk_mib)
+    architecture._attn_implementation = _attention_of(config, model.dtype, device)
     if subject.source is not None:
-        return _of_checkpoint(model, subject.source, loss, attention, rows).to(device)
-    lm = _of_transformers(model, attention)
+        return _of_checkpoint(model, subject.source, loss, rows, screen).to(device)
+    screen.say(f"loading {subject.name}")
+    lm = load_weights(AutoModelForCausalLM, subject.key, subject.name, None, architecture, model.dtype)
     try:
         network = PolicyNetwork(lm, loss, rows).requires_grad_(False).eval().to(device)
         _check(network, subject.key, device)
@@ -81,12 +85,6 @@ def load_network(model: Model, config: Config, device: torch.device) -> PolicyNe
         problem = error.problem.removeprefix(f"{subject.key}.path: ")
         raise DestructError(f"{subject.key} {subject.name}: {problem}", "name another model") from None
     return network
-
-
-def _of_transformers(model: Model, attention: str) -> PreTrainedModel:
-    subject, architecture = model.subject, model.architecture
-    architecture._attn_implementation = SDPA if attention == "sdpa" else attention
-    return load_weights(AutoModelForCausalLM, subject.key, subject.name, None, architecture, model.dtype)
 
 
 def _check(network: PolicyNetwork, key: str, device: torch.device) -> None:
@@ -109,14 +107,26 @@ def _loss_of(config: Config, device: torch.device) -> str:
     return fastest(device) if asked == "auto" or (asked == "triton" and device.type != "cuda") else asked
 
 
+def _attention_of(config: Config, dtype: torch.dtype, device: torch.device) -> str:
+    """The attention that the run has, where it runs here."""
+    asked = config.model.attention
+    flash = device.type == "cuda" and dtype == torch.bfloat16 and is_flash_attn_2_available()
+    return SDPA if asked == "sdpa" or (asked == "flash_attention_2" and not flash) else asked
+
+
 @torch.no_grad()
-def _of_checkpoint(model: Model, source: Source, loss: str, attention: str, rows: int) -> PolicyNetwork:
-    shape = source.config.model.policy
-    network = build_copy(shape, model.tokenizer.vocab_size, model.dtype, loss, attention, rows)
+def _of_checkpoint(model: Model, source: Source, loss: str, rows: int, screen: Aside) -> PolicyNetwork:
+    empty = empty_model(model.architecture, model.dtype)
+    with no_init_weights():
+        lm = AutoModelForCausalLM.from_config(model.architecture, dtype=model.dtype)
+    lm.tie_weights()
+    network = PolicyNetwork(lm, loss, rows).requires_grad_(False).eval()
     parameters = dict(network.named_parameters())
     read = reader(source, {name: p.shape for name, p in parameters.items()})
-    for name, p in parameters.items():
-        p.copy_(read(name))
-    for name, tensor in buffers_of(empty_model(model.architecture, model.dtype), shape).items():
-        network.lm.get_buffer(name).copy_(tensor)
+    with screen.steps("load", len(parameters)) as advance:
+        for name, p in parameters.items():
+            p.copy_(read(name))
+            advance(model.subject.name)
+    for name, tensor in buffers_of(empty, source.config.model.policy).items():
+        lm.get_buffer(name).copy_(tensor)
     return network

@@ -1,6 +1,7 @@
 """The model card: what the model learnt from, by which settings, how well it does, and how to make the run again."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import yaml
 
 from destruct.config.data import SourceConfig
 from destruct.config.settings import Config
-from destruct.exporting.source import FROZEN, INITIAL, Source
+from destruct.exporting import record
+from destruct.exporting.source import FROZEN, INITIAL, POLICY, RESOLVED, TRAINING, Source
 from destruct.secrets import masked
 
 ROLE_WORDS = {
@@ -44,6 +46,9 @@ SETTINGS = (
 )
 """Keys of the config that say most about a run; all of them are in training/resolved.yaml."""
 
+AGAIN = f"{TRAINING}/{RESOLVED}"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
 FIGURES = ("rollout/reward", "kl/to_reference", "kl/from_initial", "ppo/approx_kl", "ppo/clip_fraction")
 """Of `metrics.jsonl`, the newest up to the checkpoint; docs/metrics.md says what they are."""
 
@@ -59,15 +64,15 @@ def model_card(source: Source, kind: str, parameters: int, dtype: str) -> str:
     config = source.config
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     front["tags"] = ["destruct", "ppo", kind]
-    if config.model.policy.path is not None and not Path(config.model.policy.path).exists():
-        front["base_model"] = config.model.policy.path
+    if (base := config.model.policy.path) is not None and _base(base) == base:
+        front["base_model"] = base
     if hubs := sorted({s.hub for s in config.data.sources.values() if s.hub is not None}):
         front["datasets"] = hubs
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {config.run.name}",
         _opening(source, kind, parameters, dtype),
-        "## Use\n\n" + _use(config),
+        "## Use\n\n" + _use(source, dtype),
         "## Data\n\n" + "\n".join(_data(source)),
         "## Settings\n\n" + "\n".join(_settings(config)),
         "## Figures\n\n" + "\n".join(_figures(source)),
@@ -78,7 +83,7 @@ def model_card(source: Source, kind: str, parameters: int, dtype: str) -> str:
 
 def _opening(source: Source, kind: str, parameters: int, dtype: str) -> str:
     state, path, revision = source.state, source.config.model.policy.path, source.config.model.policy.revision
-    start = "from scratch" if path is None else f"from {path}" + (f" at {revision}" if revision else "")
+    start = "from scratch" if path is None else f"from {_base(path)}" + (f" at {revision}" if revision else "")
     what = "" if source.role not in ROLE_WORDS else f"  These weights are {ROLE_WORDS[source.role]}."
     return (
         f"A {kind} of {parameters:,} parameters in {dtype}, trained by PPO with destruct, {start}: {state.update:,} "
@@ -86,13 +91,33 @@ def _opening(source: Source, kind: str, parameters: int, dtype: str) -> str:
     )
 
 
-def _use(config: Config) -> str:
+def _base(path: str) -> str:
+    """What a pretrained model is called elsewhere: its id on the hub, or its folder without the way there."""
+    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else Path(path).name
+
+
+def _use(source: Source, dtype: str) -> str:
+    windows = source.config.rollout
     return (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\nmodel = AutoModelForCausalLM.from_pretrained(FOLDER)\n```\n"
         '\nor `destruct generate --model FOLDER "prompt"`. It was trained on windows of '
-        f"{config.rollout.prompt_tokens} prompt tokens and {config.rollout.response_tokens} response tokens."
+        f"{windows.prompt_tokens} prompt tokens and {windows.response_tokens} response tokens. "
+    ) + _exactness(source, dtype)
+
+
+def _exactness(source: Source, dtype: str) -> str:
+    """How near transformers comes to the losses below."""
+    if source.role != POLICY:
+        return ""
+    if source.dtype == "float32":
+        return "transformers computes the losses below to within 1e-4 nats per token."
+    lead = (
+        "In bfloat16 transformers rounds logits, which the run did not"
+        if dtype == "bfloat16"
+        else ("These are the weights before they were rounded to bfloat16, as the run computed")
     )
+    return f"{lead}: its losses are off from those below by some 1e-4 nats per token, 1e-3 at worst."
 
 
 def _data(source: Source) -> Iterator[str]:
@@ -111,7 +136,7 @@ def _origin(source: SourceConfig) -> str:
     if source.hub is not None:
         parts = [source.config, source.revision and f"revision {source.revision}", f"split {source.split}"]
         return ", ".join(["hub: " + source.hub, *filter(None, parts)])
-    return f"made by destruct: {source.embedded}" if source.path is None else f"files: {source.path}"
+    return f"made by destruct: {source.embedded}" if source.path is None else f"files: {Path(source.path).name}"
 
 
 def _reward(source: Source, name: str) -> str:
@@ -137,6 +162,9 @@ def _settings(config: Config) -> Iterator[str]:
 
 def _figures(source: Source) -> Iterator[str]:
     state = source.state
+    if source.role != POLICY:
+        yield "All of these are the policy's at this checkpoint, and not of the weights here."
+        yield ""
     columns = [phase for phase in PHASES if phase in state.validation]
     if columns:
         yield "Validation loss, nats per token, on held-out windows of each source."
@@ -153,34 +181,15 @@ def _figures(source: Source) -> Iterator[str]:
     yield "|---|--:|"
     yield f"| largest KL to the reference, nats per token | {state.kl_max:.4g} |"
     yield f"| updates beyond kl.bound | {state.breaches} |"
-    for name, value in _newest(source.run / "metrics.jsonl", state.update).items():
+    for name, value in record.newest_figures(source, FIGURES).items():
         yield f"| {name} | {value:.4g} |"
     for name, value in _of_summary(source).items():
         yield f"| {name} | {value:.4g} |"
 
 
-def _newest(path: Path, updates: int) -> dict[str, float]:
-    """Of the FIGURES, what the log says last before so many updates were made; without lines that are damaged."""
-    found: dict[str, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            figures = json.loads(line)
-            if figures["phase"] == "ppo" and figures["step"] < updates:
-                found |= {name: figures[name] for name in FIGURES if isinstance(figures.get(name), int | float)}
-        except (ValueError, KeyError, TypeError):
-            continue
-    return {name: found[name] for name in FIGURES if name in found}
-
-
 def _of_summary(source: Source) -> dict[str, float]:
     """Figures of the whole run, where it ended with this checkpoint."""
-    path = source.run / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(summary, dict) or summary.get("updates") != source.state.update:
-        return {}
+    summary = record.summary(source)
     words = {
         "reward_before": "reward, first tenth of the updates",
         "reward_after": "reward, last tenth of the updates",
@@ -190,24 +199,21 @@ def _of_summary(source: Source) -> dict[str, float]:
 
 
 def _again(source: Source) -> str:
-    path = source.run / "environment.json"
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        about = {}
-    packages = ", ".join(f"{name} {number}" for name, number in about.get("packages", {}).items())
-    ranks, commit = source.facts["ranks"], about.get("commit")
+    about = record.environment(source.run)
+    ranks, commit, packages = source.facts["ranks"], about.get("commit"), about.get("packages")
     launcher = {"deepspeed": f"deepspeed --num_gpus {ranks}", "fsdp": f"torchrun --nproc-per-node {ranks}"}
-    lines = [
-        f"{launcher.get(source.backend, 'python')} -m destruct.train --config training/resolved.yaml --resume never",
-    ]
-    if commit:
+    lines = [f"{launcher.get(source.backend, 'python')} -m destruct.train --config FOLDER/{AGAIN} --resume never"]
+    if isinstance(commit, str):
         lines.insert(0, f"git checkout {commit.rstrip('+')}  # of destruct" + ("; it had changes" * ("+" in commit)))
+    machine = ""
+    if isinstance(packages, dict):
+        numbers = ", ".join(f"{name} {number}" for name, number in packages.items())
+        machine = f" It ran on {about.get('device')} with {numbers}."
     return (
-        "```\n" + "\n".join(lines) + "\n```\n\n"
-        f"{ranks} rank(s), {source.backend}, seed {source.config.run.seed}; `training/resolved.yaml` has every value "
-        "and where it came from, `training/deepspeed.json` what DeepSpeed was given. "
-        + (f"It ran on {about.get('device')} with {packages}." if packages else "")
+        "In a checkout of destruct, where FOLDER is this one:\n\n```\n" + "\n".join(lines) + "\n```\n\n"
+        f"{ranks} rank(s), {source.backend}, seed {source.config.run.seed}; `{AGAIN}` has every value and where it "
+        f"came from, `{TRAINING}/deepspeed.json` what DeepSpeed was given. Paths in there are those of its machine: "
+        f"correct `data.sources`, `engine.deepspeed` and the like on another one.{machine}"
     )
 
 

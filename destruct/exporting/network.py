@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,9 +12,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from destruct.config.model import PolicyShape
-from destruct.config.settings import Config
 from destruct.data.tokenizing import Tokenizer
 from destruct.errors import DestructError
+from destruct.exporting.source import Source
+from destruct.models.kept import generation_config, kept
 from destruct.models.policy import llama_config
 from destruct.models.pretrained import faults_of, read_config
 
@@ -23,39 +23,59 @@ PREFIX = "lm."
 """Of the names of a `PolicyNetwork`'s parameters: before what transformers calls them."""
 
 
-def config_of(run: Config, tokenizer: Tokenizer) -> PreTrainedConfig:
-    """The config of the policy's network.
+def config_of(source: Source, tokenizer: Tokenizer) -> PreTrainedConfig:
+    """The config of the policy's network: of a pretrained one as it was when the run began.
 
     Raises:
         DestructError: that of a pretrained model cannot be had.
     """
-    shape = run.model.policy
+    shape = source.config.model.policy
     if shape.path is not None:
-        return read_config("model.policy.path", shape.path, shape.revision)
+        return _kept_config(source, shape.path)
     config = llama_config(shape, tokenizer.vocab_size)
     # The pad token is the generation config's alone: here its embedding would get no gradient in a later training.
     config.bos_token_id, config.eos_token_id = tokenizer.fast.bos_token_id, tokenizer.eos_id
     return config
 
 
-def speaking_config(run: Config, config: PreTrainedConfig, tokenizer: Tokenizer) -> GenerationConfig:
+def _kept_config(source: Source, path: str) -> PreTrainedConfig:
+    if (folder := kept(source.run)) is not None:
+        return read_config("the run's policy", str(folder), None)
+    try:
+        return read_config("model.policy.path", path, source.config.model.policy.revision)
+    except DestructError as error:
+        raise DestructError(
+            f"{error.problem}, and {source.run} is of a version that kept no config of it",
+            "put back the model that the run began with",
+            error.exit_code,
+        ) from None
+
+
+def speaking_config(source: Source, config: PreTrainedConfig, tokenizer: Tokenizer) -> GenerationConfig:
     """How a person's prompts are continued: as rollouts were sampled, of the whole distribution.
+
+    They ended with the eos of the run's tokenizer; a pretrained model may have further ones, with which it ends, too.
 
     Args:
         config: of the network.
     """
-    shape = run.model.policy
-    found = GenerationConfig.from_model_config(config)
-    if shape.path is not None:
-        with suppress(OSError):  # it has none
-            found = GenerationConfig.from_pretrained(shape.path, revision=shape.revision)
-    if found.eos_token_id is None:
-        found.eos_token_id = tokenizer.eos_id
-    if found.pad_token_id is None:
-        found.pad_token_id = tokenizer.pad_id
-    found._from_model_config = False  # it says more than the model's
-    found.do_sample, found.temperature, found.top_k, found.top_p = True, run.rollout.temperature, 0, 1.0
-    return found
+    shape, found = source.config.model.policy, None
+    if (folder := kept(source.run)) is not None:
+        found = generation_config("the run's policy", str(folder), None)
+    elif shape.path is not None:
+        found = generation_config("model.policy.path", shape.path, shape.revision)
+    theirs = GenerationConfig.from_model_config(config) if found is None else found
+    eos, bos = theirs.eos_token_id, theirs.bos_token_id
+    ends = {tokenizer.eos_id, *(eos if isinstance(eos, list) else [] if eos is None else [eos])}
+    return GenerationConfig(
+        do_sample=True,
+        temperature=source.config.rollout.temperature,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=min(ends) if len(ends) == 1 else sorted(ends),
+        pad_token_id=tokenizer.pad_id if theirs.pad_token_id is None else theirs.pad_token_id,
+        bos_token_id=tokenizer.fast.bos_token_id if bos is None else bos,
+    )
 
 
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,5 +1,9 @@
 """What is exported: a checkpoint that was verified, and the run that it is of."""
 
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,12 @@ RESOLVED = "resolved.yaml"
 TRAINING = "training"
 """Folder, in an exported one, of what the run was made with."""
 _ABOVE = 3  # a run's folder is the second above a checkpoint, and the third above one in given-up/
+
+Tell = Callable[[int, int], None]  # how much is done, and how much there is in all
+
+
+def tell_nobody(done: int, total: int) -> None:
+    """A `Tell` for whoever does not look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +55,22 @@ class Source:
         return "bfloat16" if self.facts["bf16"] else "float32"
 
 
-def check_place(folder: Path) -> None:
-    """Refuse to write over anything.
+@contextmanager
+def reading(what: Path) -> Iterator[None]:
+    """Within the block something is read; DestructError where the disk refuses it."""
+    try:
+        yield
+    except OSError as error:
+        raise DestructError(
+            f"{what} cannot be read: {error.strerror or error}", "have the right to read it", Exit.ENVIRONMENT
+        ) from None
 
-    Raises:
-        DestructError: something is there.
-    """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise DestructError(f"--to {folder} {what}; nothing is ever overwritten", "name a folder that does not exist")
 
-
-def open_source(path: Path, role: str = POLICY) -> Source:
+def open_source(path: Path, role: str = POLICY, tell: Tell = tell_nobody) -> Source:
     """Find the checkpoint that is meant, the newest of a run's folder, and hold what is read of it against its digests.
+
+    Args:
+        tell: is told of the bytes that are verified.
 
     Raises:
         DestructError: there is none, it is damaged, it does not hold this role, or its run is not there.
@@ -66,7 +79,9 @@ def open_source(path: Path, role: str = POLICY) -> Source:
     try:
         facts = manifest.read(checkpoint)
         names = [name for name in facts[manifest.FILES] if name.startswith(f"{role}/")]
-        manifest.check(checkpoint, facts, [*names, STATE, TOKENIZER])
+        every = [*names, STATE, TOKENIZER]
+        size = sum(facts[manifest.FILES][name]["size"] for name in every if name in facts[manifest.FILES])
+        manifest.check(checkpoint, facts, every, tell=_summed(size, tell))
     except manifest.Damaged as damage:
         older = [other.name for other in finding.older_than(checkpoint)]
         remedy = f"name an older one: {', '.join(older)}" if older else "have the disk looked after"
@@ -80,7 +95,22 @@ def open_source(path: Path, role: str = POLICY) -> Source:
     values, provenance = read_yaml(run / RESOLVED)
     config = validate(Config, values, str(run / RESOLVED), provenance)
     _check_same(checkpoint, run, facts, config)
-    return Source(checkpoint, role, run, facts, config, TrainState.load(checkpoint / STATE))
+    with reading(checkpoint / STATE):
+        state = TrainState.load(checkpoint / STATE)
+    return Source(checkpoint, role, run, facts, config, state)
+
+
+def _summed(total: int, tell: Tell) -> manifest.Tell:
+    """What several threads tell of bytes, and tells how many there were."""
+    done, lock = 0, threading.Lock()
+
+    def add(size: int) -> None:
+        nonlocal done
+        with lock:
+            done += size
+            tell(done, total)
+
+    return add
 
 
 def newest(path: Path) -> Path:
@@ -96,8 +126,9 @@ def newest(path: Path) -> Path:
 
 
 def _run_of(checkpoint: Path) -> Path:
-    """The folder of the run that wrote a checkpoint."""
-    for folder in list(checkpoint.resolve().parents)[:_ABOVE]:
+    """The folder of the run that wrote a checkpoint, which may lie on another disk, behind a link in that folder."""
+    named, lies = Path(os.path.abspath(checkpoint)), checkpoint.resolve()
+    for folder in (*named.parents[:_ABOVE], *lies.parents[:_ABOVE]):
         if (folder / RESOLVED).is_file():
             return folder
     raise DestructError(
@@ -120,7 +151,14 @@ def _check_same(checkpoint: Path, run: Path, facts: dict[str, Any], config: Conf
                 "put it back into the folder of its own run",
             )
     theirs = run / "tokenizer" / TOKENIZER
-    if not theirs.is_file() or theirs.read_bytes() != (checkpoint / TOKENIZER).read_bytes():
+    if not theirs.is_file():
+        raise DestructError(
+            f"{theirs} is missing: the tokenizer that {checkpoint} was written with",
+            "put back the folder tokenizer/ of that run",
+        )
+    with reading(theirs):
+        same = theirs.read_bytes() == (checkpoint / TOKENIZER).read_bytes()
+    if not same:
         raise DestructError(
             f"{theirs} is not the tokenizer that {checkpoint} was written with",
             "put the checkpoint back into the folder of its own run",

@@ -11,7 +11,6 @@ from transformers.initialization import no_init_weights
 
 from destruct.data.tokenizing import Tokenizer
 from destruct.errors import DestructError
-from destruct.exporting.folder import Tell
 from destruct.exporting.network import (
     PREFIX,
     buffers_of,
@@ -19,9 +18,12 @@ from destruct.exporting.network import (
     empty_model,
     speaking_config,
 )
-from destruct.exporting.source import Source
+from destruct.exporting.source import Source, Tell
 from destruct.exporting.weights import reader
-from destruct.models.pretrained import faults_of
+from destruct.models.pretrained import load_weights, read_config
+
+DEFAULT_TOKENS = 128
+"""That follow a prompt, where the model's context has room for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,11 @@ class Speaker:
     model: PreTrainedModel
     tokenizer: Tokenizer
 
-    def speak(self, prompt: str, most: int, temperature: float | None, seed: int) -> None:
+    def speak(self, prompt: str, most: int | None, temperature: float | None, seed: int) -> None:
         """Write the prompt and its continuation to stdout, word by word.
 
         Args:
-            most: tokens that follow.
+            most: tokens that follow; None for 128 or what there is room for.
             temperature: 0 for the likeliest token each time; None for that of the model's generation config.
 
         Raises:
@@ -43,6 +45,7 @@ class Speaker:
         """
         (ids,) = self.tokenizer.encode([prompt], ends=False)
         context = getattr(self.model.config, "max_position_embeddings", None) or 2**30
+        most = max(1, min(DEFAULT_TOKENS, context - len(ids))) if most is None else most
         if not 0 < len(ids) <= context - most:
             raise DestructError(
                 f"the prompt has {len(ids)} tokens and {most} are to follow; the model holds {context}",
@@ -64,14 +67,16 @@ class Speaker:
 
 
 def of_folder(folder: Path) -> Speaker:
-    """What `from_pretrained` makes of a folder; no code of it is run.
+    """What `from_pretrained` makes of a folder, in its own dtype; no code of it is run.
 
     Raises:
-        DestructError: it cannot be read.
+        DestructError: it cannot be read, or some of the weights are not there.
     """
-    with faults_of("--model", str(folder)):
-        model = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False)
-    return Speaker(_placed(model), Tokenizer.pretrained("--model", str(folder)))
+    tokenizer = Tokenizer.pretrained("--model", str(folder))
+    config = read_config("--model", str(folder), None, with_head=False)
+    dtype = config.dtype or torch.float32
+    model = load_weights(AutoModelForCausalLM, "--model", str(folder), None, config, dtype)
+    return Speaker(_placed(model), tokenizer)
 
 
 def of_checkpoint(source: Source, tell: Tell) -> Speaker:
@@ -81,7 +86,7 @@ def of_checkpoint(source: Source, tell: Tell) -> Speaker:
         DestructError: the checkpoint does not fit its run.
     """
     tokenizer = Tokenizer.pretrained("the run's tokenizer", str(source.run / "tokenizer"))
-    config, dtype = config_of(source.config, tokenizer), getattr(torch, source.dtype)
+    config, dtype = config_of(source, tokenizer), getattr(torch, source.dtype)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()
@@ -94,7 +99,7 @@ def of_checkpoint(source: Source, tell: Tell) -> Speaker:
             tell(done + 1, len(parameters))
         for name, tensor in buffers_of(empty, source.config.model.policy).items():
             model.get_buffer(name).copy_(tensor)
-    model.generation_config = speaking_config(source.config, config, tokenizer)
+    model.generation_config = speaking_config(source, config, tokenizer)
     return Speaker(_placed(model), tokenizer)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from destruct.engine.fsdp import SavedTensors
@@ -55,9 +55,9 @@ def _there(folder: Path) -> Iterator[None]:
     """A run that goes on deletes its old checkpoints, perhaps in the midst of this."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DestructError(
-            f"{folder} cannot be read: {error.strerror or error}",
+            f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}",
             "where its run has gone on and deleted it, name a newer checkpoint",
             Exit.ENVIRONMENT,
         ) from error

@@ -16,14 +16,11 @@ from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.launching.outputs import NoOutputs, Outputs
 from destruct.launching.supervisor import Supervisor
-from destruct.launching.surroundings import DEVICES, free_port, gpus, with_accelerator
+from destruct.launching.surroundings import DEVICES, MOST_RANKS, free_port, gpus, with_accelerator
 from destruct.train import add_run, read
 
 LAUNCHERS = {"deepspeed": "deepspeed", "fsdp": "torchrun", "single": "python"}
 """By engine.backend."""
-
-MOST_RANKS = 1024
-"""Of one machine, so that a misplaced digit starts no million processes."""
 
 EPILOG = """SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 reach every rank: it saves after the step under way.  Ranks that
 have not ended after GRACE_S seconds (600) are killed.

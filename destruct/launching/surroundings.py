@@ -13,6 +13,9 @@ from collections.abc import Mapping
 DEVICES = "DESTRUCT_CUDA_VISIBLE_DEVICES"
 """Where ranks find the person's CUDA_VISIBLE_DEVICES, which DeepSpeed's launcher takes away with --num_gpus."""
 
+MOST_RANKS = 1024
+"""Of one machine, so that a misplaced digit starts no million processes."""
+
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri", "/dev/davinci*", "/dev/accel*", "/dev/dxg")
 """Device files, one of which is there where DeepSpeed could find an accelerator."""
 

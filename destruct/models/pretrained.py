@@ -112,12 +112,13 @@ def load_weights(
             dtype=dtype,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below
             **sharding,
         )
-    missing = sorted(found["missing_keys"])
+    missing = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
     if missing:
         raise DestructError(
-            f"{key}: {path} lacks {len(missing)} weight(s) of {type(model).__name__}, such as {missing[0]}",
+            f"{key}: {path} lacks {len(missing)} weight(s) of its {type(model).__name__}, such as {missing[0]}",
             "name a model of that kind; what is missing would be random",
         )
     return _without_hooks(auto, model, config, dtype) if sharding else model

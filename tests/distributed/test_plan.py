@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.plan_accuracy import CONFIG, Row, measured, planned
+from bench.plan_accuracy import CONFIG, Row, kinds_of, planned, watched
 from destruct.config.settings import load
 from destruct.planning.disk import plan_disk
 from destruct.planning.hardware import HARDWARE
@@ -34,7 +34,7 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_collectives_and_checkpoints_take_what_was_planned(tmp_path, row):
     _, plan = planned(row, tmp_path)
-    _, run = measured(row, tmp_path)
+    run = kinds_of(watched(row, tmp_path, "bytes"))
     assert plan, "several ranks exchange something"
     for kind, size in plan.items():
         assert size == pytest.approx(run[kind], rel=0.05), kind

@@ -1,33 +1,37 @@
 """What a folder is made from: checkpoints larger than the memory at hand, and nothing that was not verified."""
 
+import gc
 import json
 import os
 import shutil
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, HrmTextConfig
 
 from destruct.checkpoint import manifest
 from destruct.config.model import PolicyShape
 from destruct.errors import DestructError
 from destruct.export import main
+from destruct.exporting.folder import Weights
 from destruct.exporting.folder import export as write_folder
+from destruct.exporting.network import PREFIX, empty_model
 from destruct.exporting.source import open_source
+from destruct.exporting.speaker import of_checkpoint
 from destruct.models.policy import PolicyNetwork, build_copy
 from tests.checkpoint.test_comparing import reseal
 from tests.exported import named
-from tests.test_export import trained
+from tests.pretrained import write_tokenizer
+from tests.test_pretrained_run import started
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def rounded(tmp_path_factory) -> dict:
-    """A run in bfloat16."""
-    return trained(tmp_path_factory.mktemp("rounded"))
 
 
 def set_backend(checkpoint: Path, backend: str, **policy: int) -> None:
@@ -88,17 +92,38 @@ def anonymous_mib() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
-@pytest.mark.parametrize("backend", ["single", "deepspeed"])
+class Peak:
+    """The most of it while a block lasts, over that before, in MiB: a thread looks on, also between two parameters."""
+
+    def __enter__(self) -> "Peak":
+        gc.collect()
+        self.before = self.most = anonymous_mib()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._look)
+        self.thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self.done.wait(0.001):
+            self.most = max(self.most, anonymous_mib())
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+        self.mib = self.most - self.before
+
+
+@pytest.mark.parametrize("backend", ["single", "deepspeed", "fsdp"])
 def test_memory_is_bounded_by_a_shard_whatever_the_size_of_the_model(rounded, tmp_path, backend):
     """A made-up checkpoint of 24 layers of 4.2 MiB, in shards of 8 MB: a hundred MiB pass through a few."""
     run = Path(shutil.copytree(rounded["run"], tmp_path / "run"))
     checkpoint = run / "checkpoints" / "step-00000002"
     make_large(checkpoint, backend)
     source = open_source(checkpoint)
-    seen: list[float] = []
-    written = write_folder(source, tmp_path / "out", "float32", "8MB", lambda done, total: seen.append(anonymous_mib()))
+    with Peak() as peak:
+        written = write_folder(source, tmp_path / "out", "float32", "8MB", lambda done, total: None)
     assert written.size > 100e6 and written.files > 10
-    assert max(seen) - seen[0] < 30
+    assert peak.mib < 40
     model = named(tmp_path / "out")
     assert all(bool((p == index).all()) for index, p in enumerate(model.values()))
 
@@ -112,7 +137,10 @@ def make_large(checkpoint: Path, backend: str) -> None:
     shapes = OrderedDict((name, p.shape) for name, p in large_policy().named_parameters())
     masters = [torch.full(shape, float(index)) for index, shape in enumerate(shapes.values())]
     (checkpoint / "policy" / "state.pt").unlink()
-    if backend == "single":
+    if backend == "fsdp":
+        weights = {f"weights.{name}": master for name, master in zip(shapes, masters, strict=True)}
+        dcp.save(weights, checkpoint_id=checkpoint / "policy", no_dist=True)
+    elif backend == "single":
         torch.save({"masters": masters, "optimizer": {}}, checkpoint / "policy" / "state.pt")
     else:
         save_in_halves(checkpoint / "policy", shapes, masters)
@@ -131,3 +159,75 @@ def save_in_halves(policy: Path, shapes: OrderedDict, masters: list[torch.Tensor
         zero = {"fp32_flat_groups": [flat], "optimizer_state_dict": {"state": {}}, "partition_count": 2}
         torch.save({"optimizer_state_dict": zero}, policy / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
         torch.save({"param_shapes": [shapes]}, policy / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+
+
+def deepseek(folder: Path, **sizes: int) -> tuple[Path, DeepseekV3ForCausalLM]:
+    """A run of a model whose experts transformers joins as it loads them, and the model."""
+    shape = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "first_k_dense_replace": 0}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    ranks = {"v_head_dim": 8, "q_lora_rank": 8, "kv_lora_rank": 8, "num_hidden_layers": 1, "n_shared_experts": 1}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    vocab = write_tokenizer(folder / "deepseek") + 24
+    every = {"vocab_size": vocab, "max_position_embeddings": 64, **shape, **heads, **ranks, **experts, **sizes}
+    lm = DeepseekV3ForCausalLM(DeepseekV3Config(**every))
+    with torch.no_grad():
+        lm.model.layers[0].mlp.gate.e_score_correction_bias.copy_(torch.arange(8) / 10)
+    lm.save_pretrained(folder / "deepseek")
+    run = started(folder, {"policy": {"path": str(folder / "deepseek")}, "value": {"num_hidden_layers": 1}})
+    run.save()
+    run.close()
+    return run.folder, lm
+
+
+def test_experts_and_their_biases_are_saved_as_their_family_does_and_spoken_with(tmp_path):
+    """The biases are buffers, which no checkpoint holds."""
+    run, lm = deepseek(tmp_path)
+    to = tmp_path / "out"
+    assert main([str(run), "--to", str(to), "--dtype", "float32"]) == 0
+    with safe_open(to / "model.safetensors", "pt") as a, safe_open(tmp_path / "deepseek/model.safetensors", "pt") as b:
+        assert set(a.keys()) == set(b.keys())
+        for name in a.keys():  # noqa: SIM118
+            assert torch.equal(a.get_tensor(name), b.get_tensor(name).bfloat16().float()) or "bias" in name, name
+        name = next(name for name in a.keys() if name.endswith("e_score_correction_bias"))  # noqa: SIM118
+        bias = lm.model.layers[0].mlp.gate.e_score_correction_bias
+        assert torch.equal(a.get_tensor(name), bias)
+    speaker = of_checkpoint(open_source(run), lambda done, total: None)
+    torch.testing.assert_close(
+        speaker.model.model.layers[0].mlp.gate.e_score_correction_bias.float(), bias, atol=2e-3, rtol=0
+    )
+
+
+def test_joined_experts_are_taken_apart_one_tensor_at_a_time(tmp_path):
+    """A single file of 6 layers, 14 MiB of experts each: beside the file's content no second one is in memory."""
+    run, _ = deepseek(tmp_path, num_hidden_layers=6, hidden_size=256, moe_intermediate_size=600)
+    source = open_source(run)
+    with Peak() as peak:
+        written = write_folder(source, tmp_path / "out", "float32", "5GB", lambda done, total: None)
+    size = written.size / 2**20
+    assert size > 80 and peak.mib < 1.5 * size
+
+
+def test_tensors_that_are_saved_as_one_are_refused_where_they_came_to_lie_in_two_files(rounded, tmp_path):
+    """HRM saves gate_proj and up_proj joined.  The weights come from the model, as no checkpoint is of this family."""
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = HrmTextConfig(num_attention_heads=2, num_key_value_heads=2, **shape)
+    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    lm.save_pretrained(tmp_path / "theirs")
+    weights = {f"{PREFIX}{name}": p.detach() for name, p in lm.named_parameters()}
+    source, empty = open_source(rounded["run"]), empty_model(config, torch.float32)
+    with pytest.raises(DestructError, match="joins weights as it is saved, and they came to lie in two files"):
+        Weights(empty, weights.__getitem__, "5KB", source)
+    Weights(empty, weights.__getitem__, "5GB", source).write(tmp_path, lambda done, total: None)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path, tmp_path / "theirs"))
+    assert ours.keys() == theirs.keys() != {name.removeprefix(PREFIX) for name in weights}
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_index_says_how_large_the_model_is_and_where_each_tensor_lies(rounded, tmp_path):
+    assert main([str(rounded["run"]), "--to", str(tmp_path / "out"), "--max-shard", "20KB"]) == 0
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    count = sum(p.numel() for p in named(tmp_path / "out").values())
+    assert index["metadata"] == {"total_parameters": count, "total_size": 2 * count}
+    for name, file in index["weight_map"].items():
+        with safe_open(tmp_path / "out" / file, "pt") as tensors:
+            assert tensors.metadata() == {"format": "pt"} and tensors.get_slice(name).get_dtype() == "BF16"
