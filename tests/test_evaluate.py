@@ -3,35 +3,30 @@
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM
 
 from destruct import evaluate, export
 from destruct.data.tokenizing import Tokenizer
-from destruct.evaluation import ValidationSet
+from destruct.evaluation import ValidationSet, validate
 from destruct.loop import train
-from tests.checkpoint.test_comparing import reseal
-from tests.test_export import SHORT, in_float32
-from tests.tiny import ROOT, tiny_run
+from tests.evaluated import told, trained_run
+from tests.pretrained import write_llama
+from tests.test_export import SHORT
+from tests.test_pretrained_run import started
+from tests.tiny import tiny_run
 
 pytestmark = pytest.mark.slow
-
-PROMPTS = f"prompts.file={ROOT / 'configs/prompts.yaml'}"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict:
-    """A run in float32 of two updates, both of them saved, validated and heard: its folder and its validation sets."""
-    folder = tmp_path_factory.mktemp("runs")
-    with tiny_run(folder, *SHORT, in_float32(folder), "run.evaluate_every=1", PROMPTS) as run:
-        train(run)
-        return {"run": run.folder, "sets": run.inputs.validation}
+    """A run in float32 of two updates: its folder and its validation sets."""
+    return trained_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +35,6 @@ def exported(trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "out"
     assert export.main([str(trained["run"]), "--to", str(folder)]) == 0
     return folder
-
-
-def told(capsys, *arguments: object) -> dict:
-    """The evaluation as JSON."""
-    capsys.readouterr()
-    assert evaluate.main([*map(str, arguments), "--json", "-"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refused(capsys, code: int, *arguments: object) -> str:
-    """What is said in two lines, the last ones, of what does not end well."""
-    capsys.readouterr()
-    assert evaluate.main(list(map(str, arguments))) == code
-    out, err = capsys.readouterr()
-    assert out == "" and re.fullmatch(r"(reading and .*\n)?destruct: .*\n  remedy: .*\n", err), err
-    return err
 
 
 def logged(run: Path, update: int) -> dict[str, float]:
@@ -260,38 +239,14 @@ def test_another_tokenizer_is_compared_in_bits_per_byte_alone(trained, capsys, t
         assert row["bits_per_byte"]["se"] == pytest.approx(math.hypot(a["se"], b["se"]))
 
 
-def test_what_is_not_there_is_told_before_torch_is_waited_for(trained, capsys, tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert "there is no run nowhere" in refused(capsys, 2, "--checkpoint", "nowhere")
-    assert "holds no checkpoint" in refused(capsys, 2, "--checkpoint", tmp_path / "empty")
-    assert "nothing says which texts me/tiny is" in refused(capsys, 2, "--checkpoint", "me/tiny")
-    run = ("--checkpoint", trained["run"])
-    assert "no.yaml cannot be read" in refused(capsys, 2, *run, "--config", tmp_path / "no.yaml")
-    assert "no.yaml cannot be read" in refused(capsys, 2, *run, "--prompts", tmp_path / "no.yaml")
-    assert "there is no folder" in refused(capsys, 2, *run, "--json", tmp_path / "no" / "e.json")
-    assert "is a folder" in refused(capsys, 2, *run, "--markdown", tmp_path)
-    assert "--windows 0 is out of range" in refused(capsys, 2, *run, "--windows", "0")
-    assert "would both be written to -" in refused(capsys, 2, *run, "--json", "-", "--markdown", "-")
-    said = refused(capsys, 2, *run, "model.policy.hidden_size=64")
-    assert "model.policy.hidden_size = 32" in said and "has 64" in said
-
-
-def test_a_source_without_a_held_out_window_is_named(trained, capsys):
-    said = refused(capsys, 2, "--checkpoint", trained["run"], "rollout.prompt_tokens=480")
-    assert "source 'arithmetic' (held out) has" in said and "which fill 0 window(s)" in said
-
-
-def test_a_damaged_checkpoint_is_named_with_an_older_one_and_other_texts_are_noted(trained, capsys, tmp_path):
-    run = Path(shutil.copytree(trained["run"], tmp_path / "run"))
-    state = run / "checkpoints" / "step-00000002" / "policy" / "state.pt"
-    saved = bytearray(state.read_bytes())
-    saved[len(saved) // 2] ^= 1
-    state.write_bytes(saved)
-    said = refused(capsys, 3, "--checkpoint", run)
-    assert "its digest is another one" in said and "name an older one: step-00000001" in said
-    resolved = yaml.safe_load((run / "resolved.yaml").read_text())
-    resolved["data"]["embedded_bytes"] = 30_000
-    (run / "resolved.yaml").write_text(yaml.safe_dump(resolved))
-    reseal(run / "checkpoints" / "step-00000001")
-    notes = told(capsys, "--checkpoint", run / "checkpoints/step-00000001", "--samples", "0")["notes"]
-    assert [note.partition(":")[0] for note in notes] == ["arithmetic", "noise"]
+def test_a_run_on_a_pretrained_policy_has_its_losses_though_the_policy_has_moved(capsys, tmp_path):
+    write_llama(tmp_path / "llama")
+    run = started(tmp_path, {"policy": {"path": str(tmp_path / "llama")}, "value": {"num_hidden_layers": 1}})
+    run.save()
+    run.settle()
+    want = validate(run.policy, run.inputs.validation, run.topology).as_summary()
+    run.close()
+    (tmp_path / "llama").rename(tmp_path / "moved")
+    got = told(capsys, "--checkpoint", run.folder, "--samples", "2")["checkpoints"][0]
+    losses = {name: source["nats_per_token"]["value"] for name, source in got["sources"].items()}
+    assert losses | {"mean": got["mean"]["nats_per_token"]["value"]} == want

@@ -18,7 +18,8 @@ class Aside(Screen):
 
     def __init__(self, first_rank: bool):
         super().__init__(first_rank)
-        self.console.file = sys.stderr  # as it is now: within `quiet` it is nowhere
+        # As it is now: within `quiet` it is nowhere.
+        self.console = type(self.console)(file=sys.stderr, quiet=not first_rank, highlight=False, markup=False)
         self.live = first_rank and self.console.is_terminal
 
     @contextmanager
