@@ -62,22 +62,21 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     store = CheckpointStore(run_folder.path(settings) / "checkpoints", topology, config.run.keep_checkpoints)
     checkpoint = find_checkpoint(settings, store, screen.say)
     topology.together(lambda: _check_machine(settings, topology))
-    architectures = topology.together(lambda: read_architectures(settings))
+    models = topology.together(lambda: read_architectures(settings))
     inputs = read_inputs(settings, topology, screen, checkpoint)
     tokenizer, context = inputs.tokenizer, RewardContext(config.reward.ngram, inputs.tokenizer)
-    check_sizes(settings, architectures, tokenizer.vocab_size)
-    prompts = encode_prompts(settings.prompts, tokenizer, _longest_prompt(settings, architectures))
+    check_sizes(settings, models, tokenizer.vocab_size)
+    prompts = encode_prompts(settings.prompts, tokenizer, _longest_prompt(settings, models))
     texts = topology.together(lambda: _tried_terms(config, context, inputs))
     # Nothing about the input can be wrong from here on: only now is an older folder put aside.
-    derived = {"engine.loss": str(plan_head(settings, architectures, tokenizer.vocab_size, topology))}
-    policy = architectures.policy
-    folder = run_folder.prepare(settings, topology, screen, tokenizer, policy, checkpoint, derived, claimed)
+    derived = {"engine.loss": str(plan_head(settings, models, tokenizer.vocab_size, topology))}
+    folder = run_folder.prepare(settings, topology, screen, tokenizer, models.policy, checkpoint, derived, claimed)
     curriculum = _curriculum(config, inputs, topology)
     mixture, loader = topology.together(lambda: drawing(config, inputs))
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
     _announce(settings, topology, screen, updates)
-    made = make_networks(settings, architectures, tokenizer.vocab_size, topology)
+    made = make_networks(settings, models, tokenizer.vocab_size, topology)
     state = TrainState(kl_coef=config.kl.coef, sources=names)
     if checkpoint is not None:
         state = _resume(checkpoint, store, made.networks, mixture, curriculum, topology, screen)

@@ -21,7 +21,7 @@ from destruct.curriculum.dials import strategy_from
 from destruct.curriculum.estimates import MIN_ROUNDS
 from destruct.curriculum.replay import Replay, late_beginning, of_the_same_sources, replay, verdict
 from destruct.curriculum.strategies import STRATEGIES, FixedWeights
-from destruct.doors import Parser, find_run, write_anywhere
+from destruct.doors import Parser, find_run, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 from destruct.tracking.explanation import Account, as_json, show
@@ -145,22 +145,21 @@ def explain(folder: Path, asked: Asked, until: int | None) -> Account:
     return Account(folder, asked.run, own, reproduced, notes, asked.other, other)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print an explanation; returns the exit code."""
-    write_anywhere()
-    try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
-        folder = find_run(options.run)
-        account = explain(folder, read_config(folder, options.strategy, options.dials), options.round)
-    except DestructError as error:
-        print(f"destruct: {error}", file=sys.stderr)
-        return error.exit_code
+def answer(options: argparse.Namespace) -> int:
+    """Print an explanation; DestructError where there can be none."""
+    folder = find_run(options.run)
+    account = explain(folder, read_config(folder, options.strategy, options.dials), options.round)
     if options.json:
         content: dict[str, Any] = as_json(account)
         print(json.dumps(content, indent=1, allow_nan=False))
     else:
         show(account)
     return Exit.DONE
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print an explanation; returns the exit code."""
+    return told(lambda: answer(parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from destruct.config.settings import load
-from destruct.doors import Parser, write_anywhere
+from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 from destruct.planning import report, sweep
@@ -91,29 +91,28 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     return [first, *(replace(first, settings=settings) for settings in others)]
 
 
+def answer(options: argparse.Namespace) -> int:
+    """Print a plan; DestructError where there can be none, or nothing fits."""
+    if options.png is not None:
+        sweep.check_drawing(options.png)
+    plans = [report.plan(job) for job in jobs(options)]
+    if options.json:
+        content = report.as_json(plans[0]) if len(plans) == 1 else {"sweep": sweep.rows(plans)}
+        print(json.dumps(content, indent=1, allow_nan=False))
+    elif len(plans) == 1:
+        report.show(plans[0])
+    else:
+        sweep.show(plans)
+    if options.png is not None:
+        sweep.draw(plans, options.png)
+    if not any(plan.fits for plan in plans):
+        check_fits(plans[-1].job)
+    return Exit.DONE
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print a plan; returns the exit code."""
-    write_anywhere()
-    try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
-        if options.png is not None:
-            sweep.check_drawing(options.png)
-        plans = [report.plan(job) for job in jobs(options)]
-        if options.json:
-            content = report.as_json(plans[0]) if len(plans) == 1 else {"sweep": sweep.rows(plans)}
-            print(json.dumps(content, indent=1, allow_nan=False))
-        elif len(plans) == 1:
-            report.show(plans[0])
-        else:
-            sweep.show(plans)
-        if options.png is not None:
-            sweep.draw(plans, options.png)
-        if not any(plan.fits for plan in plans):
-            check_fits(plans[-1].job)
-    except DestructError as error:
-        print(f"destruct: {error}", file=sys.stderr)
-        return error.exit_code
-    return Exit.DONE
+    return told(lambda: answer(parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -89,3 +91,42 @@ def test_a_door_takes_the_rest_of_the_line_and_its_exit_code_is_the_commands(tmp
     assert "destruct.explain" not in modules and "torch" not in modules
     helped, _ = go(tmp_path, "explain", "--help")
     assert helped.returncode == 0 and "--strategy" in helped.stdout and not helped.stderr
+
+
+HEEDING = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who started the tests may ignore it
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+def opened(pipe: Path) -> int | None:
+    """The end of a pipe that is written to; None where nobody reads from it yet."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize("door", ["plan", "config show", "train"])
+@pytest.mark.parametrize("way", ["destruct.doors", "destruct"])
+def test_ctrl_c_is_one_line_and_130_at_every_door(tmp_path, door, way):
+    """A config that never comes: a pipe to which nobody writes."""
+    os.mkfifo(tmp_path / "config.yaml")
+    name, *rest = door.split()
+    module = [f"{way}.{name}"] if way == "destruct" else [way, name]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEEDING, *module, *rest, "--config", str(tmp_path / "config.yaml")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while (writer := opened(tmp_path / "config.yaml")) is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "destruct: interrupted\n")
+    assert process.returncode == 130
+    os.close(writer)

@@ -62,12 +62,18 @@ def _resolved(folder: Path) -> Path:
 def _forsaken(place: Path) -> Iterator[Path]:
     """Stages of exports to this place that were killed on this machine."""
     ours = re.compile(re.escape(_stage_name(place, "")) + r"(\d+)")
-    for folder in (place, place.parent):
-        with suppress(OSError):  # it is not there, or not ours to read: then nothing of ours is in it
-            for path in list(folder.iterdir()):
-                found = ours.fullmatch(path.name)
-                if found and not _lives(int(found[1])):
-                    yield path
+    for path in (*_entries(place), *_entries(place.parent)):
+        found = ours.fullmatch(path.name)
+        if found and not _lives(int(found[1])):
+            yield path
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it is none, or not ours to read: then nothing of ours is in it."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _stage_name(place: Path, process: str) -> str:
@@ -112,7 +118,10 @@ def staged(folder: Path, size: int) -> Iterator[Path]:
         yield stage
         _sync(stage)
         with _undisturbed():
-            _fill(place, stage) if fills else publish(stage, place)
+            if fills:
+                _fill(place, stage)
+            else:
+                publish(stage, place)
             made.clear()
     except OSError as error:
         raise DestructError(
@@ -120,10 +129,15 @@ def staged(folder: Path, size: int) -> Iterator[Path]:
         ) from error
     finally:
         with _undisturbed():
-            shutil.rmtree(stage, ignore_errors=True)
-            with suppress(OSError):  # somebody else has put something there
-                for above in reversed(made):
-                    above.rmdir()
+            _take_away(stage, made)
+
+
+def _take_away(stage: Path, made: list[Path]) -> None:
+    """Delete a stage, and the folders that were made for it, innermost first."""
+    shutil.rmtree(stage, ignore_errors=True)
+    with suppress(OSError):  # somebody else has put something there
+        for above in reversed(made):
+            above.rmdir()
 
 
 def _check_room(disk: Path, folder: Path, size: int) -> None:

@@ -170,6 +170,7 @@ INTERRUPTED = """
 import os, signal, sys, threading
 from destruct.doors import main
 from destruct.exits import leave
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who started the tests may ignore it
 threading.Timer(float(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 leave(main(sys.argv[2:]))
 """
