@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any
 
 import xxhash
@@ -21,6 +22,9 @@ DIGESTS: dict[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3_128": x
 """Of every file, both.  The second is what a start waits for: as good against what happens by itself, and many times
 faster; the first is for tools that people have, and for a look at leisure."""
 
+TOLD = 2**24
+"""Bytes after which it is said how far the reading is."""
+
 CHUNK = 2**18
 """Bytes that are read at a time: they stay in the cache of a core."""
 
@@ -32,20 +36,31 @@ class Damaged(Exception):
         super().__init__(f"{path} is not the file that was saved: {what}")
 
 
-def digests(path: Path, kinds: Iterable[str] = DIGESTS) -> dict[str, str]:
-    """Digests of a file by their kind, in hexadecimal."""
+def digests(path: Path, kinds: Iterable[str] = DIGESTS, tell: Callable[[int], None] | None = None) -> dict[str, str]:
+    """Digests of a file by their kind, in hexadecimal.
+
+    Args:
+        tell: is called with the bytes read since the last call, now and then.
+    """
     found = {kind: DIGESTS[kind]() for kind in kinds}
     buffer = memoryview(bytearray(CHUNK))
+    untold = 0
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
             for digest in found.values():
                 digest.update(buffer[:size])
+            untold += size
+            if tell is not None and untold >= TOLD:
+                tell(untold)
+                untold = 0
+    if tell is not None:
+        tell(untold)
     return {kind: digest.hexdigest() for kind, digest in found.items()}
 
 
-def digest(path: Path, kind: str = "sha256") -> str:
-    """One digest of a file, in hexadecimal."""
-    return digests(path, [kind])[kind]
+def digest(path: Path, kind: str = "sha256", tell: Callable[[int], None] | None = None) -> str:
+    """One digest of a file, in hexadecimal; `tell` as for `digests`."""
+    return digests(path, [kind], tell)[kind]
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -98,23 +113,37 @@ def read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check(folder: Path, manifest: dict[str, Any], names: Iterable[str], kind: str = "xxh3_128") -> None:
+def check(
+    folder: Path,
+    manifest: dict[str, Any],
+    names: Iterable[str],
+    kind: str = "xxh3_128",
+    tell: Callable[[int], None] | None = None,
+) -> None:
     """Hold files against their digests.
 
     Args:
         manifest: what `read` gave.
         names: of the files.
         kind: of the digest.
+        tell: as for `digests`; one call at a time, of any thread.
 
     Raises:
         Damaged: naming the first one, in their order, that was altered or cannot be read.
     """
 
+    telling = Lock()
+
+    def told(size: int) -> None:
+        if tell is not None:
+            with telling:
+                tell(size)
+
     def fault(name: str) -> str | None:
         try:
             entry = manifest[FILES][name]
             known = kind if kind in entry else "sha256"  # older ones have that alone
-            return None if digest(folder / name, known) == entry[known] else "its digest is another one"
+            return None if digest(folder / name, known, told) == entry[known] else "its digest is another one"
         except OSError as error:
             return f"it cannot be read: {error.strerror}"
 
@@ -125,14 +154,14 @@ def check(folder: Path, manifest: dict[str, Any], names: Iterable[str], kind: st
                 raise Damaged(folder / name, what)
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest, after everything was held against it, by SHA-256.
+def verify(folder: Path, tell: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """The manifest, after everything was held against it, by SHA-256; `tell` as for `check`.
 
     Raises:
         Damaged: naming the first file that is not as it was saved.
     """
     manifest = read(folder)
-    check(folder, manifest, manifest[FILES], "sha256")
+    check(folder, manifest, manifest[FILES], "sha256", tell)
     return manifest
 
 
