@@ -75,7 +75,7 @@ class Work:
 
     def bar(self, width: int | None = 24) -> ProgressBar:
         """What is done of all, moving where that is not known."""
-        return ProgressBar(self.total, self.done, width, pulse=self.total is None)
+        return ProgressBar(self.total, self.done, width, pulse=self.total is None, complete_style="cyan")
 
     def __rich__(self) -> Table:
         return row(self.name, self.bar(None), self.count(), self.time(time.monotonic()))
@@ -84,7 +84,7 @@ class Work:
 def row(name: str, bar: ProgressBar, *words: str) -> Table:
     """A name, a bar as wide as there is room, and words, all in one line."""
     table = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    table.add_column(no_wrap=True, min_width=8)
+    table.add_column(no_wrap=True, min_width=9)
     table.add_column(ratio=1, min_width=4)
     for _ in words:
         table.add_column(no_wrap=True)

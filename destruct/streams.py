@@ -6,6 +6,7 @@ file that nobody sees until the rank has a log, and then into that.  The person'
 
 import faulthandler
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from destruct import last_words
-from destruct.secrets import masked
+from destruct.secrets import Masking, masked
+
+OURS, LINE = "destruct", "%(asctime)s %(levelname)s %(name)s: %(message)s"
+"""The logger of what is said to the person, and how a line of a log looks."""
 
 NUMBERS = (1, 2)
 """The file descriptors of both outputs."""
@@ -76,14 +80,25 @@ def apart() -> Iterator[None]:
     sys.stdout, sys.stderr = map(_printed, NUMBERS)
     if faulthandler.is_enabled():
         faulthandler.enable(_apart.err)
+    early = _logged_early()
     try:
         yield
     except Exception:
         _show(_apart)
         raise
     finally:
+        logging.getLogger(OURS).removeHandler(early)
         _together(_apart, before)
         _apart = None
+
+
+def _logged_early() -> logging.Handler:
+    """Takes our own lines, until there is a log."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(Masking(LINE))
+    logging.getLogger(OURS).setLevel(logging.INFO)
+    logging.getLogger(OURS).addHandler(handler)
+    return handler
 
 
 def _together(apart: _Apart, before: tuple[TextIO, TextIO]) -> None:

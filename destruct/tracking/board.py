@@ -14,8 +14,8 @@ from destruct.progress import Work, clock, row
 
 WIDE = 100
 """Columns from which on two figures stand beside each other."""
-CELL, NAME = 36, 18
-"""Columns that a source's bar takes at least, and its name at most."""
+LABEL, CELL, NAME = 11, 33, 18
+"""Columns of a line's label, of a source with its bar at least, and of its name at most."""
 MOST_ROWS, LINES = 6, 9
 """Rows of the sources' bars, and the lines of a terminal that are left to all else."""
 STEPS = "▁▂▃▄▅▆▇█"
@@ -68,7 +68,7 @@ class Board:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         work, now = self.work, time.monotonic()
         yield row(work.name, work.bar(None), work.count(), work.time(now))
-        yield Text(f"{'now':<10} {what_goes_on()}", no_wrap=True, overflow="ellipsis")
+        yield Text(f"{'now':<{LABEL}}{what_goes_on()}", no_wrap=True, overflow="ellipsis")
         if not isinstance(self.status, Standing):
             yield Text(self.status, no_wrap=True, overflow="ellipsis")
             return
@@ -88,7 +88,7 @@ class Activity:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if HEART.phase == START:
             return
-        bar = ProgressBar(HEART.total or None, HEART.done, None, pulse=not HEART.total)
+        bar = _bar(HEART.done, HEART.total or None)
         percent = f"{HEART.done / HEART.total:.0%}" if HEART.total else ""
         yield row(HEART.phase, bar, percent, clock(time.monotonic() - HEART.since))
 
@@ -103,7 +103,7 @@ def steps(values: list[float]) -> str:
 
 
 def _facts(standing: Standing, trend: str, width: int) -> RenderableType:
-    kl = ProgressBar(1.0, _share(standing.kl, standing.kl_bound), 16, complete_style=_alarm(standing))
+    kl = _bar(_share(standing.kl, standing.kl_bound), 1.0, 16, _alarm(standing))
     kl_line = Table.grid(padding=(0, 1, 0, 0))
     kl_line.add_row(f"{standing.kl:.4f} of {standing.kl_bound}", kl, "" if _inside(standing) else "OUTSIDE")
     validation = "-" if standing.validation is None else f"{standing.validation:.4f}"
@@ -119,8 +119,8 @@ def _facts(standing: Standing, trend: str, width: int) -> RenderableType:
     beside = 2 if width >= WIDE else 1
     grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
     for _ in range(beside):
-        grid.add_column(no_wrap=True, min_width=10)
-        grid.add_column(no_wrap=True, ratio=1)
+        grid.add_column(no_wrap=True, width=LABEL - 1)
+        grid.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
     for start in range(0, len(facts), beside):
         grid.add_row(*(cell for fact in facts[start : start + beside] for cell in fact))
     return grid
@@ -132,24 +132,30 @@ def weights(shares: dict[str, float], width: int, height: int) -> list[Renderabl
     Args:
         height: lines that are left to them.
     """
-    beside = max(1, width // CELL)
+    beside = max(1, (width - LABEL) // CELL)
     rows = max(1, min(MOST_ROWS, height))
     shown = shares
     if len(shares) > beside * rows:
         largest = sorted(shares, key=lambda name: -shares[name])[: beside * rows]
         shown = {name: shares[name] for name in largest}
     grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    grid.add_column(no_wrap=True, width=LABEL - 1)
     for _ in range(min(beside, len(shown))):
         grid.add_column(no_wrap=True, max_width=NAME, overflow="ellipsis")
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
     top = max(shown.values())
-    cells = [(name, f"{share:.3f}", ProgressBar(top, share, style="black")) for name, share in shown.items()]
+    cells = [(name, f"{share:.3f}", _bar(share, top)) for name, share in shown.items()]
     for start in range(0, len(cells), beside):
-        grid.add_row(*(part for cell in cells[start : start + beside] for part in cell))
+        grid.add_row("" if start else "weights", *(part for cell in cells[start : start + beside] for part in cell))
     rest = len(shares) - len(shown)
-    more = [Text(f"and {rest} more: {sum(shares.values()) - sum(shown.values()):.3f} together", style="dim")]
-    return [grid, *(more if rest else [])]
+    more = f"{'':<{LABEL}}and {rest} more: {sum(shares.values()) - sum(shown.values()):.3f} together"
+    return [grid, *([Text(more, style="dim")] if rest else [])]
+
+
+def _bar(value: float, total: float | None, width: int | None = None, style: str = "cyan") -> ProgressBar:
+    """In one colour, full or not."""
+    return ProgressBar(total, value, width, pulse=total is None, complete_style=style, finished_style=style)
 
 
 def _inside(standing: Standing) -> bool:

@@ -51,6 +51,7 @@ class Screen:
             self._fit()
         self._board: list[RenderableType] = []  # its parts, from top to bottom
         self._shown = 0  # blocks that show it
+        self._live: Live | None = None
         self._spoken = 0.0
 
     def say(self, line: str) -> None:
@@ -64,9 +65,8 @@ class Screen:
     def shown(self) -> Iterator[None]:
         """Within the block, or one of several of them, the board is on the terminal; piped, long phases are told."""
         self._shown += 1
-        live = None
         if self._shown == 1 and self.live:
-            live = Live(
+            self._live = Live(
                 get_renderable=self._drawn,
                 console=self.console,
                 refresh_per_second=PER_SECOND,
@@ -77,17 +77,26 @@ class Screen:
         if self._shown == 1 and not self._quiet and not self.live:
             HEART.listener = self._tell
         try:
-            with suppress(OSError):  # here and below: a terminal that has gone
-                if live is not None:
-                    live.start(refresh=True)
+            if self._shown == 1 and self._live is not None:
+                with suppress(OSError):  # here and below: a terminal that has gone
+                    self._live.start()
             yield
         finally:
             self._shown -= 1
             if self._shown == 0:
-                HEART.listener = None
+                self._end()
+
+    def _end(self) -> None:
+        HEART.listener = None
+        live, self._live = self._live, None
+        if live is not None:
             with suppress(OSError):
-                if live is not None:
-                    live.stop()
+                live.stop()
+
+    def _draw(self) -> None:
+        if self._live is not None:
+            with suppress(OSError):
+                self._live.refresh()
 
     def _fit(self) -> None:
         """Be as large as the terminal that is written to: those that rich would ask may be a log, or nothing."""
@@ -111,10 +120,12 @@ class Screen:
     def _with(self, part: RenderableType) -> Iterator[None]:
         with self.shown():
             self._board.append(part)
+            self._draw()
             try:
                 yield
             finally:
                 self._board.remove(part)
+                self._draw()  # or the next line would bring it back
 
     @contextmanager
     def phase(self, name: str, total: int, done: int = 0) -> Iterator["Phase"]:

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from destruct.durable import writing_to
 from destruct.last_words import log_is_at
 from destruct.secrets import WARNINGS, Masking, masked
-from destruct.streams import flow_into
+from destruct.streams import LINE, OURS, flow_into
 from destruct.tracking.metrics import check_name
 
 WARMUP_PHASES = ("before", "warmup", "after_warmup", "value_warmup")
@@ -122,16 +122,16 @@ def log_to_file(folder: Path, rank: int) -> None:
         handler = logging.FileHandler(file, encoding="utf-8")
         flow_into(file)
     log_is_at(file, rank)
-    handler.setFormatter(Masking("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Masking(LINE))
     logging.captureWarnings(True)
     threading.excepthook = _log_end_of_thread
-    for name in (None, WARNINGS, "DeepSpeed", "transformers", "torch", "datasets"):
+    for name in (None, OURS, WARNINGS, "DeepSpeed", "transformers", "torch", "datasets"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name is None else []
         logger.propagate = True
     # steps_per_print and wall_clock_breakdown of the JSON speak at this level.
     logging.getLogger("DeepSpeed").setLevel(logging.INFO)
-    logging.getLogger("destruct").setLevel(logging.INFO)  # what the first rank says to the person
+    logging.getLogger(OURS).setLevel(logging.INFO)
 
 
 def _log_end_of_thread(failed: threading.ExceptHookArgs) -> None:
