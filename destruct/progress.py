@@ -4,17 +4,21 @@ with progress("exporting", size, "B") as advance:
     advance(len(piece))
 """
 
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from typing import TypeVar
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+T = TypeVar("T")
 
 EVERY_S = 10.0
 """Between two lines where output is piped; shorter work has none."""
@@ -99,29 +103,52 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def progress(name: str, total: int | None = None, unit: str = "") -> Iterator[Callable[..., None]]:
+def progress(name: str, total: int | None = None, unit: str = "", still: bool = False) -> Iterator[Callable[..., None]]:
     """Show how far a block has come.
 
     Args:
         name, total, unit: as for `Work`.
+        still: draw when something is done and at no other time, where what is done is timed.
 
     Yields:
-        What is called with the amount that was done since, 1 by default.
+        What is called with the amount that was done since, 1 by default; from any thread.
     """
     work, console = Work(name, total, unit), Console(stderr=True, highlight=False, markup=False)
-    spoken = work.began
+    spoken, live = work.began, _live(work, console, still)
 
     def advance(amount: int = 1) -> None:
         nonlocal spoken
         now = time.monotonic()
         work.advance(amount, now)
-        if not console.is_interactive and now - spoken >= EVERY_S:
+        if still and live is not None:
+            live.refresh()
+        if live is None and now - spoken >= EVERY_S:
             spoken = now
             with suppress(OSError):  # nobody reads any more
                 console.print(work.line(now), soft_wrap=True)
 
+    with nullcontext() if live is None else live:
+        if live is not None:
+            live.refresh()
+        yield advance
+
+
+def _live(work: Work, console: Console, still: bool) -> Live | None:
     if not console.is_interactive:
-        yield advance
-        return
-    with Live(get_renderable=lambda: work, console=console, refresh_per_second=PER_SECOND, transient=True):
-        yield advance
+        return None
+    return Live(
+        get_renderable=lambda: work,
+        console=console,
+        auto_refresh=not still,
+        refresh_per_second=PER_SECOND,
+        transient=True,
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # what goes to a file still goes there
+    )
+
+
+def tracked(items: Collection[T], name: str, unit: str = "") -> Iterator[T]:
+    """The items one by one, with a bar of those that are done; nothing is drawn while one of them is."""
+    with progress(name, len(items), unit, still=True) as advance:
+        for item in items:
+            yield item
+            advance()
