@@ -77,8 +77,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
     _announce(settings, topology, screen, updates)
-    with HEART.during("making the networks"):
-        made = make_networks(settings, architectures, tokenizer.vocab_size, topology)
+    made = HEART.during("making the networks")(make_networks)(settings, architectures, tokenizer.vocab_size, topology)
     state = TrainState(kl_coef=config.kl.coef, sources=names)
     if checkpoint is not None:
         state = _resume(checkpoint, store, made.networks, mixture, curriculum, topology, screen)
