@@ -28,6 +28,14 @@ PER_SECOND = 4
 """How often a terminal is drawn anew."""
 
 
+class Steady(Console):
+    """Never hides the cursor: where the process is killed, nobody would bring it back."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Leave it as it is."""
+        return False
+
+
 class Work:
     """How far something has come.
 
@@ -113,7 +121,7 @@ def progress(name: str, total: int | None = None, unit: str = "", still: bool = 
     Yields:
         What is called with the amount that was done since, 1 by default; from any thread.
     """
-    work, console = Work(name, total, unit), Console(stderr=True, highlight=False, markup=False)
+    work, console = Work(name, total, unit), Steady(stderr=True, highlight=False, markup=False)
     spoken, live = work.began, _live(work, console, still)
 
     def advance(amount: int = 1) -> None:

@@ -12,8 +12,8 @@ from rich.text import Text
 from destruct.heartbeat import HEART, START
 from destruct.progress import Work, clock, row
 
-WIDE = 100
-"""Columns from which on two figures stand beside each other."""
+MIDDLE, WIDE = 60, 100
+"""Columns from which on the time spent is shown, and from which on two figures stand beside each other."""
 LABEL, CELL, NAME = 11, 33, 18
 """Columns of a line's label, of a source with its bar at least, and of its name at most."""
 MOST_ROWS, LINES = 6, 9
@@ -67,8 +67,9 @@ class Board:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         work, now = self.work, time.monotonic()
-        yield row(work.name, work.bar(None), work.count(), work.time(now))
-        yield Text(f"{'now':<{LABEL}}{what_goes_on()}", no_wrap=True, overflow="ellipsis")
+        left, spent = work.time(now), f"{clock(now - work.began)}, " if options.max_width >= MIDDLE else ""
+        yield row(work.name, work.bar(None), work.count(), f"{spent}{left}" if left else "")
+        yield Text.assemble((f"{'now':<{LABEL}}", "dim"), what_goes_on(), no_wrap=True, overflow="ellipsis")
         if not isinstance(self.status, Standing):
             yield Text(self.status, no_wrap=True, overflow="ellipsis")
             return
@@ -105,11 +106,13 @@ def steps(values: list[float]) -> str:
 def _facts(standing: Standing, trend: str, width: int) -> RenderableType:
     kl = _bar(_share(standing.kl, standing.kl_bound), 1.0, 16, _alarm(standing))
     kl_line = Table.grid(padding=(0, 1, 0, 0))
+    for _ in range(3):
+        kl_line.add_column(no_wrap=True)
     kl_line.add_row(f"{standing.kl:.4f} of {standing.kl_bound}", kl, "" if _inside(standing) else "OUTSIDE")
     validation = "-" if standing.validation is None else f"{standing.validation:.4f}"
     if standing.best is not None:
         validation += f", best {standing.best:.4f} after update {standing.best_update}"
-    reward = f"{standing.reward:.3f}, {standing.reward_first:.3f} -> {standing.reward_last:.3f} {trend}"
+    reward = f"{standing.reward:.3f}, from {standing.reward_first:.3f} to {standing.reward_last:.3f}  {trend}"
     facts: list[tuple[str, RenderableType]] = [
         ("reward", reward),
         ("KL", kl_line),
@@ -119,7 +122,7 @@ def _facts(standing: Standing, trend: str, width: int) -> RenderableType:
     beside = 2 if width >= WIDE else 1
     grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
     for _ in range(beside):
-        grid.add_column(no_wrap=True, width=LABEL - 1)
+        grid.add_column(no_wrap=True, width=LABEL - 1, style="dim")
         grid.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
     for start in range(0, len(facts), beside):
         grid.add_row(*(cell for fact in facts[start : start + beside] for cell in fact))
@@ -139,7 +142,7 @@ def weights(shares: dict[str, float], width: int, height: int) -> list[Renderabl
         largest = sorted(shares, key=lambda name: -shares[name])[: beside * rows]
         shown = {name: shares[name] for name in largest}
     grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
-    grid.add_column(no_wrap=True, width=LABEL - 1)
+    grid.add_column(no_wrap=True, width=LABEL - 1, style="dim")
     for _ in range(min(beside, len(shown))):
         grid.add_column(no_wrap=True, max_width=NAME, overflow="ellipsis")
         grid.add_column(no_wrap=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from destruct import streams
 from destruct.heartbeat import HEART
-from destruct.progress import EVERY_S, PER_SECOND, Work
+from destruct.progress import EVERY_S, PER_SECOND, Steady, Work
 from destruct.secrets import masked
 from destruct.tracking.board import Activity, Board, Standing, finished, what_goes_on
 from destruct.tracking.summary import Summary
@@ -21,17 +21,13 @@ PIPED = 140
 """Columns where output goes to no terminal."""
 
 
-class _Willing(Console):
+class _Willing(Steady):
     """Falls silent where nobody reads any more, and lets the run go on."""
 
     def on_broken_pipe(self) -> None:
         """Instead of SystemExit."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # what is left in its buffer goes there
-
-    def show_cursor(self, show: bool = True) -> bool:
-        """Leave it as it is: where the run is killed, nobody would bring it back."""
-        return False
 
 
 class Screen:
