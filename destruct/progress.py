@@ -24,7 +24,7 @@ EVERY_S = 10.0
 """Between two lines where output is piped; shorter work has none."""
 SHORTEST_S = 1.0
 """Of durations that are worth a word."""
-PER_SECOND = 4
+PER_SECOND = 2
 """How often a terminal is drawn anew."""
 
 

@@ -82,7 +82,7 @@ PROGRAM = """
 import sys, time
 from destruct.progress import {how}
 def work():
-    time.sleep(0.4)
+    time.sleep(0.7)
     print("a line of the work")
     print("one of its errors", file=sys.stderr)
 {loop}
