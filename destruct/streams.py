@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from destruct import last_words
 from destruct.secrets import Masking, masked
@@ -26,17 +26,22 @@ NUMBERS = (1, 2)
 """The file descriptors of both outputs."""
 
 
+class _Willing(io.FileIO):
+    """A descriptor of which nobody hears that its disk is full: that is no fault of whoever prints."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
 class _Printed(io.TextIOWrapper):
-    """Takes what Python prints, without the environment's secrets; a full disk is no fault of whoever prints."""
+    """Takes what Python prints, without the environment's secrets."""
 
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            super().write(masked(text))
+    def write(self, text: str, /) -> int:
+        super().write(masked(text))
         return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            super().flush()
 
 
 @dataclass(slots=True)
@@ -142,7 +147,7 @@ def _is_ours(stream: TextIO | None, number: int) -> bool:
 
 
 def _printed(number: int) -> _Printed:
-    return _Printed(io.BufferedWriter(io.FileIO(number, "wb", closefd=False)), line_buffering=True)
+    return _Printed(io.BufferedWriter(_Willing(number, "wb", closefd=False)), line_buffering=True)
 
 
 def _copy(stream: TextIO) -> TextIO:
