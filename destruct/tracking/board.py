@@ -12,14 +12,14 @@ from rich.text import Text
 from destruct.heartbeat import HEART, START
 from destruct.progress import Work, clock, row
 
-MIDDLE, WIDE = 60, 100
-"""Columns from which on the time spent is shown, and from which on two figures stand beside each other."""
+MIDDLE, WIDE = 60, 112
+"""Columns from which on the time spent and the trend are shown; from which on two figures stand beside each other."""
 LABEL, CELL, NAME = 11, 33, 18
 """Columns of a line's label, of a source with its bar at least, and of its name at most."""
 MOST_ROWS, LINES = 6, 9
 """Rows of the sources' bars, and the lines of a terminal that are left to all else."""
 STEPS = "▁▂▃▄▅▆▇█"
-SHOWN = 24
+SHOWN = 16
 """Updates whose rewards are drawn."""
 
 
@@ -73,7 +73,8 @@ class Board:
         if not isinstance(self.status, Standing):
             yield Text(self.status, no_wrap=True, overflow="ellipsis")
             return
-        yield _facts(self.status, "" if options.ascii_only else steps(list(self._rewards)), options.max_width)
+        has_room = options.max_width >= MIDDLE and not options.ascii_only
+        yield _facts(self.status, steps(list(self._rewards)) if has_room else "", options.max_width)
         yield from weights(self.status.weights, options.max_width, options.size.height - LINES)
 
 
