@@ -78,4 +78,5 @@ def test_a_rank_that_dies_before_it_has_a_log_is_shown_with_what_was_printed(noi
     done = run([*DEEPSPEED, *words(noisy)], module_path=noisy)
     assert done.returncode == 76
     assert "was killed by SIGABRT" in done.stderr and "  last words of a library\n" in done.stderr
+    assert "  what it printed before it had a log:\n" in done.stderr
     assert not (noisy / "tiny").exists()
