@@ -147,7 +147,8 @@ def _is_ours(stream: TextIO | None, number: int) -> bool:
 
 
 def _printed(number: int) -> _Printed:
-    return _Printed(io.BufferedWriter(_Willing(number, "wb", closefd=False)), line_buffering=True)
+    binary = io.BufferedWriter(_Willing(number, "wb", closefd=False))
+    return _Printed(binary, encoding="utf-8", errors="replace", line_buffering=True)
 
 
 def _copy(stream: TextIO) -> TextIO:
@@ -160,6 +161,8 @@ def _place() -> BinaryIO:
     with suppress(OSError):
         if path is not None:
             return path.open("w+b", buffering=0)
+    if hasattr(os, "memfd_create"):  # Linux, where no disk is asked for room
+        return open(os.memfd_create("printed"), "w+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
 
 
