@@ -27,6 +27,7 @@ from destruct.planning.duration import plan_duration
 from destruct.planning.hardware import HARDWARE
 from destruct.planning.job import MIB, job_of
 from destruct.planning.memory import plan_memory
+from destruct.progress import tracked
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, FILE = ROOT / "configs" / "local.yaml", ROOT / "bench" / "cost_growth.json"
@@ -138,7 +139,7 @@ def planned(point: dict[str, int]) -> tuple[float, float]:
 def measure(axis: str) -> list[dict[str, Any]]:
     """One line for each value of an axis."""
     lines = []
-    for value in AXES[axis]:
+    for value in tracked(AXES[axis], axis):
         lines.append({"at": value} | cost(tuple((BASE | {axis: value}).values())))
         print(axis, json.dumps(lines[-1]), file=sys.stderr, flush=True)
     return lines

@@ -18,6 +18,7 @@ from typing import Any
 from bench.curriculum_results import ROOT
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.progress import progress
 
 CONFIG = ROOT / "configs" / "local.yaml"
 NOISE = "noise"
@@ -44,8 +45,14 @@ def compare(
     """
     pairs = [(strategy, seed) for seed in seeds for strategy in strategies]
     running: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(jobs) as pool,
+        progress("PPO jobs", len(pairs), "runs") as advance,
+    ):
         made = [pool.submit(train, *pair, Path(folder), overrides, running) for pair in pairs]
+        for one in made:
+            one.add_done_callback(lambda _: advance())
         try:
             results = {pair: one.result() for pair, one in zip(pairs, made, strict=True)}
         except BaseException:

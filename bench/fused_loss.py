@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import results
+from destruct.progress import tracked
 
 if TYPE_CHECKING:
     from bench.fused_loss_case import Case
@@ -162,7 +163,7 @@ def times(case: "Case", options: argparse.Namespace) -> tuple[dict[str, Any], Sa
         **{name: lambda make=make: make(case) for name, make in PEERS.items()},
     }
     steps, notes = {}, {f"{name}_note": "left out by --without" for name in options.without}
-    for name in [name for name in makers if name not in options.without]:
+    for name in tracked([name for name in makers if name not in options.without], "contenders"):
         try:
             step, notes[f"{name}_note"] = makers[name]()
             step()
@@ -172,7 +173,8 @@ def times(case: "Case", options: argparse.Namespace) -> tuple[dict[str, Any], Sa
                 raise
             notes[f"{name}_note"] = f"{type(error).__name__}: {error}"
     taken = [
-        {name: plain.seconds(step, options.device) for name, step in steps.items()} for _ in range(options.repeats)
+        {name: plain.seconds(step, options.device) for name, step in steps.items()}
+        for _ in tracked(range(options.repeats), "timing", "rounds")
     ]
 
     def median(over: str, under: str | None = None) -> float | None:

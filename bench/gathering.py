@@ -7,6 +7,7 @@ two prompts. For the largest rank: the anonymous memory that sampling adds to th
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from bench.loading import ROOT, Watched, write_model
+from destruct.progress import tracked
 
 BACKENDS, WAYS = ("deepspeed", "fsdp"), ("once", "layers")
 
@@ -87,9 +89,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         mib = write_model(Path(scratch), options.mib) / 2**20
         print(f"{mib:.0f} MiB of weights, {options.ranks} ranks: a share is {mib / options.ranks:.0f} MiB")
-        for backend in BACKENDS:
-            for way in WAYS:
-                print(backend, way, json.dumps(measure(Path(scratch), options.ranks, backend, way)), flush=True)
+        for backend, way in tracked(list(itertools.product(BACKENDS, WAYS)), "gathering"):
+            print(backend, way, json.dumps(measure(Path(scratch), options.ranks, backend, way)), flush=True)
     return None
 
 

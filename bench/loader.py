@@ -33,6 +33,7 @@ from bench import results
 from bench.loader_texts import Corpus, make_corpus
 from destruct.batch import PromptBatch
 from destruct.data.token_cache import CachedSource
+from destruct.progress import tracked
 
 PACKAGES = ("torch", "datasets", "torchdata", "tokenizers", "pyarrow", "numpy")
 
@@ -129,7 +130,7 @@ def warm(caches: list[CachedSource], folder: Path, options: argparse.Namespace) 
         "rollout": Contender(partial(rollout_batches, stores, *sizes)).warmed(moment),
     }
     figures: dict[str, Any] = {}
-    for peer, ways in peers(stores, folder, *sizes).items():
+    for peer, ways in tracked(peers(stores, folder, *sizes).items(), "settings", "peers"):
         tried = {setting: Contender(start).warmed(moment).tokens_per_s(moment) for setting, start in ways.items()}
         for setting, speed in tried.items():
             print(f"{peer}: {setting}: {speed / 1e6:.1f} M tokens/s", file=sys.stderr)
@@ -137,7 +138,7 @@ def warm(caches: list[CachedSource], folder: Path, options: argparse.Namespace) 
         contenders[peer] = Contender(ways[best]).warmed(moment)
     taken = [
         {name: contender.tokens_per_s(options.seconds) for name, contender in contenders.items()}
-        for _ in range(options.warm_rounds)
+        for _ in tracked(range(options.warm_rounds), "warm", "rounds")
     ]
     figures |= {f"{name}_tokens_per_s": statistics.median(one[name] for one in taken) for name in contenders}
     for peer in list(contenders)[2:]:

@@ -12,6 +12,7 @@ import tokenizers
 from bench.loader_texts import Corpus
 from destruct.data.token_cache import CachedSource, TokenCache
 from destruct.data.tokenizing import Tokenizer
+from destruct.progress import tracked
 
 BATCHES = (64, 256, 1024, 1 << 30)
 """Documents a call of the tokenizer; the last is all of them."""
@@ -45,7 +46,7 @@ def measure(corpus: Corpus, folder: Path, rounds: int) -> tuple[dict[str, Any], 
     tried = {batch: tokenize(corpus, batch)[0] for batch in BATCHES}
     batch = min(tried, key=tried.__getitem__)
     ours, alone, caches, tokens = [], [], [], 0
-    for number in range(rounds):
+    for number in tracked(range(rounds), "cold", "rounds"):
         shutil.rmtree(folder / f"{number - 1}", ignore_errors=True)
         seconds, caches = build(corpus, folder / f"{number}")
         ours.append(seconds)

@@ -17,6 +17,7 @@ import numpy as np
 
 from bench.loader_ours import packed_batches, rollout_batches
 from destruct.data.store import ANYWHERE, StoreWriter, TokenStore
+from destruct.progress import tracked
 
 SEED, TIMES = 11, 16
 _VOCABULARY, _MEAN_DOCUMENT, _AT_ONCE = 8192, 400, 1 << 12
@@ -36,7 +37,7 @@ def write_store(folder: Path, mib: float) -> None:
 def growth(folder: Path, mib: float, batch: int, window: int, batches: int) -> dict[str, float]:
     """Peaks of fresh processes, MiB: of a store of that size, of one 16 times as large, and the difference."""
     peaks = []
-    for size in (mib, mib * TIMES):
+    for size in tracked((mib, mib * TIMES), "memory", "stores"):
         store = folder / f"{size:.0f}"
         write_store(store, size)
         sizes = ["--batch", str(batch), "--window", str(window), "--batches", str(batches)]

@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+from destruct.progress import tracked
+
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("zero3", "fsdp", "whole")
 
@@ -123,7 +125,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         mib = write_model(Path(scratch), options.mib) / 2**20
         print(f"{mib:.0f} MiB of weights, {options.ranks} ranks: a share is {mib / options.ranks:.0f} MiB")
-        for way in WAYS:
+        for way in tracked(WAYS, "loading"):
             print(way, json.dumps(measure(Path(scratch), options.ranks, way)))
     return None
 

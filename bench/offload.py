@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.plan_accuracy import CONFIG, PHASES, ROOT, Row
+from destruct.progress import tracked
 
 RANKS = 2
 
@@ -60,8 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [
         {"device": device} | measure(device, options.layers, options.limit_mib, options.files)
-        for _ in range(options.times)
-        for device in ("cpu", "nvme")
+        for device in tracked(["cpu", "nvme"] * options.times, "offload", "runs")
     ]
     print(json.dumps({"layers": options.layers, "limit_mib": options.limit_mib, "rows": rows}))
 

@@ -22,6 +22,7 @@ from destruct.planning.collectives import TRIPS, plan_collectives
 from destruct.planning.hardware import HARDWARE
 from destruct.planning.job import MIB, job_of
 from destruct.planning.memory import plan_memory
+from destruct.progress import tracked
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "local.yaml"
@@ -142,9 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     report: list[dict[str, object]] = []
     memory_errors, bytes_errors = [0.0], [0.0]
-    for row in ROWS:
-        if not row.name.startswith(options.rows):
-            continue
+    for row in tracked([row for row in ROWS if row.name.startswith(options.rows)], "plan", "rows"):
         with tempfile.TemporaryDirectory() as scratch:
             (plan_mib, plan_bytes), (mib, kinds) = planned(row, Path(scratch)), measured(row, Path(scratch))
         error = plan_mib / mib - 1

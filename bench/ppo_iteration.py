@@ -25,6 +25,7 @@ import torch
 from bench.ppo_case import Work, write, write_config
 from bench.ppo_parity import check
 from bench.results import Figure, add_option, append
+from destruct.progress import tracked
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM = 1  # iterations of a process that are not counted
@@ -108,9 +109,8 @@ def measure(work: Work, options: argparse.Namespace, folder: Path) -> tuple[dict
     """All sides by turns; medians over all counted iterations, and the lowest and highest ratio of a turn; the figures
     of every repetition."""
     told: dict[str, list[dict[str, Any]]] = {name: [] for name in options.sides}
-    for _ in range(options.turns):
-        for name, found in told.items():
-            found.append(run(SIDES[name], work, folder, options.iterations + WARM))
+    for name in tracked(options.sides * options.turns, "iteration", "processes"):
+        told[name].append(run(SIDES[name], work, folder, options.iterations + WARM))
     seconds = {side: [each["seconds"][WARM:] for each in found] for side, found in told.items()}
     figures: dict[str, Any] = {
         f"{side}_s": statistics.median(s for each in found for s in each) for side, found in seconds.items()

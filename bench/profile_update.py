@@ -31,6 +31,7 @@ from destruct.engine import topology as ranks
 from destruct.exits import Exit, leave
 from destruct.loop import one_update
 from destruct.preparation import warm_up
+from destruct.progress import tracked
 from destruct.run import Run
 from destruct.tracking.console import Screen
 from destruct.tracking.watch import Watch
@@ -165,7 +166,7 @@ def main() -> None:
         warm_up(run)
         one_update(run)
         watch.take_figures()
-        for _ in range(TIMED):
+        for _ in tracked(range(TIMED), "profile", "updates") if topology.is_first else range(TIMED):
             one_update(run)
         timed, peaks = watch.take_figures()
         with watch.bytes:

@@ -19,6 +19,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from destruct.progress import tracked
+
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS, RANKS, PHASES = ("deepspeed", "fsdp"), (1, 2), ("generate", "score", "update")
 ROLLOUTS = 32  # of each rank
@@ -61,7 +63,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     seconds = defaultdict(list)
-    for repeat, ranks, backend in itertools.product(range(options.repeats), RANKS, BACKENDS):
+    runs = list(itertools.product(range(options.repeats), RANKS, BACKENDS))
+    for repeat, ranks, backend in tracked(runs, "scaling", "runs"):
         print(f"repeat {repeat + 1} of {options.repeats}: {backend}, {ranks} rank(s)", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
             for phase, value in measure(Path(folder), backend, ranks):

@@ -26,6 +26,7 @@ from destruct.drift import probe_from
 from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology, local_ranks
 from destruct.errors import DestructError
+from destruct.heartbeat import HEART
 from destruct.inputs import Inputs, read_inputs
 from destruct.networks import (
     Architectures,
@@ -76,7 +77,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
     per_epoch = config.run.updates_per_epoch or max(1, sum(map(len, inputs.train)) // config.rollout.batch_size)
     updates = config.run.num_epochs * per_epoch
     _announce(settings, topology, screen, updates)
-    made = make_networks(settings, models, tokenizer.vocab_size, topology)
+    made = HEART.during("making the networks")(make_networks)(settings, models, tokenizer.vocab_size, topology)
     state = TrainState(kl_coef=config.kl.coef, sources=names)
     if checkpoint is not None:
         state = _resume(checkpoint, store, made.networks, mixture, curriculum, topology, screen)

@@ -7,6 +7,8 @@ size, and with --verify by the digest of every file.
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from destruct.checkpoint.state import TrainState
 from destruct.doors import Parser, find_run, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
+from destruct.progress import progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +62,29 @@ def survey(folder: Path, verify: bool) -> list[Entry]:
         verify: hold every file against its digest.
     """
     pointed = {key: finding.name_in(folder / key) for key in (finding.LATEST, finding.BEST)}
+    sizes = {checkpoint: _bytes(checkpoint) for checkpoint in finding.checkpoints(folder)}
     entries = []
-    for checkpoint in finding.checkpoints(folder):
-        facts: dict[str, Any] = {}
-        fault = None
-        try:
-            facts = manifest.verify(checkpoint) if verify else manifest.read(checkpoint)
-        except manifest.Damaged as damage:
-            fault = str(damage)
-        size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    with progress("verify", sum(sizes.values()), "B") if verify else nullcontext() as tell:
+        checked = {checkpoint: _checked(checkpoint, verify, tell) for checkpoint in sizes}
+    for checkpoint, (facts, fault) in checked.items():
+        size = sizes[checkpoint]
         saved = datetime.fromtimestamp(checkpoint.stat().st_mtime).isoformat(" ", "seconds")
         pointers = [key for key, name in pointed.items() if name == checkpoint.name]
         ranks, backend = facts.get("ranks"), facts.get("engine.backend")
         entries.append(Entry(checkpoint.name, saved, ranks, backend, size / 2**20, fault, pointers))
     return entries
+
+
+def _bytes(checkpoint: Path) -> int:
+    return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+
+
+def _checked(checkpoint: Path, verify: bool, tell: Callable[[int], None] | None) -> tuple[dict[str, Any], str | None]:
+    """Its manifest, if that can be read, and what is wrong with it."""
+    try:
+        return manifest.verify(checkpoint, tell) if verify else manifest.read(checkpoint), None
+    except manifest.Damaged as damage:
+        return {}, str(damage)
 
 
 def prune(folder: Path, entries: list[Entry], keep: int) -> list[str]:
@@ -106,7 +118,8 @@ def pick(folder: Path, name: str) -> None:
         names = ", ".join(path.name for path in finding.checkpoints(folder))
         raise DestructError(f"{folder} holds no checkpoint {name!r}", f"name one of: {names}")
     try:
-        manifest.verify(checkpoint)
+        with progress("verify", _bytes(checkpoint), "B") as tell:
+            manifest.verify(checkpoint, tell)
     except manifest.Damaged as damage:
         raise DestructError(str(damage), "pick another one") from None
     shelf.stand_at(checkpoint, shelf.best_of(folder, TrainState.load(checkpoint / shelf.STATE)))

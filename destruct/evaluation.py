@@ -9,6 +9,7 @@ from torch import Tensor
 from destruct.batch import TokenWindows
 from destruct.engine.base import FrozenEngine, TrainEngine
 from destruct.engine.topology import Topology
+from destruct.heartbeat import HEART
 from destruct.ops.rows import ScoreRows
 
 WINDOWS_PER_FORWARD = 16
@@ -38,6 +39,7 @@ def window_nats(engine: TrainEngine | FrozenEngine, windows: TokenWindows, topol
         grid = torch.zeros(part.predicted.shape, dtype=torch.float64, device=topology.device)
         grid[part.predicted] = -scores.logprobs.double()
         nats[items] = grid.sum(1)
+        HEART.advance(min(WINDOWS_PER_FORWARD * topology.world_size, n - start * topology.world_size))
     return topology.sum(nats)
 
 
@@ -74,6 +76,7 @@ def validate(engine: TrainEngine | FrozenEngine, sources: list[ValidationSet], t
     All ranks call it: they share the windows.
     """
     nats_per_token, bits_per_byte = {}, {}
+    HEART.expect(sum(len(source.windows) for source in sources))
     for source in sources:
         total = window_nats(engine, source.windows, topology).sum().item()
         nats_per_token[source.name] = total / int(source.windows.target_counts.sum())

@@ -1,7 +1,7 @@
 """Where this process is: the phase, how many calls it has made, and how long it has worked by itself."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,6 +18,10 @@ class Work:
         return Work(self.seconds - before.seconds, self.steps - before.steps, self.tokens - before.tokens)
 
 
+START = "start"
+"""The phase before there is any."""
+
+
 @dataclass(slots=True)
 class Heartbeat:
     """Signs of life of one rank, written by what runs and read by its watchdog.
@@ -27,7 +31,11 @@ class Heartbeat:
 
     count: int = 0  # calls of models and collectives so far
     at: float = field(default_factory=time.monotonic)  # of the last sign of life
-    phase: str = "start"
+    phase: str = START
+    since: float = field(default_factory=time.monotonic)  # when that began
+    done: int = 0  # parts of the phase
+    total: int = 0  # of so many; 0 where nobody counts them
+    listener: Callable[[], None] | None = None  # is told of each part
     waits: bool = False  # in a collective of ours
     alone_work: Work = Work()  # in which no rank waits for another
 
@@ -42,14 +50,26 @@ class Heartbeat:
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Within the block this rank is in that phase."""
-        before, self.phase = self.phase, phase
+        """Within the block this rank is in that phase, of which `expect` and `advance` may tell how far it is."""
+        before = self.phase, self.since, self.done, self.total
+        self.phase, self.since, self.done, self.total = phase, time.monotonic(), 0, 0
         self.alive()
         try:
             yield
         finally:
-            self.phase = before
+            self.phase, self.since, self.done, self.total = before
             self.alive()
+
+    def expect(self, parts: int) -> None:
+        """So many parts more are to come in this phase."""
+        self.total += parts
+
+    def advance(self, parts: int = 1) -> None:
+        """So many of them are done."""
+        self.done = min(self.total, self.done + parts)
+        self.alive()
+        if self.listener is not None:
+            self.listener()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

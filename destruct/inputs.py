@@ -26,6 +26,7 @@ from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.evaluation import ValidationSet
 from destruct.exits import Exit
+from destruct.heartbeat import HEART
 from destruct.seeding import derive, permuted
 from destruct.tracking.console import Screen
 
@@ -134,8 +135,9 @@ def _chat(tokenizer: Tokenizer | None) -> Chat | None:
 def _tokenizer_text(settings: Settings, sources: list[AnySource], checkpoint: Path | None) -> str:
     if checkpoint is not None:
         return (checkpoint / contents.TOKENIZER).read_text(encoding="utf-8")
-    texts = itertools.chain.from_iterable(map(_training_texts, sources))
-    return train_tokenizer(texts, settings.config.data.tokenizer.vocab_size)
+    with HEART.during("training the tokenizer"):
+        texts = itertools.chain.from_iterable(map(_training_texts, sources))
+        return train_tokenizer(texts, settings.config.data.tokenizer.vocab_size)
 
 
 def _training_texts(source: AnySource) -> Iterator[str]:

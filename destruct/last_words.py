@@ -29,6 +29,16 @@ def log_is_at(path: Path, rank: int) -> None:
             link.symlink_to(path.absolute())
 
 
+def place_of_output() -> Path | None:
+    """Where a rank that has no log yet keeps what is printed, so that the launcher finds it there; None without one."""
+    if FOLDER not in os.environ:
+        return None
+    rank = os.environ.get("RANK", "0")
+    path = Path(os.environ[FOLDER]) / f"printed-{rank}"
+    log_is_at(path, int(rank) if rank.isdecimal() else 0)
+    return path
+
+
 def failed() -> None:
     """Tell the launcher that this rank ends now, before its work is done: the others may fail for want of it."""
     if FOLDER in os.environ:

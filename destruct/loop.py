@@ -16,10 +16,11 @@ from destruct.ppo.distance import kl_to_reference
 from destruct.ppo.kl import controlled_coef, next_coef
 from destruct.ppo.update import UpdateStats, ppo_update
 from destruct.preparation import warm_up
-from destruct.recording import feedback_per_source, record_round, record_update
+from destruct.recording import feedback_per_source, record_round, record_update, with_validation
 from destruct.rollout.score import with_advantages
 from destruct.run import Run
 from destruct.steps import draw, evaluate, heed_skips, loss_coefficients, pack_and_score, roll_out
+from destruct.tracking.board import Standing
 
 
 def train(run: Run) -> TrainState:
@@ -70,8 +71,8 @@ def end_early(run: Run, exhausted: list[str], begun: int) -> None:
     run.save(best)
 
 
-def one_update(run: Run) -> str:
-    """Round if it is due, rollouts, PPO, the KL constraint; returns a line for the screen."""
+def one_update(run: Run) -> Standing:
+    """Round if it is due, rollouts, PPO, the KL constraint; returns what the screen shows of it."""
     state, config, watch = run.state, run.config, run.watch
     if state.update % config.frozen.refresh_every == 0:
         # Where the data ends, no round moves the state any more.
@@ -99,7 +100,7 @@ def one_update(run: Run) -> str:
     state.rewards.append(rewards.tolist())
     beta = state.kl_coef
     constrain(state, kl, config.kl, config.rollout.batch_size, run.screen.say)
-    line = record_update(run, batches, stats, rewards, kl, beta)
+    standing = record_update(run, batches, stats, rewards, kl, beta)
     epoch_ends = run.is_due(run.updates_per_epoch)
     best = (epoch_ends or run.is_due(config.run.evaluate_every)) and evaluate_update(run)
     # What comes of updates with dropped steps is not known yet; but the end of the run is kept in any case.
@@ -112,7 +113,7 @@ def one_update(run: Run) -> str:
     if save:
         with watch("checkpoint"):
             run.save(best and state.skipped_in_a_row == 0)
-    return line
+    return with_validation(run, standing)
 
 
 def optimize(run: Run, batches: list[Minibatch[TrainBatch]]) -> UpdateStats:

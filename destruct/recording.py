@@ -3,6 +3,7 @@
 import math
 import resource
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +20,11 @@ from destruct.minibatch import Minibatch, micro_batches
 from destruct.ppo.kl import k1
 from destruct.ppo.update import UpdateStats
 from destruct.run import Run
+from destruct.tracking.board import Standing
 from destruct.tracking.summary import Summary
+
+MOST_AVERAGED = 100
+"""Updates over which the screen averages rewards, at either end."""
 
 _STATS = tuple(name for name in UpdateStats.__dataclass_fields__ if name != "not_finite")
 
@@ -80,8 +85,8 @@ def record_prompts(run: Run, phase: str, said: list[list[int]]) -> None:
 
 def record_update(
     run: Run, minibatches: list[Minibatch[TrainBatch]], stats: UpdateStats, rewards: Tensor, kl: float, beta: float
-) -> str:
-    """Log one update and its samples; returns a line for the screen.  All ranks call it: it sums over them.
+) -> Standing:
+    """Log one update and its samples; returns what the screen shows of it.  All ranks call it: it sums over them.
 
     Args:
         rewards: (S, 2), the first columns of `feedback_per_source`.
@@ -124,8 +129,28 @@ def record_update(
         values["memory/peak_gpu_mib"] = peak_gpu_mib(topology)
     run.log("ppo", state.update, values)
     _record_samples(run, scored)
-    bound = run.config.kl.bound
-    return f"reward {reward:.3f}  KL {kl:.4f} of {bound}  ptx {stats.ptx_loss:.3f}  entropy {stats.entropy:.2f}"
+    few = min(MOST_AVERAGED, max(1, len(state.rewards) // 10))
+    return Standing(
+        reward=reward,
+        reward_first=mean_over_sources(state.rewards[:few]),
+        reward_last=mean_over_sources(state.rewards[-few:]),
+        kl=kl,
+        kl_bound=run.config.kl.bound,
+        ptx_loss=stats.ptx_loss,
+        entropy=stats.entropy,
+        tokens_per_s=values["time/tokens_per_s"],
+        weights=dict(zip(run.names, run.mixture.shares(run.curriculum.weights).tolist(), strict=True)),
+    )
+
+
+def with_validation(run: Run, standing: Standing) -> Standing:
+    """The same with the newest validation, and the best one."""
+    state = run.state
+    newest = state.validation.get("after") or state.validation.get("after_warmup")
+    if newest is None:
+        return standing
+    best = None if state.best_update is None else state.best_loss
+    return replace(standing, validation=newest["mean"], best=best, best_update=state.best_update)
 
 
 def feedback_per_source(trains: list[TrainBatch], sources: int, topology: Topology) -> Tensor:

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from destruct import last_words
+from destruct import last_words, streams
 from destruct.exits import Exit, leave
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -80,7 +79,7 @@ class Signals:
         last_words.failed()
         if os.environ.get("RANK", "0") == "0":
             with suppress(OSError):
-                print(f"destruct: {Stopped(number, NOT_BEGUN)}", file=sys.stderr, flush=True)
+                print(f"destruct: {Stopped(number, NOT_BEGUN)}", file=streams.err(), flush=True)
         leave(Exit.PREEMPTED)
 
     def defer(self) -> None:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from destruct import last_words
+from destruct import last_words, streams
 from destruct.config.settings import Settings, load
 from destruct.doors import Parser, write_anywhere
 from destruct.durable import writing_to
@@ -61,6 +61,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--resume",
         metavar="auto|PATH|never",
         help="the same as run.resume=...: the run's latest checkpoint if any, the one at PATH, or none",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="say nothing but what is wrong; logs and files are as ever"
     )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides, e.g. ppo.epochs=1 run.seed=2")
 
@@ -112,8 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
     write_anywhere()
     try:
         with _telling(first, everywhere=True):
-            settings = read(parse(sys.argv[1:] if arguments is None else arguments), world_size())
-        _run(settings, started, first)
+            options = parse(sys.argv[1:] if arguments is None else arguments)
+            settings = read(options, world_size())
+        with streams.apart():
+            _run(settings, started, first, options.quiet)
     except _Told as told:
         return told.exit_code
     except Stopped as stop:
@@ -130,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
 def say(line: str) -> None:
     """Tell the person why the run ends, if one is there still."""
     with suppress(OSError):
-        print(f"destruct: {masked(line)}", file=sys.stderr, flush=True)
+        print(f"destruct: {masked(line)}", file=streams.err(), flush=True)
 
 
 class _Told(Exception):
@@ -155,6 +160,7 @@ def _telling(first: bool, everywhere: bool) -> Iterator[None]:
         raise
     except DestructError as error:
         last_words.failed()
+        streams.forget()
         if not first:
             # A launcher ends all ranks as soon as it sees one gone; the first one has to speak before that.
             time.sleep(2 if everywhere else 5)
@@ -171,7 +177,7 @@ def _telling(first: bool, everywhere: bool) -> Iterator[None]:
         raise _Told(end.exit_code) from None
 
 
-def _run(settings: Settings, started: float, first: bool) -> None:
+def _run(settings: Settings, started: float, first: bool, quiet: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one rank says that the hub is asked again
@@ -193,7 +199,9 @@ def _run(settings: Settings, started: float, first: bool) -> None:
         # Not before: a rank that waits for others to come hears nothing, and has nothing to save.
         signals = Signals()
         at_end.enter_context(signals.heeded())
-        run = build(settings, topology, Screen(topology.is_first), started)
+        screen = Screen(topology.is_first, quiet)
+        at_end.enter_context(screen.shown())
+        run = build(settings, topology, screen, started)
         at_end.callback(run.close)
         run.signals = signals
         signals.defer()
@@ -203,7 +211,7 @@ def _run(settings: Settings, started: float, first: bool) -> None:
         if topology.is_first:
             with writing_to(run.folder):
                 summary.save(run.folder / "summary.json")
-        run.screen.table(summary)
+        screen.table(summary)
         if not run.saved:
             raise run.unsaved()
 

@@ -34,6 +34,7 @@ from destruct.config.settings import Config
 from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
+from destruct.progress import progress
 from destruct.signals import ASKING
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ OURS = (
     "run.keep_checkpoints",
 )
 """Keys that make the two lives what they are."""
+LOOK_S = 1.0
 MOST_WARMUP = {"lm_updates": 2, "value_updates": 1}
 LAST_LINES, MOST_NAMES = 40, 20
 
@@ -131,6 +133,9 @@ def lives(options: argparse.Namespace, config: Config, folder: Path) -> Iterator
 def live(command: list[str], run: Path, updates: int) -> None:
     """Make one of the runs; what it says goes to a file beside its folder.
 
+    Args:
+        updates: its last one.
+
     Raises:
         DestructError: it failed, after its last lines were printed, or it ended before its last update.
     """
@@ -139,7 +144,7 @@ def live(command: list[str], run: Path, updates: int) -> None:
     with log.open("wb") as said, _signals_passed_on() as begun:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         begun(process)
-        code = process.wait()
+        code = watched(process, run, updates)
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         print(*lines[-LAST_LINES:], sep="\n", file=sys.stderr)
@@ -156,6 +161,27 @@ def live(command: list[str], run: Path, updates: int) -> None:
             f"in {log}",
             f"where its sources were exhausted, ask for fewer --updates; then delete {run.parent}",
         )
+
+
+def watched(process: "subprocess.Popen[bytes]", run: Path, updates: int) -> int:
+    """The exit code of a run, whose updates are shown as they are logged."""
+    seen = 0
+    with progress(run.name, updates, "updates") as advance:
+        while True:
+            try:
+                return process.wait(LOOK_S)
+            except subprocess.TimeoutExpired:
+                made = updates_in(run / "metrics.jsonl")
+                advance(made - seen)
+                seen = made
+
+
+def updates_in(log: Path) -> int:
+    """How many PPO updates a log tells of."""
+    try:
+        return log.read_bytes().count(b'"ppo/steps"')
+    except OSError:
+        return 0
 
 
 @contextmanager

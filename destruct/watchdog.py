@@ -8,7 +8,6 @@ import faulthandler
 import json
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from destruct import last_words
+from destruct import last_words, streams
 from destruct.exits import Exit
 from destruct.heartbeat import HEART, Heartbeat
 
@@ -115,7 +114,7 @@ class Watchdog:
             who = " and ".join(f"rank {rank}" for rank in late)
             remedy = f"see the stacks at the end of {self.log.with_name(f'rank-{late[0] if late else 0}.log')}"
             said = f"nothing has gone on for {self.stall_s:g} s: {who} {words}" if late else words
-            os.write(sys.stderr.fileno(), f"destruct: {said}\n  remedy: {remedy}\n".encode())
+            os.write(streams.err().fileno(), f"destruct: {said}\n  remedy: {remedy}\n".encode())
 
     def _first_verdict(self, mine: tuple[list[int], str]) -> tuple[list[int], str, bool]:
         """That of the rank that came to one first, as those after it see ranks that have ended; whether it is ours."""

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "destruct"
 
 LAYERS = (
     "__init__.py errors.py exits.py batch.py minibatch.py seeding.py user_function.py durable.py signals.py "
-    "last_words.py config/ heartbeat.py secrets.py claim.py",
+    "last_words.py config/ heartbeat.py secrets.py claim.py streams.py progress.py",
     "ops/ ppo/ curriculum/ evaluating/estimates.py",
     "data/ models/ engine/",
     "ppo/update.py curriculum/dials.py curriculum/probing.py curriculum/replay.py curriculum/round.py rollout/ "

@@ -11,6 +11,7 @@ from destruct.checkpoint.shelf import STATE
 from destruct.checkpoint.state import TrainState
 from destruct.checkpoint.store import CheckpointStore
 from destruct.engine.base import FrozenEngine, TrainEngine
+from destruct.heartbeat import HEART
 
 FROZEN = Path("frozen") / "model.safetensors"
 INITIAL = Path("initial") / "model.safetensors"
@@ -69,7 +70,8 @@ def save(
             (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
 
     writers = [write_policy, write_value, write_the_rest]
-    store.save(state.name, writers, {"update": state.update, **facts}, best, state.skipped_in_a_row == 0)
+    with HEART.during("checkpoint"):
+        store.save(state.name, writers, {"update": state.update, **facts}, best, state.skipped_in_a_row == 0)
 
 
 def _whole(engine: FrozenEngine, keep: bool) -> dict[str, Tensor]:
@@ -90,9 +92,9 @@ def load(checkpoint: Path, networks: Networks, store: CheckpointStore) -> TrainS
         DestructError: an engine finds nothing that it can load.
     """
     written_by = written_by_ranks(checkpoint)
-    with store.scratch() as scratch:
+    with HEART.during("reading the checkpoint"), store.scratch() as scratch:
         networks.policy.load(checkpoint, "policy", written_by, scratch)
         networks.value.load(checkpoint, "value", written_by, scratch)
-    for file, engine in networks.copies.items():
-        engine.load_tensors(load_file(checkpoint / file))
+        for file, engine in networks.copies.items():
+            engine.load_tensors(load_file(checkpoint / file))
     return TrainState.load(checkpoint / STATE)

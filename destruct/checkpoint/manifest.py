@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any
 
 import xxhash
@@ -21,14 +22,14 @@ DIGESTS: dict[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3_128": x
 """Of every file, both.  The second is what a start waits for: as good against what happens by itself, and many times
 faster; the first is for tools that people have, and for a look at leisure."""
 
-Tell = Callable[[int], None]  # is told of bytes as they are read, by several threads
+Tell = Callable[[int], None]
+"""Is told of the bytes read since the last call, now and then."""
+
+TOLD = 2**24
+"""Bytes after which it is."""
 
 CHUNK = 2**18
 """Bytes that are read at a time: they stay in the cache of a core."""
-
-
-def _nobody(size: int) -> None:
-    """Tell nobody."""
 
 
 class Damaged(Exception):
@@ -38,21 +39,27 @@ class Damaged(Exception):
         super().__init__(f"{path} is not the file that was saved: {what}")
 
 
-def digests(path: Path, kinds: Iterable[str] = DIGESTS, tell: Tell = _nobody) -> dict[str, str]:
+def digests(path: Path, kinds: Iterable[str] = DIGESTS, tell: Tell | None = None) -> dict[str, str]:
     """Digests of a file by their kind, in hexadecimal."""
     found = {kind: DIGESTS[kind]() for kind in kinds}
     buffer = memoryview(bytearray(CHUNK))
+    untold = 0
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
             for digest in found.values():
                 digest.update(buffer[:size])
-            tell(size)
+            untold += size
+            if tell is not None and untold >= TOLD:
+                tell(untold)
+                untold = 0
+    if tell is not None:
+        tell(untold)
     return {kind: digest.hexdigest() for kind, digest in found.items()}
 
 
-def digest(path: Path, kind: str = "sha256") -> str:
+def digest(path: Path, kind: str = "sha256", tell: Tell | None = None) -> str:
     """One digest of a file, in hexadecimal."""
-    return digests(path, [kind])[kind]
+    return digests(path, [kind], tell)[kind]
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -94,7 +101,7 @@ def read(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         there = _names(folder) - {NAME, CHECK}
     except OSError as error:
-        raise Damaged(Path(error.filename), f"it cannot be read: {error.strerror}") from None
+        raise Damaged(path, f"{error.filename} cannot be read: {error.strerror}") from None
     for name, saved in manifest[FILES].items():
         if name not in there or not _contained(folder, name):
             raise Damaged(folder / name, "it is missing")
@@ -106,7 +113,11 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check(
-    folder: Path, manifest: dict[str, Any], names: Iterable[str], kind: str = "xxh3_128", tell: Tell = _nobody
+    folder: Path,
+    manifest: dict[str, Any],
+    names: Iterable[str],
+    kind: str = "xxh3_128",
+    tell: Tell | None = None,
 ) -> None:
     """Hold files against their digests.
 
@@ -114,18 +125,24 @@ def check(
         manifest: what `read` gave.
         names: of the files.
         kind: of the digest.
-        tell: is told of the bytes that were held against it.
+        tell: one call at a time, of any thread.
 
     Raises:
         Damaged: naming the first one, in their order, that was altered or cannot be read.
     """
 
+    telling = Lock()
+
+    def told(size: int) -> None:
+        if tell is not None:
+            with telling:
+                tell(size)
+
     def fault(name: str) -> str | None:
         try:
             entry = manifest[FILES][name]
             known = kind if kind in entry else "sha256"  # older ones have that alone
-            same = digests(folder / name, [known], tell)[known] == entry[known]
-            return None if same else "its digest is another one"
+            return None if digest(folder / name, known, told) == entry[known] else "its digest is another one"
         except OSError as error:
             return f"it cannot be read: {error.strerror}"
 
@@ -139,14 +156,14 @@ def check(
         pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for hundreds of gigabytes
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest, after everything was held against it, by SHA-256.
+def verify(folder: Path, tell: Tell | None = None) -> dict[str, Any]:
+    """The manifest, after everything was held against it, by SHA-256; `tell` as for `check`.
 
     Raises:
         Damaged: naming the first file that is not as it was saved.
     """
     manifest = read(folder)
-    check(folder, manifest, manifest[FILES], "sha256")
+    check(folder, manifest, manifest[FILES], "sha256", tell)
     return manifest
 
 

@@ -18,6 +18,7 @@ from destruct.checkpoint.state import TrainState, step_name
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.heartbeat import HEART
 
 ASK_AGAIN_S = 5.0
 
@@ -199,10 +200,12 @@ class CheckpointStore:
             return facts, fault
         largest_first = sorted(facts[manifest.FILES], key=lambda name: -facts[manifest.FILES][name]["size"])
         mine = largest_first[self.topology.rank :: self.topology.world_size]
-        try:
-            manifest.check(checkpoint, facts, mine)
-        except manifest.Damaged as damage:
-            fault = str(damage)
+        with HEART.during("verifying the checkpoint"):
+            HEART.expect(sum(facts[manifest.FILES][name]["size"] for name in mine))
+            try:
+                manifest.check(checkpoint, facts, mine, tell=HEART.advance)
+            except manifest.Damaged as damage:
+                fault = str(damage)
         return facts, next(filter(None, self.topology.from_all(fault)), None)
 
     def _as_ours(self, checkpoint: Path) -> Path:

@@ -17,6 +17,7 @@ from destruct.curriculum.states import laid_out_anew
 from destruct.curriculum.strategies import Strategy
 from destruct.engine.base import FrozenEngine
 from destruct.engine.topology import Topology
+from destruct.heartbeat import HEART
 
 GAP_PANEL = 4
 """A panel of training windows is this many times smaller than one of held-out windows."""
@@ -107,6 +108,7 @@ class Curriculum:
         gone_through = epochs >= 1
         per_item = self._per_item + per_item_tokens(list(itertools.compress(p.training, gone_through))) / GAP_PANEL
         self.panel_size = affordable_size(p.size, p.budget, self._trained, per_item)
+        HEART.expect(sum(min(self.panel_size, len(windows)) for windows in p.held_out))
         held_out = [self.prober.measure(frozen, w, self._start, self.panel_size, topology) for w in p.held_out]
         few = max(2, self.panel_size // GAP_PANEL)
         training = [

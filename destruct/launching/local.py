@@ -98,6 +98,7 @@ def start(options: argparse.Namespace) -> int:
     run = settings.config.run
     logs = options.logs or Path(run.folder) / f"{run.name}.output"
     words = ["--config", str(options.config), *([] if options.resume is None else ["--resume", options.resume])]
+    words += ["--quiet"] if options.quiet else []
     line = command(launcher, ranks, logs, [*words, *options.overrides])
     added = {"OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1", "PYTHONUNBUFFERED": "1"}
     environment = with_accelerator({**added, **os.environ})

@@ -122,9 +122,10 @@ class Ranks:
         return os.path.exists(os.path.join(self.reports, "again"))
 
     def last_lines(self, number: int) -> tuple[str, list[str]]:
-        """Path of a rank's log and its end; nothing where it has none."""
+        """Path of a rank's log and its end; nothing where it has none, and not what it printed either."""
         path = os.path.realpath(os.path.join(self.reports, f"rank-{number}"))
-        return path, last_lines(path)
+        is_ours = os.path.dirname(path) == os.path.realpath(self.reports)  # and gone with this process
+        return "what it printed before it had a log:" if is_ours else path, last_lines(path)
 
 
 def from_outside(code: int) -> bool:

@@ -133,8 +133,10 @@ def render(options: argparse.Namespace, values: dict[str, list[str]], name: str)
         _put(lines, r"CHAIN=", "CHAIN=true")
         _put(lines, r"#SBATCH --requeue", "#SBATCH --no-requeue")
     words = [*([] if options.resume is None else [resuming(options.resume)]), *options.overrides]
+    at = next(number for number, line in enumerate(lines) if line.startswith("if [[ $# -gt 0"))
+    if options.quiet:
+        lines.insert(at + 1, 'set -- --quiet "$@"')  # behind that line, which takes it for a config
     if words:
-        at = next(number for number, line in enumerate(lines) if line.startswith("if [[ $# -gt 0"))
         lines.insert(at, f'set -- {shlex.join(words)} "$@"')
     text = "\n".join(lines) + "\n"
     if not Path("launch").exists() or not Path("launch").samefile(LAUNCH):

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import HfApi
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
@@ -15,9 +16,11 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils.logging import EmptyTqdm
 
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.heartbeat import HEART
 from destruct.ops.rows import LogitMap
 
 LOGIT_SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
@@ -104,7 +107,7 @@ def load_weights(
         DestructError: it cannot be had, or some of the weights are not there.
     """
     sharding = {"distributed_config": DistributedConfig(fsdp_size=fsdp_ranks)} if fsdp_ranks > 1 else {}
-    with faults_of(key, path, revision):
+    with faults_of(key, path, revision), _told():
         model, found = auto.from_pretrained(
             path,
             revision=revision,
@@ -122,6 +125,28 @@ def load_weights(
             "name a model of that kind; what is missing would be random",
         )
     return _without_hooks(auto, model, config, dtype) if sharding else model
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Within the block a bar of transformers' is one of this process's signs of life."""
+
+    class Told(EmptyTqdm):
+        def __iter__(self) -> Iterator[Any]:
+            for part in super().__iter__():
+                yield part
+                HEART.advance()
+
+    def counted(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if arguments and isinstance(arguments[0], Sized):
+            HEART.expect(len(arguments[0]))
+        return Told(*arguments, **named)
+
+    before = transformers.logging.set_tqdm_hook(counted)
+    try:
+        yield
+    finally:
+        transformers.logging.set_tqdm_hook(before)
 
 
 def _without_hooks(auto: Any, loaded: PreTrainedModel, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

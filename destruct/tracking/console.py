@@ -1,58 +1,146 @@
 """What the person in front of the screen sees: progress while it runs, one table when it ends."""
 
+import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
 
+from destruct import streams
+from destruct.heartbeat import HEART
+from destruct.progress import EVERY_S, PER_SECOND, Steady, Work
 from destruct.secrets import masked
+from destruct.tracking.board import Activity, Board, Standing, finished, what_goes_on
 from destruct.tracking.summary import Summary
 
+PIPED = 140
+"""Columns where output goes to no terminal."""
 
-class _Willing(Console):
+
+class _Willing(Steady):
     """Falls silent where nobody reads any more, and lets the run go on."""
 
     def on_broken_pipe(self) -> None:
         """Instead of SystemExit."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # what is left in its buffer goes there
 
 
 class Screen:
-    """Progress bars on a terminal, plain lines where output is piped, silence on every rank but the first."""
+    """A board on a terminal, plain lines where output is piped, silence on every rank but the first.
 
-    def __init__(self, first_rank: bool):
-        width = None if Console().is_terminal else 140
-        self.console = _Willing(quiet=not first_rank, width=width, highlight=False, markup=False)
-        self.live = first_rank and self.console.is_terminal
+    Args:
+        quiet: silence on that one, too; what it would say stands in its log.
+    """
+
+    def __init__(self, first_rank: bool, quiet: bool = False):
+        self._first_rank, self._quiet = first_rank, quiet or not first_rank
+        file = streams.out()
+        width = None if Console(file=file).is_terminal else PIPED
+        self.console = _Willing(file=file, quiet=self._quiet, width=width, highlight=False, markup=False)
+        self.live = self.console.is_interactive and not self._quiet
+        if self.console.is_terminal:
+            self._fit()
+        self._board: list[RenderableType] = []  # its parts, from top to bottom
+        self._shown = 0  # blocks that show it
+        self._live: Live | None = None
+        self._spoken = 0.0
 
     def say(self, line: str) -> None:
         """One line, however long where output is piped; none where the terminal has gone."""
+        if self._first_rank:
+            logging.getLogger(__name__).info("%s", line)
         with suppress(OSError):
             self.console.print(masked(line), soft_wrap=not self.console.is_terminal)
 
     @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Within the block, or one of several of them, the board is on the terminal; piped, long phases are told."""
+        self._shown += 1
+        if self._shown == 1 and self.live:
+            self._live = Live(
+                get_renderable=self._drawn,
+                console=self.console,
+                refresh_per_second=PER_SECOND,
+                transient=True,
+                redirect_stdout=False,  # what is printed is none of the person's
+                redirect_stderr=False,
+            )
+        if self._shown == 1 and not self._quiet and not self.live:
+            HEART.listener = self._tell
+        try:
+            if self._shown == 1 and self._live is not None:
+                with suppress(OSError):  # here and below: a terminal that has gone
+                    self._live.start()
+            yield
+        finally:
+            self._shown -= 1
+            if self._shown == 0:
+                self._end()
+
+    def _end(self) -> None:
+        HEART.listener = None
+        live, self._live = self._live, None
+        if live is not None:
+            with suppress(OSError):
+                live.stop()
+
+    def _draw(self) -> None:
+        if self._live is not None:
+            with suppress(OSError):
+                self._live.refresh()
+
+    def _fit(self) -> None:
+        """Be as large as the terminal that is written to: those that rich would ask may be a log, or nothing."""
+        with suppress(OSError, ValueError):
+            there = os.get_terminal_size(self.console.file.fileno())
+            if there.columns and there.lines and "COLUMNS" not in os.environ:
+                self.console.size = ConsoleDimensions(there.columns, there.lines)
+
+    def _drawn(self) -> Group:
+        self._fit()
+        tells_itself = any(isinstance(part, Board) for part in self._board)
+        return Group(*self._board, *([] if tells_itself else [Activity()]))
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - max(self._spoken, HEART.since) >= EVERY_S:
+            self._spoken = now
+            self.say(what_goes_on())
+
+    @contextmanager
+    def _with(self, part: RenderableType) -> Iterator[None]:
+        with self.shown():
+            self._board.append(part)
+            self._draw()
+            try:
+                yield
+            finally:
+                self._board.remove(part)
+                self._draw()  # or the next line would bring it back
+
+    @contextmanager
     def phase(self, name: str, total: int, done: int = 0) -> Iterator["Phase"]:
         """Show the progress of `total` steps, of which `done` were made before a resume."""
-        left = TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=8))
-        columns = (TextColumn("{task.description:<8}"), BarColumn(16), MofNCompleteColumn(), left)
-        status = TextColumn("{task.fields[status]}", markup=False)
-        with Progress(*columns, status, console=self.console, disable=not self.live) as progress:
-            progress.add_task(name, total=total, completed=done, status="")
-            yield Phase(self, progress, name, total, done)
+        board = Board(Work(name, total, done=done))
+        try:
+            with self._with(board):
+                yield Phase(self, board)
+        finally:
+            if self.live:
+                with suppress(OSError):
+                    self.console.print(finished(board.work, board.status))
 
     @contextmanager
     def count(self, name: str, what: str) -> Iterator["Count"]:
         """Show work on documents of which nobody knows how many there are."""
-        columns = (TextColumn("{task.description}"), BarColumn(16), TextColumn("{task.fields[status]}", markup=False))
-        with Progress(*columns, console=self.console, disable=not self.live, transient=True) as progress:
-            progress.add_task(f"{name} {what}", total=None, status="")
-            yield Count(self, progress, f"{name} {what}")
+        work = Work(f"{name} {what}", unit="documents")
+        with self._with(work):
+            yield Count(self, work)
 
     def table(self, summary: Summary) -> None:
         """The end of a run."""
@@ -92,32 +180,33 @@ def _loss(column: dict[str, float], name: str, now: dict[str, float]) -> str:
 class Count:
     """Documents and tokens done, on the screen."""
 
-    def __init__(self, screen: Screen, progress: Progress, name: str):
-        self.screen, self.progress, self.name = screen, progress, name
-        self._began = self._spoken = time.monotonic()
+    def __init__(self, screen: Screen, work: Work):
+        self.screen, self.work = screen, work
+        self._spoken = work.began
 
     def __call__(self, documents: int, tokens: int) -> None:
         """So many by now.  Piped, a line every ten seconds."""
         now = time.monotonic()
-        status = f"{documents:,} documents, {tokens:,} tokens, {tokens / (now - self._began):,.0f} tokens/s"
-        self.progress.update(self.progress.task_ids[0], status=status)
-        if not self.screen.live and now - self._spoken >= 10:
-            self.screen.say(f"{self.name:<10} {status}")
+        self.work.advance(documents - self.work.done, now)
+        self.work.more = f", {tokens:,} tokens, {tokens / (now - self.work.began):,.0f} tokens/s"
+        if not self.screen.live and now - self._spoken >= EVERY_S:
+            self.screen.say(f"{self.work.name:<10} {self.work.count()}")
             self._spoken = now
 
 
 class Phase:
     """One stretch of the run on the screen."""
 
-    def __init__(self, screen: Screen, progress: Progress, name: str, total: int, done: int):
-        self.screen, self.progress, self.name, self.total, self.done = screen, progress, name, total, done
-        self._spoken = time.monotonic() - 60
+    def __init__(self, screen: Screen, board: Board):
+        self.screen, self.board = screen, board
+        self._spoken = board.work.began - 60
 
-    def advance(self, status: str) -> None:
+    def advance(self, status: Standing | str) -> None:
         """One step more.  Piped, at most a line every two seconds, and the last."""
-        self.done += 1
-        self.progress.update(self.progress.task_ids[0], completed=self.done, status=status)
-        now = time.monotonic()
-        if not self.screen.live and (now - self._spoken >= 2 or self.done == self.total):
-            self.screen.say(f"{self.name:<10} {self.done}/{self.total}  {status}")
+        work, now = self.board.work, time.monotonic()
+        work.advance(1, now)
+        self.board.take(status)
+        if not self.screen.live and (now - self._spoken >= 2 or work.done == work.total):
+            left = work.time(now)
+            self.screen.say(f"{work.name:<10} {work.done}/{work.total}  {status}" + (f"  {left}" if left else ""))
             self._spoken = now

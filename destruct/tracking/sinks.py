@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from destruct.durable import writing_to
 from destruct.last_words import log_is_at
 from destruct.secrets import WARNINGS, Masking, masked
+from destruct.streams import LINE, OURS, flow_into
 from destruct.tracking.metrics import check_name
 
 WARMUP_PHASES = ("before", "warmup", "after_warmup", "value_warmup")
@@ -112,23 +113,25 @@ def _reopen(path: Path, counter: str, done: dict[str, int]) -> TextIO:
 
 
 def log_to_file(folder: Path, rank: int) -> None:
-    """Send this rank's logging, warnings and failed threads to logs/rank-N.log instead of the screen; no bars there."""
+    """Send this rank's logging, warnings, failed threads and all that is printed to logs/rank-N.log; no bars there."""
     transformers.utils.logging.disable_progress_bar()
     logging.raiseExceptions = False  # a warning that does not fit on the disk is no traceback on the screen
     file = folder / "logs" / f"rank-{rank}.log"
     with writing_to(folder):
         file.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(file, encoding="utf-8")
+        flow_into(file)
     log_is_at(file, rank)
-    handler.setFormatter(Masking("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Masking(LINE))
     logging.captureWarnings(True)
     threading.excepthook = _log_end_of_thread
-    for name in (None, WARNINGS, "DeepSpeed", "transformers", "torch", "datasets"):
+    for name in (None, OURS, WARNINGS, "DeepSpeed", "transformers", "torch", "datasets"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name is None else []
         logger.propagate = True
     # steps_per_print and wall_clock_breakdown of the JSON speak at this level.
     logging.getLogger("DeepSpeed").setLevel(logging.INFO)
+    logging.getLogger(OURS).setLevel(logging.INFO)
 
 
 def _log_end_of_thread(failed: threading.ExceptHookArgs) -> None:

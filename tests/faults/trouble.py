@@ -176,7 +176,7 @@ def arrange() -> None:
     """Wrap what is to be spoiled."""
     real = loop.one_update
 
-    def one_update(run: Any) -> str:
+    def one_update(run: Any) -> Any:
         spoil_an_update(run)
         if fault in WHEN_IT_IS_COMPARED and run.state.update == place:
             run.compare = _then(WHEN_IT_IS_COMPARED[fault], run)

@@ -53,10 +53,10 @@ def test_a_rank_that_is_killed_under_torchrun_is_named_with_what_it_said_last(tm
     assert done.stderr.splitlines() == [
         "destruct: rank 1 was killed by SIGKILL, the first to end so",
         "  remedy: read its last lines; SIGKILL often means that memory ran out",
-        f"  {tmp_path / 'tiny.output' / 'rank-1.log'}",
+        "  what it printed before it had a log:",
         "  a word before the end",
     ]
-    assert "[rank 1] a word before the end" in done.stdout.splitlines()
+    assert "a word before the end" not in done.stdout
     assert "Root Cause" in (tmp_path / "tiny.output" / "launcher.log").read_text(), "torchrun's own story is kept"
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,7 @@ def piped(monkeypatch):
     """rich obeys these variables; the environment of whoever runs the tests must not decide."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "JUPYTER_COLUMNS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
 
 
 def advance(screen: Screen, name: str, steps: int, done: int = 0) -> None:
@@ -117,8 +119,9 @@ def test_on_a_terminal_a_count_has_a_bar_that_goes_when_it_is_done(capsys, monke
     monkeypatch.setenv("FORCE_COLOR", "1")
     with Screen(first_rank=True).count("tokenize", "books") as tell:
         tell(12, 3456)
+        time.sleep(1.0)
     shown = capsys.readouterr().out
-    assert "tokenize books" in shown and "12 documents, 3,456 tokens" in shown and "\x1b[2K" in shown
+    assert "tokenize books" in shown and "12 documents, 3,456 tokens" in shown and shown.endswith("\x1b[2K\r")
 
 
 def cells(text: str) -> list[list[str]]:
