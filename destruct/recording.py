@@ -16,12 +16,14 @@ from destruct.curriculum.strategies import Strategy
 from destruct.engine.topology import Topology
 from destruct.evaluation import Validation
 from destruct.minibatch import Minibatch, micro_batches
+from destruct.ppo.histograms import ADVANTAGE_EDGES, BinCounts, Histogram
 from destruct.ppo.kl import k1
 from destruct.ppo.update import UpdateStats
 from destruct.run import Run
+from destruct.tracking.sinks import Continuation, Sample
 from destruct.tracking.summary import Summary
 
-_STATS = tuple(name for name in UpdateStats.__dataclass_fields__ if name != "not_finite")
+_STATS = tuple(name for name in UpdateStats.__dataclass_fields__ if name not in ("ratios", "not_finite"))
 
 
 def record_round(run: Run, estimates: Estimates) -> None:
@@ -75,7 +77,8 @@ def record_prompts(run: Run, phase: str, said: list[list[int]]) -> None:
     if run.sinks is None:
         return
     for prompt, tokens in zip(run.settings.prompts, said, strict=True):
-        run.sinks.prompt(phase, _step(run, phase), prompt.topic, prompt.text, run.tokenizer.decode(tokens))
+        continuation = Continuation(prompt.topic, prompt.text, run.tokenizer.decode(tokens))
+        run.sinks.continuation(phase, _step(run, phase), continuation)
 
 
 def record_update(
@@ -123,6 +126,7 @@ def record_update(
     if topology.device.type == "cuda":
         values["memory/peak_gpu_mib"] = peak_gpu_mib(topology)
     run.log("ppo", state.update, values)
+    _record_histograms(run, trains, stats.ratios)
     _record_samples(run, scored)
     bound = run.config.kl.bound
     return f"reward {reward:.3f}  KL {kl:.4f} of {bound}  ptx {stats.ptx_loss:.3f}  entropy {stats.entropy:.2f}"
@@ -178,28 +182,47 @@ def explained_variance(trains: list[TrainBatch], topology: Topology) -> float:
     return 1 - (ee / n - (e / n) ** 2) / variance if variance > 1e-12 * rr / n else float("nan")
 
 
+def _record_histograms(run: Run, trains: list[TrainBatch], ratios: Histogram) -> None:
+    """Ratios and advantages of the update's response tokens, over all ranks, which all call it."""
+    advantages = BinCounts(ADVANTAGE_EDGES, run.topology.device)
+    for train in trains:
+        advantages.add(train.advantages, train.scored.rollouts.mask)
+    counts = tuple(run.topology.sum(advantages.counts).tolist())
+    if run.sinks is not None:
+        run.sinks.histogram("ppo/ratio", run.state.update, ratios)
+        run.sinks.histogram("ppo/advantage", run.state.update, Histogram(ADVANTAGE_EDGES, counts))
+
+
 def _record_samples(run: Run, scored: list[ScoredBatch]) -> None:
     """The first rank's first rollouts of the update, as text."""
     if run.sinks is None:
         return
-    left = run.config.run.samples_per_update
+    samples: list[Sample] = []
     for batch in scored:
-        rollouts = batch.rollouts.select(torch.arange(min(left, len(batch.rollouts.tokens))))
-        texts = (rollouts.prompts.prompt_ids(), rollouts.response_ids(), rollouts.prompts.continuation_ids())
-        for row, (prompt, response, continuation) in enumerate(zip(*texts, strict=True)):
-            run.sinks.sample(
-                run.state.update,
-                {
-                    "source": run.names[int(rollouts.prompts.source[row])],
-                    "prompt": run.tokenizer.decode(prompt),
-                    "response": run.tokenizer.decode(response),
-                    "continuation": run.tokenizer.decode(continuation),
-                    "stopped": bool(rollouts.stopped[row]),
-                    "reward": batch.rewarded.score[row].item(),
-                    "terms": dict(zip(run.reward.names, batch.rewarded.terms[row].tolist(), strict=True)),
-                },
-            )
-            left -= 1
+        left = run.config.run.samples_per_update - len(samples)
+        samples += _samples_of(run, batch, min(left, len(batch.rollouts.tokens)))
+    run.sinks.samples(run.state.update, samples)
+
+
+def _samples_of(run: Run, batch: ScoredBatch, count: int) -> list[Sample]:
+    """The first rollouts of a micro-batch."""
+    rollouts = batch.rollouts.select(torch.arange(count))
+    texts = (rollouts.prompts.prompt_ids(), rollouts.response_ids(), rollouts.prompts.continuation_ids())
+    sampled = k1(batch.reference_logprobs - batch.old_logprobs) * batch.rollouts.mask
+    kl = sampled.double().sum(1) / batch.rollouts.lengths.clamp(min=1)
+    return [
+        Sample(
+            source=run.names[int(rollouts.prompts.source[row])],
+            prompt=run.tokenizer.decode(prompt),
+            response=run.tokenizer.decode(response),
+            continuation=run.tokenizer.decode(continuation),
+            stopped=bool(rollouts.stopped[row]),
+            reward=batch.rewarded.score[row].item(),
+            kl=kl[row].item(),
+            terms=dict(zip(run.reward.names, batch.rewarded.terms[row].tolist(), strict=True)),
+        )
+        for row, (prompt, response, continuation) in enumerate(zip(*texts, strict=True))
+    ]
 
 
 def peak_rss_mib(topology: Topology) -> float:

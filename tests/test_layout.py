@@ -33,6 +33,9 @@ LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names.spl
 HOME = {
     "torch.distributed": ("engine/topology.py", "engine/fsdp.py"),
     "deepspeed.comm": ("engine/topology.py",),
+    "tensorboard": ("tracking/board.py", "tracking/board_protos.py"),
+    "torch.utils.tensorboard": ("tracking/board.py",),
+    "wandb": ("tracking/uploader.py",),
     "deepspeed": ("engine/topology.py", "engine/deepspeed.py", "engine/deepspeed_files.py", "engine/universal.py"),
 }
 """Packages that only these files import: every collective of ours is in the topology, an adapter holds each backend."""

@@ -37,6 +37,21 @@ class Summary:
     seed: int
     files: dict[str, str]  # what else the run left -> where, or how to see it
 
+    @property
+    def finals(self) -> dict[str, float]:
+        """The figures by which runs are compared: reward units, nats per token, counts."""
+        return {
+            "reward": self.reward_after,
+            "reward_before": self.reward_before,
+            "validation_loss": self.validation_loss_after["mean"],
+            "best_validation_loss": self.best_validation_loss,
+            "kl_max": self.kl_max,
+            "kl_from_initial": self.kl_from_initial,
+            "kl_breaches": float(self.kl_breaches),
+            "skipped_steps": float(self.skipped_steps),
+            "tokens": float(self.tokens),
+        }
+
     def save(self, path: Path) -> None:
         """Write JSON, with null for nan and the infinities."""
         content = null_unless_finite(dataclasses.asdict(self))
