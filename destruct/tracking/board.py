@@ -10,19 +10,19 @@ from torch.utils.tensorboard import SummaryWriter
 from destruct.durable import writing_to
 from destruct.ppo.histograms import Histogram
 from destruct.tracking import html
-from destruct.tracking.board_protos import BANDED, edges, end_of_session, layout, start_of_session
+from destruct.tracking.board_protos import BANDED, EDGES, edges, end_of_session, layout, start_of_session
 from destruct.tracking.facts import Facts
 from destruct.tracking.sinks import WARMUP_PHASES, Continuation, Sample, Sink
 
 FINALS = "at_the_end"
-"""The group of the figures of a run as a whole; the HPARAMS tab shows the first ones by the alphabet, so these."""
+"""The group of the figures of a run as a whole: HPARAMS shows the first five by the alphabet, and these are they."""
 
 
 class TensorBoard(Sink):
     """Event files in `logs/`, those of the warm-up apart, as their steps count something else.
 
-    Beside what is logged the board has the edges of error bands and the bound on the KL, in the group `band`, as its
-    charts draw nothing but scalars; metrics.jsonl has neither.
+    Beside what is logged the board has the edges of error bands and the bound on the KL, in a group of their own, as
+    its charts draw nothing but scalars; metrics.jsonl has neither.
 
     Args:
         folder: the run's folder.
@@ -36,8 +36,9 @@ class TensorBoard(Sink):
     def __init__(self, folder: Path, done: dict[str, int], facts: Facts):
         self._folder, self._facts = folder, facts
         with writing_to(folder):
-            # The purge takes all steps from there on; those of the warm-up must not be among them.
-            self._board = SummaryWriter(str(folder / "logs"), purge_step=done.get("ppo") or None)
+            # The purge takes all steps from there on; those of the warm-up must not be among them.  A run that begins
+            # says so too: TensorBoard purges nothing at the first purge that it finds.
+            self._board = SummaryWriter(str(folder / "logs"), purge_step=done.get("ppo", 0))
             self._warmup = SummaryWriter(str(folder / "logs" / "warmup"))
             self._file = self._board._get_file_writer()
             self._file.add_summary(layout(facts.sources))
@@ -108,7 +109,7 @@ class TensorBoard(Sink):
 
     def _around(self, values: dict[str, float]) -> dict[str, float]:
         """The edges of the error bands and the bound on the KL; one that is not known is not a number."""
-        around = {"band/kl_bound": self._facts.kl_bound} if "kl/to_reference" in values else {}
+        around = {f"{EDGES}/kl_bound": self._facts.kl_bound} if "kl/to_reference" in values else {}
         for figure in BANDED:
             for source in self._facts.sources:
                 middle = values.get(f"curriculum/{figure}/{source}")

@@ -12,6 +12,9 @@ from tensorboard.plugins.hparams import metadata as runs_metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
+EDGES = "only_for_charts"
+"""The group of scalars that only the charts of CUSTOM SCALARS show; it stands behind those that people look for."""
+
 BANDED = ("difficulty", "progress")
 """Figures of a source that are drawn with their standard error."""
 
@@ -20,7 +23,7 @@ PHASES = "data|generate|score|update|kl|round|evaluate|checkpoint|compare"
 CHARTS = {
     "curriculum": {"sampling weights of the sources": ["curriculum/weight/.*"]},
     "rollouts": {"rewards of the sources": ["rollout/reward/.*"], "terms of the reward": ["rollout/term/.*"]},
-    "KL": {"KL to the reference and its bound, nats per token": ["kl/to_reference", "band/kl_bound"]},
+    "KL": {"KL to the reference and its bound, nats per token": ["kl/to_reference", f"{EDGES}/kl_bound"]},
     "validation": {"losses of the sources, nats per token": ["validation/nats_per_token/.*"]},
     "PPO": {"shares clipped and explained": ["ppo/clip_fraction", "ppo/explained_variance"]},
     "time": {"seconds of the phases": [f"time/({PHASES})"]},
@@ -62,7 +65,7 @@ def _bands(figure: str, sources: tuple[str, ...]) -> layout_pb2.Chart:
 
 def edges(figure: str, source: str) -> tuple[str, str]:
     """Names of the scalars that are the lower and the upper edge of a figure's error band."""
-    return f"band/{figure}_lower/{source}", f"band/{figure}_upper/{source}"
+    return f"{EDGES}/{figure}_lower/{source}", f"{EDGES}/{figure}_upper/{source}"
 
 
 def start_of_session(hyper_parameters: dict[str, bool | int | float | str], at_s: float) -> Summary:

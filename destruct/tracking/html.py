@@ -15,9 +15,10 @@ def safe(text: str) -> str:
 
 def _safe(character: str) -> str:
     number = ord(character)
-    if character in "\n\t " or character.isalnum() or number >= 0xA0:
+    if character in "\n " or character.isalnum() or number >= 0xA0:
         return character
-    return f"&#{number if 0x20 <= number < 0x7F else 0x2400 + min(number, 0x21)};"
+    is_printed = character == "\t" or 0x20 <= number < 0x7F
+    return f"&#{number if is_printed else 0x2400 + min(number, 0x21)};"
 
 
 def of_samples(samples: Iterable[Sample]) -> str:

@@ -39,17 +39,13 @@ class Summary:
 
     @property
     def finals(self) -> dict[str, float]:
-        """The figures by which runs are compared: reward units, nats per token, counts."""
+        """The figures by which runs are compared: reward units, and nats per token."""
         return {
             "reward": self.reward_after,
-            "reward_before": self.reward_before,
             "validation_loss": self.validation_loss_after["mean"],
             "best_validation_loss": self.best_validation_loss,
             "kl_max": self.kl_max,
             "kl_from_initial": self.kl_from_initial,
-            "kl_breaches": float(self.kl_breaches),
-            "skipped_steps": float(self.skipped_steps),
-            "tokens": float(self.tokens),
         }
 
     def save(self, path: Path) -> None:

@@ -15,6 +15,12 @@ from typing import Any, TextIO
 START_S, FINISH_S = 20, 15
 """Patience with the server of W&B: for the run to be opened, and at its end for what is not uploaded yet."""
 
+AXES = {
+    "update": ("ppo", "kl", "rollout", "curriculum", "validation", "time", "memory", "samples", "prompts"),
+    "warmup_step": ("warmup",),
+}
+"""What counts the steps -> the groups of curves that are drawn over it."""
+
 NOT_LOGGED_IN = 4
 """Exit code of the check."""
 
@@ -137,8 +143,9 @@ class Rows:
         self._run, self._kept = run, kept
         self._place: tuple[str, int] | None = None  # the axis and the step of the row under way
         self._names: set[str] = set()  # in it
-        for group, axis in [("*", "update"), ("warmup/*", "warmup/step")]:
-            run.define_metric(group, step_metric=axis)
+        for axis, groups in AXES.items():
+            for group in groups:
+                run.define_metric(f"{group}/*", step_metric=axis)
 
     def take(self, lines: TextIO) -> bool:
         """Hand over what comes, up to its end; whether the run ended with all its updates made."""

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
@@ -141,8 +142,10 @@ class WeightsAndBiases(Sink):
 
     def continuation(self, phase: str, step: int, said: Continuation) -> None:
         """A page for each prompt."""
-        name = f"prompts/{said.topic}/{said.prompt[:40]}"
-        self._send(_page(f"warmup/{name}" if phase in WARMUP_PHASES else name, phase, step, html.of_continuation(said)))
+        # It is part of a file's name there, and so are no slashes and line breaks.
+        topic, prompt = (re.sub(r"[^\w .,-]+", "_", words) for words in (said.topic, said.prompt[:40]))
+        name = f"{'warmup/' if phase in WARMUP_PHASES else ''}prompts/{topic}/{prompt}"
+        self._send(_page(name, phase, step, html.of_continuation(said)))
 
     def histogram(self, name: str, step: int, histogram: Histogram) -> None:
         """Its bins."""
@@ -232,7 +235,7 @@ class WeightsAndBiases(Sink):
 
 
 def _place(phase: str, step: int) -> dict[str, Any]:
-    return {"axis": "warmup/step" if phase in WARMUP_PHASES else "update", "step": step}
+    return {"axis": "warmup_step" if phase in WARMUP_PHASES else "update", "step": step}
 
 
 def _page(name: str, phase: str, step: int, content: str) -> dict[str, Any]:
