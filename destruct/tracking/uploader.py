@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +28,7 @@ NOT_LOGGED_IN = 4
 
 def main(arguments: list[str]) -> int:
     """Check the login, or send what comes; the exit code."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.dup(1)
     os.dup2(2, 1)  # what the package prints goes to the log
     if arguments:
         return check(answers)
@@ -43,12 +44,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def answer(answers: TextIO, **message: Any) -> None:
-    """Tell the run."""
-    print(json.dumps(message), file=answers, flush=True)
+def answer(answers: int, **message: Any) -> None:
+    """Tell the run, if it is there still."""
+    with suppress(OSError):
+        os.write(answers, json.dumps(message).encode() + b"\n")
 
 
-def check(answers: TextIO) -> int:
+def check(answers: int) -> int:
     """Whether a key is there, in the environment or in .netrc, that looks like one; no server is asked."""
     import wandb
     from wandb.sdk.lib import wbauth
@@ -93,7 +95,7 @@ class Kept:
         os.replace(staged, self._path)
 
 
-def opened(opening: dict[str, Any], kept: Kept, answers: TextIO) -> Any:
+def opened(opening: dict[str, Any], kept: Kept, answers: int) -> Any:
     """The run of W&B, the one of an earlier life if there was one; offline where the server does not answer."""
     import wandb
 
@@ -120,6 +122,7 @@ def opened(opening: dict[str, Any], kept: Kept, answers: TextIO) -> Any:
         run = wandb.init(mode=opening["mode"], **arguments)
     except Exception as error:  # of the network, of the account, or whatever else the package raises
         answer(answers, say=f"W&B does not take this run ({first_line(error)}), so it is written offline")
+        wandb.teardown(1)  # its service holds on to the name of the run
         run = wandb.init(mode="offline", **arguments)
     kept.save(run.id)
     folder = Path(run.dir).parent
