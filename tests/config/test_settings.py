@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Every key is something to learn, to test and to keep.  Raising this figure is a decision, taken in review: the last
 # ten are the curriculum's, so that each rule of its target can be switched off by itself and left out of comparisons,
-# and `rollout.gather`, without which a rank must hold a whole copy of the policy.
+# `rollout.gather`, without which a rank must hold a whole copy of the policy, and five of Weights & Biases, which say
+# whether and as whose run it is shown there.
 MOST_KEYS = 135
 
 
