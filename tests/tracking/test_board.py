@@ -64,19 +64,25 @@ def board(finished) -> EventAccumulator:
     return board_of(finished.folder / "logs")
 
 
-def test_every_figure_is_that_of_metrics_jsonl_and_there_is_no_other(finished, logged, board):
+def figures(logged: list[dict[str, Any]], of_warmup: bool) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of each name in metrics.jsonl."""
+    lines = [line for line in logged if (line["phase"] != "ppo") == of_warmup]
+    names = {name for line in lines for name in line} - {"phase", "step"}
+    there = {name: [line for line in lines if name in line] for name in names}
+    return {
+        name: [(line["step"], math.nan if line[name] is None else line[name]) for line in lines]
+        for name, lines in there.items()
+    }
+
+
+@pytest.mark.parametrize(("place", "of_warmup"), [("logs", False), ("logs/warmup", True)])
+def test_every_figure_is_that_of_metrics_jsonl_and_there_is_no_other(finished, logged, place, of_warmup):
     """In float32, as TensorBoard has them; null there is no number here."""
-    for shown, of_warmup in ((board, False), (board_of(finished.folder / "logs/warmup"), True)):
-        wanted: dict[str, list[tuple[int, float]]] = {}
-        for line in logged:
-            if (line["phase"] != "ppo") == of_warmup:
-                for name in line.keys() - {"phase", "step"}:
-                    value = math.nan if line[name] is None else line[name]
-                    wanted.setdefault(name, []).append((line["step"], value))
-        tags = {tag for tag in shown.Tags()["scalars"] if not tag.startswith((EDGES, FINALS))}
-        assert tags == set(wanted) and len(tags) >= 4
-        for tag in tags:
-            np.testing.assert_array_equal(np.array(curve(shown, tag)), np.float32(wanted[tag]), err_msg=tag)
+    shown, wanted = board_of(finished.folder / place), figures(logged, of_warmup)
+    tags = {tag for tag in shown.Tags()["scalars"] if not tag.startswith((EDGES, FINALS))}
+    assert tags == set(wanted) and len(tags) >= 4
+    for tag in tags:
+        np.testing.assert_array_equal(np.array(curve(shown, tag)), np.float32(wanted[tag]), err_msg=tag)
 
 
 def test_the_bands_are_a_standard_error_on_each_side_and_the_bound_is_the_configs(finished, logged, board):

@@ -1,15 +1,9 @@
 """Weights & Biases by its real package: offline it holds what metrics.jsonl holds, and its failures cost nothing."""
 
 import json
-import logging
 import math
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,37 +14,15 @@ from destruct.config.wandb import WandbConfig
 from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.loop import train
-from destruct.ppo.histograms import Histogram
 from destruct.recording import summarize
-from destruct.tracking import weights_and_biases as sink
 from destruct.tracking.sinks import Continuation
 from destruct.tracking.weights_and_biases import WeightsAndBiases, check, mode_of
 from tests.tiny import tiny_run, write_config
-from tests.tracking.test_sinks import FACTS, SAMPLE
+from tests.tracking.test_sinks import FACTS
 from tests.tracking.wandb_files import curves, files, rows, runs
+from tests.tracking.wandb_lives import KEY, OFFLINE, a_life, opened
 
-pytestmark = pytest.mark.slow
-OFFLINE = WandbConfig(mode="offline")
-KEY = "0123456789abcdef" * 4
-
-
-@pytest.fixture(autouse=True)
-def nobody(monkeypatch, tmp_path):
-    """A person without a key and without settings of W&B."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "run/logs").mkdir(parents=True)
-    return tmp_path / "run"
-
-
-def opened(folder: Path, said: list[str], config: WandbConfig = OFFLINE, mode: str = "offline") -> WeightsAndBiases:
-    return WeightsAndBiases(folder, config, mode, FACTS, said.append)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nobody")]
 
 
 def test_a_run_is_there_as_metrics_jsonl_has_it(tmp_path):
@@ -87,16 +59,6 @@ def test_a_run_is_there_as_metrics_jsonl_has_it(tmp_path):
     assert kept["id"] == told.run_id and kept["newest"]["ppo/steps"] == 5
 
 
-def a_life(folder: Path, said: list[str], updates: range, value: float) -> WeightsAndBiases:
-    tracking = opened(folder, said)
-    for step in updates:
-        tracking.scalars("ppo", step, {"curriculum/round": value})
-        tracking.scalars("ppo", step, {"ppo/steps": value, "kl/coef": math.nan})
-        tracking.histogram("ppo/ratio", step, Histogram((0.5, 1.0, 2.0), (3, 4)))
-        tracking.samples(step, [SAMPLE])
-    return tracking
-
-
 def test_a_resumed_run_is_the_same_run_and_has_each_step_once(folder):
     """Five updates, then again from the second on: W&B keeps what it has, and gets the rest."""
     said: list[str] = []
@@ -118,27 +80,6 @@ def test_a_resumed_run_is_the_same_run_and_has_each_step_once(folder):
     assert warmup == {"warmup/lm_loss": [(3, 2.0)], "warmup/validation/mean": [(4, 3.0)]}
     assert [row["_step"] for row in rows(folder)] == list(range(9)), "numbers that W&B takes for one history"
     assert [line.partition(";")[0] for line in said] == ["W&B: offline"] * 2
-
-
-def test_a_run_whose_rank_was_killed_lacks_nothing_after_the_next_life(folder):
-    """The uploader sees its end, and hands over what it was given; what it was not is given again."""
-    code = "import sys, os, signal; from pathlib import Path; from tests.tracking import test_weights_and_biases as t\n"
-    code += "w = t.a_life(Path(sys.argv[1]), [], range(3), 1.0)\n"
-    code += "while w._waiting: w._exchange()\n"
-    code += "os.kill(os.getpid(), signal.SIGKILL)"
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], timeout=120)
-    assert done.returncode == -signal.SIGKILL
-    until = time.monotonic() + 60
-    while time.monotonic() < until and kept(folder).get("rows") != 3:
-        time.sleep(0.2)
-    a_life(folder, [], range(1, 5), 2.0).close()
-    steps = [step for step, _ in curves(folder, "update")["ppo/steps"]]
-    assert steps == list(range(5))
-
-
-def kept(folder: Path) -> dict:
-    path = folder / "wandb.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def test_prompts_are_named_as_files_can_be(folder):
@@ -247,75 +188,6 @@ def test_the_doctor_tells_the_same(tmp_path, monkeypatch):
     assert [*weights_and_biases(None)] == []
 
 
-def test_a_server_that_is_not_there_leaves_a_run_offline(folder, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
-    said: list[str] = []
-    tracking = opened(folder, said, mode="online")
-    tracking.scalars("ppo", 0, {"kl/coef": 0.5})
-    tracking.close()
-    assert curves(folder, "update") == {"kl/coef": [(0, 0.5)]}
-    assert "does not take this run" in said[0] and said[0].endswith("so it is written offline")
-    assert said[1].startswith("W&B: offline; `wandb sync ")
-
-
-def test_a_server_that_never_answers_holds_nothing_up(folder, monkeypatch, caplog):
-    """A thousand rows take no longer than their JSON; at the end the patience runs out, and what is lost is told."""
-    monkeypatch.setattr(sink, "PATIENCE_S", 2.0)
-    said: list[str] = []
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(50)
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        tracking = opened(folder, said, mode="online")
-        begun = time.monotonic()
-        for step in range(1000):
-            tracking.scalars("ppo", step, {f"rollout/reward/{name}": 0.1 for name in range(100)})
-        assert time.monotonic() - begun < 2
-        begun = time.monotonic()
-        with caplog.at_level(logging.WARNING):
-            tracking.close()
-        assert time.monotonic() - begun < 4
-    assert "it has not taken everything 2 s after the end" in said[-1]
-    assert "messages; metrics.jsonl lacks nothing" in caplog.text
-
-
-def test_an_uploader_that_dies_costs_no_more_than_what_it_would_have_shown(folder, caplog):
-    said: list[str] = []
-    tracking = opened(folder, said)
-    tracking.scalars("ppo", 0, {"kl/coef": 0.5})
-    os.killpg(tracking._child.pid, signal.SIGKILL)
-    tracking._child.wait()
-    with caplog.at_level(logging.WARNING):
-        for step in range(1, 4):
-            tracking.scalars("ppo", step, {"kl/coef": 0.5})
-        tracking.close()
-    (line,) = [line for line in said if "gets no more" in line]
-    assert "logs/wandb.log" in line
-    assert "W&B lacks" in caplog.text
-
-
-def test_more_than_may_wait_is_lost_and_told_once(folder, monkeypatch, caplog):
-    """The pipe holds 64 KiB, and the uploader is stopped."""
-    monkeypatch.setattr(sink, "MOST_WAITING", 2**16)
-    said: list[str] = []
-    tracking = opened(folder, said)
-    os.killpg(tracking._child.pid, signal.SIGSTOP)
-    for step in range(1000):
-        tracking.scalars("ppo", step, {f"rollout/reward/{name}": 0.1 for name in range(100)})
-    os.killpg(tracking._child.pid, signal.SIGCONT)
-    with caplog.at_level(logging.WARNING):
-        tracking.close()
-    assert len([line for line in said if "takes nothing any more" in line]) == 1
-    steps = [step for step, _ in curves(folder, "update")["rollout/reward/0"]]
-    assert steps == list(range(len(steps))) and 10 < len(steps) < 1000, "what came before the first loss"
-    assert f"W&B lacks {1000 - len(steps)} messages" in caplog.text
-
-
 def test_no_secret_and_no_command_line_is_written(folder, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("MY_SECRET", "canary-canary")
@@ -327,28 +199,3 @@ def test_no_secret_and_no_command_line_is_written(folder, monkeypatch):
     assert b"/x/<secret>" in written
     for secret in (KEY.encode(), b"canary-canary", b"uploader.py"):
         assert secret not in written
-
-
-def test_nothing_is_left_running(folder):
-    tracking = opened(folder, [])
-    child = tracking._child
-    tracking.close()
-    assert child.returncode is not None
-    until = time.monotonic() + 20
-    while time.monotonic() < until and (left := cores(folder)):
-        time.sleep(0.2)
-    assert not left
-
-
-def cores(folder: Path) -> list[str]:
-    """Processes that work in the folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            opened_files = [os.readlink(link) for link in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        found += [
-            process.name for path in opened_files if path.startswith(str(folder)) and process.name != str(os.getpid())
-        ]
-    return found

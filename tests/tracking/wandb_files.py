@@ -46,13 +46,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def curves(folder: Path, axis: str) -> dict[str, list[tuple[int, float]]]:
     """Steps and values of every name that is drawn over an axis."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for row in rows(folder):
-        if axis in row:
-            for name, value in row.items():
-                if not name.startswith("_") and name != axis:
-                    found.setdefault(name, []).append((row[axis], value))
-    return found
+    there = [row for row in rows(folder) if axis in row]
+    names = {name: None for row in there for name in row if not name.startswith("_") and name != axis}
+    return {name: [(row[axis], row[name]) for row in there if name in row] for name in names}
 
 
 def runs(folder: Path) -> list[Any]:
