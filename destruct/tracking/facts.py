@@ -7,6 +7,7 @@ from typing import Any
 
 from destruct.config.base import Section
 from destruct.config.settings import Settings
+from destruct.secrets import masked
 
 TELLING = (
     "run.seed",
@@ -28,7 +29,7 @@ OF_THE_PLACE = ("run.name", "run.folder", "run.resume", "run.keep_checkpoints", 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A run before its first update."""
+    """A run before its first update, without the secrets of the environment."""
 
     name: str
     sources: tuple[str, ...]
@@ -40,13 +41,15 @@ class Facts:
 def facts_of(settings: Settings) -> Facts:
     """The facts of a run of these settings."""
     config = settings.config
-    chosen = dict(_leaves(config, ""))
+    chosen = {key: _safe(value) for key, value in _leaves(config, "")}
     return Facts(
         name=config.run.name,
         sources=tuple(config.data.sources),
         kl_bound=config.kl.bound,
-        config=config.model_dump(mode="json"),
-        hyper_parameters={key: x if isinstance(x, bool | int | float) else _words(x) for key, x in chosen.items()},
+        config=_safe(config.model_dump(mode="json")),
+        hyper_parameters={
+            key: x if isinstance(x, bool | int | float) else _words(_safe(x)) for key, x in chosen.items()
+        },
     )
 
 
@@ -62,6 +65,15 @@ def _leaves(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{key}.")
         elif key in TELLING or section.changed(name):
             yield key, value
+
+
+def _safe(value: Any) -> Any:
+    """The same, without the secrets of the environment in its texts."""
+    if isinstance(value, dict):
+        return {key: _safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_safe(item) for item in value]
+    return masked(value) if isinstance(value, str) else value
 
 
 def _words(value: Any) -> str:

@@ -36,10 +36,7 @@ def main(arguments: list[str]) -> int:
     kept = Kept(Path(opening["folder"]) / "wandb.json")
     run = opened(opening, kept, answers)
     ended = Rows(run, kept).take(sys.stdin)
-    if not ended:
-        run.finish(exit_code=1)
-    else:
-        run.finish()
+    run.finish(exit_code=0 if ended else 1)
     answer(answers, done=True)
     return 0
 
@@ -76,22 +73,18 @@ class Kept:
     def __init__(self, path: Path):
         self._path = path
         try:
-            self._content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self._content = {"id": None, "rows": 0, "newest": {}}
-        self.rows: int = self._content["rows"]  # handed over so far
-        self.newest: dict[str, int] = self._content["newest"]  # by name of a curve its newest step
+            content = {}
+        self.run_id: str | None = content.get("id")  # the run's name for W&B, if it has one already
+        self.rows: int = content.get("rows", 0)  # handed over so far
+        self.newest: dict[str, int] = content.get("newest", {})  # by name of a curve its newest step
 
-    @property
-    def run_id(self) -> str | None:
-        """The run's name for W&B, if it has one already."""
-        return self._content["id"]
-
-    def save(self, run_id: str) -> None:
+    def save(self) -> None:
         """Write the file; a kill leaves the old or the new one."""
         staged = self._path.with_suffix(".staged")
-        self._content = {"id": run_id, "rows": self.rows, "newest": self.newest}
-        staged.write_text(json.dumps(self._content), encoding="utf-8")
+        content = {"id": self.run_id, "rows": self.rows, "newest": self.newest}
+        staged.write_text(json.dumps(content), encoding="utf-8")
         os.replace(staged, self._path)
 
 
@@ -124,9 +117,12 @@ def opened(opening: dict[str, Any], kept: Kept, answers: int) -> Any:
         answer(answers, say=f"W&B does not take this run ({first_line(error)}), so it is written offline")
         wandb.teardown(1)  # its service holds on to the name of the run
         run = wandb.init(mode="offline", **arguments)
-    kept.save(run.id)
+    kept.run_id = run.id
+    kept.save()
     folder = Path(run.dir).parent
-    answer(answers, say=f"W&B: {run.url}" if run.url else f"W&B: offline; `wandb sync {folder}` sends what is there")
+    answer(
+        answers, say=f"W&B: offline; `wandb sync {folder}` sends what is there" if run.offline else f"W&B: {run.url}"
+    )
     return run
 
 
@@ -154,6 +150,8 @@ class Rows:
         """Hand over what comes, up to its end; whether the run ended with all its updates made."""
         ended = False
         for line in lines:
+            if not line.endswith("\n"):  # the run was killed as it wrote
+                break
             message = json.loads(line)
             if message["kind"] == "finals":
                 self._run.summary.update(message["figures"])
@@ -177,7 +175,7 @@ class Rows:
         if self._names and self._place is not None:
             self._kept.newest |= dict.fromkeys(self._names, self._place[1])
             self._kept.rows += 1
-            self._kept.save(self._run.id)
+            self._kept.save()
             self._names = set()
 
 

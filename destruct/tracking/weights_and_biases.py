@@ -121,8 +121,10 @@ class WeightsAndBiases(Sink):
             "entity": config.entity,
         }
         asked |= {"group": config.group, "tags": list(config.tags), "name": os.environ.get("WANDB_NAME", facts.name)}
-        whole = json.loads(masked(json.dumps(facts.config | {"environment": known})))
-        self._send({"kind": "open", "folder": str(folder.absolute()), "mode": mode, "config": whole, **asked})
+        config_and_place = facts.config | {"environment": known}
+        self._send(
+            {"kind": "open", "folder": str(folder.absolute()), "mode": mode, "config": config_and_place, **asked}
+        )
 
     def scalars(self, phase: str, step: int, values: dict[str, float]) -> None:
         """A row of figures; those of the warm-up are named `warmup/...`, as their steps count something else."""
@@ -150,7 +152,7 @@ class WeightsAndBiases(Sink):
     def histogram(self, name: str, step: int, histogram: Histogram) -> None:
         """Its bins."""
         bins = {"edges": list(histogram.edges), "counts": list(histogram.counts)}
-        self._send({"kind": "histogram", **_place("ppo", step), "name": f"{name}_histogram", **bins})
+        self._send({"kind": "histogram", **_place("ppo", step), "name": name, **bins})
 
     def finish(self, step: int, finals: dict[str, float]) -> None:
         """The summary of the run."""
@@ -166,7 +168,9 @@ class WeightsAndBiases(Sink):
         if self._child is not None:
             self._end_child()
         if self._lost:
-            logging.getLogger(__name__).warning("W&B lacks %d messages; metrics.jsonl lacks nothing", self._lost)
+            logging.getLogger(__name__).warning(
+                "W&B lacks at least %d messages; metrics.jsonl lacks nothing", self._lost
+            )
 
     def _wait(self, left: float) -> None:
         """Until the uploader has something to say, or takes more; its stdin ends behind the last byte."""

@@ -15,10 +15,10 @@ from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.loop import train
 from destruct.recording import summarize
+from destruct.tracking.facts import facts_of
 from destruct.tracking.sinks import Continuation
 from destruct.tracking.weights_and_biases import WeightsAndBiases, check, mode_of
 from tests.tiny import tiny_run, write_config
-from tests.tracking.test_sinks import FACTS
 from tests.tracking.wandb_files import curves, files, rows, runs
 from tests.tracking.wandb_lives import KEY, OFFLINE, a_life, opened
 
@@ -38,11 +38,10 @@ def test_a_run_is_there_as_metrics_jsonl_has_it(tmp_path):
             prefix = "warmup/" * (axis == "warmup_step" and not name.startswith("warmup/"))
             value = math.nan if line[name] is None else line[name]
             wanted[axis].setdefault(prefix + name, []).append((line["step"], value))
+    pages = ("samples/", "ppo/ratio/", "ppo/advantage/", "reasons")
     for axis, names in wanted.items():
         got = curves(run.folder, axis)
-        figures = {
-            name: got[name] for name in got if not any(part in name for part in ("samples/", "_histogram", "reasons"))
-        }
+        figures = {name: got[name] for name in got if not any(part in name for part in pages)}
         assert set(figures) == set(names) and len(names) > 4
         for name, curve in names.items():
             np.testing.assert_array_equal(np.array(figures[name], dtype=float), curve, err_msg=name)
@@ -53,8 +52,8 @@ def test_a_run_is_there_as_metrics_jsonl_has_it(tmp_path):
     config = {item.key: json.loads(item.value_json) for item in told.config.update}
     assert config["ppo"] == run.config.model_dump(mode="json")["ppo"]
     assert config["environment"] == json.loads((run.folder / "environment.json").read_text())
-    pages = [path for path in (run.folder / "wandb").rglob("samples/*.html")]
-    assert pages and all("nats" in page.read_text() for page in pages)
+    samples = [*(run.folder / "wandb").rglob("samples/*.html")]
+    assert samples and all("nats" in page.read_text() for page in samples)
     kept = json.loads((run.folder / "wandb.json").read_text())
     assert kept["id"] == told.run_id and kept["newest"]["ppo/steps"] == 5
 
@@ -72,8 +71,8 @@ def test_a_resumed_run_is_the_same_run_and_has_each_step_once(folder):
     assert len({told.run_id for told in runs(folder)}) == 1 and len(files(folder)) == 2
     got = curves(folder, "update")
     assert got["ppo/steps"] == got["curriculum/round"] == [*((u, 1) for u in range(5)), (5, 2), (6, 2)]
-    assert [step for step, _ in got["ppo/ratio_histogram/values"]] == list(range(7))
-    assert all(counts == [3, 4] for _, counts in got["ppo/ratio_histogram/values"])
+    assert [step for step, _ in got["ppo/ratio/values"]] == list(range(7))
+    assert all(counts == [3, 4] for _, counts in got["ppo/ratio/values"])
     assert [step for step, _ in got["samples/prose/path"]] == list(range(7))
     assert all(math.isnan(value) for _, value in got["kl/coef"])
     warmup = curves(folder, "warmup_step")
@@ -191,11 +190,14 @@ def test_the_doctor_tells_the_same(tmp_path, monkeypatch):
 def test_no_secret_and_no_command_line_is_written(folder, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("MY_SECRET", "canary-canary")
-    facts = FACTS.__class__("mine", ("prose",), 0.5, {"data": {"root": "/x/canary-canary"}}, {})
+    (folder / "canary-canary").mkdir()
+    settings = load(write_config(folder.parent), [f"data.cache={folder}/canary-canary", "reward.terms={eos: 1.0}"], 1)
+    facts = facts_of(settings)
     tracking = WeightsAndBiases(folder, OFFLINE, "offline", facts, print)
     tracking.scalars("ppo", 0, {"kl/coef": 0.5})
     tracking.close()
+    assert facts.hyper_parameters["reward.terms"] == '{"eos": 1.0}'
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    assert b"/x/<secret>" in written
+    assert b"/<secret>" in written
     for secret in (KEY.encode(), b"canary-canary", b"uploader.py"):
         assert secret not in written

@@ -85,7 +85,7 @@ def test_more_than_may_wait_is_lost_and_told_once(folder, monkeypatch, caplog):
     assert len([line for line in said if "takes nothing any more" in line]) == 1
     steps = [step for step, _ in curves(folder, "update")["rollout/reward/0"]]
     assert steps == list(range(len(steps))) and 10 < len(steps) < 1000, "what came before the first loss"
-    assert f"W&B lacks {1000 - len(steps)} messages" in caplog.text
+    assert f"W&B lacks at least {1000 - len(steps)} messages" in caplog.text
 
 
 def test_a_run_whose_rank_was_killed_lacks_nothing_after_the_next_life(folder):
