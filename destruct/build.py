@@ -45,7 +45,7 @@ from destruct.rollout.rewards import REWARDS, Reward, RewardContext, Term, froze
 from destruct.rollout.user_terms import user_term
 from destruct.run import Run
 from destruct.tracking.console import Screen
-from destruct.tracking.sinks import Sinks
+from destruct.tracking.opening import open_sinks
 
 
 def build(settings: Settings, topology: Topology, screen: Screen, started: float) -> Run:
@@ -88,7 +88,7 @@ def build(settings: Settings, topology: Topology, screen: Screen, started: float
         folder=folder,
         claimed=claimed,
         screen=screen,
-        sinks=Sinks(folder, state.done) if topology.is_first else None,
+        sinks=open_sinks(settings, folder, state.done, screen.say) if topology.is_first else None,
         names=names,
         inputs=inputs,
         prompts=prompts,

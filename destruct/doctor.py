@@ -94,6 +94,7 @@ def _of_the_config(options: argparse.Namespace, ranks: int, device: tuple[str, i
             yield of_error("config", error)
         else:
             yield from run.fits(settings, ranks, device)
+    yield from run.weights_and_biases(settings)
     yield from software.compiler(run.needs_a_compiler(settings))
     if run.needs_triton(settings):
         yield from software.triton_compiler()

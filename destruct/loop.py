@@ -20,7 +20,7 @@ from destruct.recording import feedback_per_source, record_round, record_update,
 from destruct.rollout.score import with_advantages
 from destruct.run import Run
 from destruct.steps import draw, evaluate, heed_skips, loss_coefficients, pack_and_score, roll_out
-from destruct.tracking.board import Standing
+from destruct.tracking.live import Standing
 
 
 def train(run: Run) -> TrainState:

@@ -1,8 +1,6 @@
-"""What the loop writes down: figures per source, figures per update, samples, and the summary of a run."""
+"""What the loop writes down: figures per source, figures per update, and samples."""
 
 import math
-import resource
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,23 +8,24 @@ import torch
 from torch import Tensor
 
 from destruct.batch import ScoredBatch, TrainBatch
-from destruct.checkpoint import shelf
 from destruct.curriculum.estimates import Estimates, as_columns
 from destruct.curriculum.feedback import COLUMNS
 from destruct.curriculum.strategies import Strategy
 from destruct.engine.topology import Topology
 from destruct.evaluation import Validation
 from destruct.minibatch import Minibatch, micro_batches
+from destruct.ppo.histograms import ADVANTAGE_EDGES, BinCounts, Histogram
 from destruct.ppo.kl import k1
 from destruct.ppo.update import UpdateStats
 from destruct.run import Run
-from destruct.tracking.board import Standing
-from destruct.tracking.summary import Summary
+from destruct.summarizing import mean_over_sources, peak_rss_mib
+from destruct.tracking.live import Standing
+from destruct.tracking.sinks import Continuation, Sample
 
 MOST_AVERAGED = 100
 """Updates over which the screen averages rewards, at either end."""
 
-_STATS = tuple(name for name in UpdateStats.__dataclass_fields__ if name != "not_finite")
+_STATS = tuple(name for name in UpdateStats.__dataclass_fields__ if name not in ("ratios", "not_finite"))
 
 
 def record_round(run: Run, estimates: Estimates) -> None:
@@ -80,7 +79,8 @@ def record_prompts(run: Run, phase: str, said: list[list[int]]) -> None:
     if run.sinks is None:
         return
     for prompt, tokens in zip(run.settings.prompts, said, strict=True):
-        run.sinks.prompt(phase, _step(run, phase), prompt.topic, prompt.text, run.tokenizer.decode(tokens))
+        continuation = Continuation(prompt.topic, prompt.text, run.tokenizer.decode(tokens))
+        run.sinks.continuation(phase, _step(run, phase), continuation)
 
 
 def record_update(
@@ -128,6 +128,7 @@ def record_update(
     if topology.device.type == "cuda":
         values["memory/peak_gpu_mib"] = peak_gpu_mib(topology)
     run.log("ppo", state.update, values)
+    _record_histograms(run, trains, stats.ratios)
     _record_samples(run, scored)
     few = min(MOST_AVERAGED, max(1, len(state.rewards) // 10))
     return Standing(
@@ -203,90 +204,50 @@ def explained_variance(trains: list[TrainBatch], topology: Topology) -> float:
     return 1 - (ee / n - (e / n) ** 2) / variance if variance > 1e-12 * rr / n else float("nan")
 
 
+def _record_histograms(run: Run, trains: list[TrainBatch], ratios: Histogram) -> None:
+    """Ratios and advantages of the update's response tokens, over all ranks, which all call it."""
+    advantages = BinCounts(ADVANTAGE_EDGES, run.topology.device)
+    for train in trains:
+        advantages.add(train.advantages, train.scored.rollouts.mask)
+    counts = tuple(run.topology.sum(advantages.counts).tolist())
+    if run.sinks is not None:
+        run.sinks.histogram("ppo/ratio", run.state.update, ratios)
+        run.sinks.histogram("ppo/advantage", run.state.update, Histogram(ADVANTAGE_EDGES, counts))
+
+
 def _record_samples(run: Run, scored: list[ScoredBatch]) -> None:
     """The first rank's first rollouts of the update, as text."""
     if run.sinks is None:
         return
-    left = run.config.run.samples_per_update
+    samples: list[Sample] = []
     for batch in scored:
-        rollouts = batch.rollouts.select(torch.arange(min(left, len(batch.rollouts.tokens))))
-        texts = (rollouts.prompts.prompt_ids(), rollouts.response_ids(), rollouts.prompts.continuation_ids())
-        for row, (prompt, response, continuation) in enumerate(zip(*texts, strict=True)):
-            run.sinks.sample(
-                run.state.update,
-                {
-                    "source": run.names[int(rollouts.prompts.source[row])],
-                    "prompt": run.tokenizer.decode(prompt),
-                    "response": run.tokenizer.decode(response),
-                    "continuation": run.tokenizer.decode(continuation),
-                    "stopped": bool(rollouts.stopped[row]),
-                    "reward": batch.rewarded.score[row].item(),
-                    "terms": dict(zip(run.reward.names, batch.rewarded.terms[row].tolist(), strict=True)),
-                },
-            )
-            left -= 1
+        left = run.config.run.samples_per_update - len(samples)
+        samples += _samples_of(run, batch, min(left, len(batch.rollouts.tokens)))
+    run.sinks.samples(run.state.update, samples)
 
 
-def peak_rss_mib(topology: Topology) -> float:
-    """Peak resident memory of the largest rank, MiB.  All ranks call it."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there and KiB elsewhere
-    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return topology.max(torch.tensor([mine], dtype=torch.float64)).item()
+def _samples_of(run: Run, batch: ScoredBatch, count: int) -> list[Sample]:
+    """The first rollouts of a micro-batch."""
+    rollouts = batch.rollouts.select(torch.arange(count))
+    texts = (rollouts.prompts.prompt_ids(), rollouts.response_ids(), rollouts.prompts.continuation_ids())
+    sampled = k1(batch.reference_logprobs - batch.old_logprobs) * batch.rollouts.mask
+    kl = sampled.double().sum(1) / batch.rollouts.lengths.clamp(min=1)
+    return [
+        Sample(
+            source=run.names[int(rollouts.prompts.source[row])],
+            prompt=run.tokenizer.decode(prompt),
+            response=run.tokenizer.decode(response),
+            continuation=run.tokenizer.decode(continuation),
+            stopped=bool(rollouts.stopped[row]),
+            reward=batch.rewarded.score[row].item(),
+            kl=kl[row].item(),
+            terms=dict(zip(run.reward.names, batch.rewarded.terms[row].tolist(), strict=True)),
+        )
+        for row, (prompt, response, continuation) in enumerate(zip(*texts, strict=True))
+    ]
 
 
 def peak_gpu_mib(topology: Topology) -> float:
     """Peak memory that torch has taken of the fullest GPU, MiB.  All ranks call it."""
     mine = torch.cuda.max_memory_reserved(topology.device) / 2**20
     return topology.max(torch.tensor([mine], dtype=torch.float64)).item()
-
-
-def summarize(run: Run) -> Summary:
-    """The figures of the whole run.  All ranks call it."""
-    state = run.state
-    tenth = max(1, state.update // 10)
-    checkpoint, best = run.store.path(state.update), shelf.best_of(run.store.folder, state)
-    return Summary(
-        validation_loss_before=state.validation["before"],
-        validation_loss_after_warmup=state.validation["after_warmup"],
-        validation_loss_after=state.validation["after"],
-        reward_before=mean_over_sources(state.rewards[:tenth]),
-        reward_after=mean_over_sources(state.rewards[-tenth:]),
-        kl_max=state.kl_max,
-        kl_bound=run.config.kl.bound,
-        kl_from_initial=state.kl_from_initial,
-        kl_breaches=state.breaches,
-        best_update=state.best_update,
-        best_validation_loss=state.best_loss,
-        updates=state.update,
-        rounds=run.curriculum.rounds,
-        significant_rounds=dict(zip(run.names, run.curriculum.significant.tolist(), strict=True)),
-        weights=dict(zip(run.names, run.curriculum.weights.tolist(), strict=True)),
-        tokens=state.tokens,
-        skipped_steps=state.skipped,
-        seconds=run.seconds,
-        seconds_to_first_step=run.seconds_to_first_step,
-        world_size=run.topology.world_size,
-        peak_rss_mib=peak_rss_mib(run.topology),
-        seed=run.config.run.seed,
-        files={
-            "checkpoint": str(checkpoint) if checkpoint.exists() else "none: the last save failed",
-            "best checkpoint": str(best) if best else "none in this folder",
-            "tensorboard": f"tensorboard --logdir={run.folder / 'logs'}",
-            "samples": str(run.folder / "samples.jsonl"),
-            "summary": str(run.folder / "summary.json"),
-        },
-    )
-
-
-def mean_over_sources(updates: list[list[list[float]]]) -> float:
-    """Mean score per source over some updates, averaged equally over the sources that were drawn.
-
-    Args:
-        updates: per update and source [sum of scores, rollouts].
-
-    Returns:
-        Reward units; nan where all that was drawn is of sources that are gone.
-    """
-    totals = np.array(updates).sum(0)
-    drawn = totals[totals[:, 1] > 0]
-    return float((drawn[:, 0] / drawn[:, 1]).mean()) if len(drawn) else float("nan")

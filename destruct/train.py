@@ -185,13 +185,15 @@ def _run(settings: Settings, started: float, first: bool, quiet: bool) -> None:
     from destruct.engine import topology as ranks
     from destruct.guard import refuse_other_settings
     from destruct.loop import train
-    from destruct.recording import summarize
+    from destruct.summarizing import summarize
     from destruct.tracking.console import Screen
+    from destruct.tracking.weights_and_biases import check as check_wandb
     from destruct.watchdog import watched
 
     with _telling(first, everywhere=False):
         topology = ranks.start()
         refuse_other_settings(settings, topology)
+        topology.first_rank_makes(lambda: check_wandb(settings.config.wandb))
     with ExitStack() as at_end:
         at_end.callback(ranks.stop)
         # Told before the ranks part, or the others would fail for want of this one before it has spoken.
@@ -211,6 +213,8 @@ def _run(settings: Settings, started: float, first: bool, quiet: bool) -> None:
         if topology.is_first:
             with writing_to(run.folder):
                 summary.save(run.folder / "summary.json")
+        if run.sinks is not None:
+            run.sinks.finish(run.state.update, summary.finals)
         screen.table(summary)
         if not run.saved:
             raise run.unsaved()

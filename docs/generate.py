@@ -49,11 +49,11 @@ misspelt keys and numbers in quotes pass. `"auto"` is filled from the YAML; a nu
 refused. Whole numbers may be written as `5e8`. A key that is `null` here is left to DeepSpeed's own default."""
 
 METRICS_INTRO = """\
-The names that a run can log, in TensorBoard (`tensorboard --logdir=./logs`) and in `metrics.jsonl`; no other name can
-be logged. A line of `metrics.jsonl` has a `phase` (`before`, `warmup`, `after_warmup`, `value_warmup`, `ppo`) and a
-`step`, which counts updates in `ppo` and steps of the warm-up before. `<source>` stands for a name in `data.sources`,
-`<term>` for one in `reward.terms`. Log-probabilities, KL and losses are in nats; bits per byte do not depend on the
-tokenizer."""
+The names that a run can log, in TensorBoard (`tensorboard --logdir=./logs`), in `metrics.jsonl` and, where it is asked
+for, on Weights & Biases; no other name can be logged, and [tracking.md](tracking.md) says what is where. A line of
+`metrics.jsonl` has a `phase` (`before`, `warmup`, `after_warmup`, `value_warmup`, `ppo`) and a `step`, which counts
+updates in `ppo` and steps of the warm-up before. `<source>` stands for a name in `data.sources`, `<term>` for one in
+`reward.terms`. Log-probabilities, KL and losses are in nats; bits per byte do not depend on the tokenizer."""
 
 SOURCES_INTRO = """\
 A source is a data set of the Hugging Face hub, local files, or an embedded text. To add one, write it into the

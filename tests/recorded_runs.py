@@ -12,6 +12,7 @@ from destruct.curriculum.estimates import Estimates
 from destruct.explain import main
 from destruct.recording import record_round
 from destruct.run import Run
+from destruct.tracking.json_lines import JsonLines
 from destruct.tracking.sinks import Sinks
 from tests.tiny import tiny_run
 
@@ -56,7 +57,7 @@ def record(run: Run, folder: Path, strategy: str) -> None:
     run.curriculum.strategy = strategy_from(c, run.config.data.prior, np.array([30_000.0, 7_000.0]))
     run.mixture = run.mixture.afresh()
     run.sinks.close()
-    run.sinks = Sinks(folder, {})
+    run.sinks = Sinks(JsonLines(folder, {}))
     tokens = np.zeros(2)
     for run.state.update in range(ROUNDS):
         estimates = measured(run.state.update, run, tokens)

@@ -9,7 +9,7 @@ from destruct.batch import PromptBatch, RolloutBatch
 from destruct.drift import Probe, kl_from_initial, probe_from, probe_prompts
 from destruct.loop import evaluate_update, one_update
 from destruct.preparation import warm_up
-from destruct.recording import summarize
+from destruct.summarizing import summarize
 from tests.tiny import tiny_run
 
 pytestmark = pytest.mark.slow  # runs of several updates

@@ -10,8 +10,8 @@ from destruct.checkpoint.state import TrainState
 from destruct.evaluation import validate
 from destruct.loop import evaluate_update, one_update, train
 from destruct.preparation import warm_up
-from destruct.recording import summarize
 from destruct.run import Run
+from destruct.summarizing import summarize
 from tests.test_loop import lines
 from tests.tiny import tiny_run
 

@@ -6,8 +6,8 @@ import pytest
 
 from destruct.errors import DestructError
 from destruct.loop import train
-from destruct.recording import summarize
 from destruct.signals import Stopped
+from destruct.summarizing import summarize
 from tests.test_loop import lines
 from tests.tiny import tiny_run
 

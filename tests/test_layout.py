@@ -23,7 +23,8 @@ LAYERS = (
     "ppo/update.py curriculum/dials.py curriculum/probing.py curriculum/replay.py curriculum/round.py rollout/ "
     "checkpoint/ tracking/ evaluation.py run_folder.py warmup.py prompting.py drift.py ppo/distance.py "
     "watchdog.py guard.py setbacks.py exporting/",
-    "run.py inputs.py networks.py planning/ build.py loop.py preparation.py steps.py recording.py evaluating/",
+    "run.py inputs.py networks.py planning/ build.py loop.py preparation.py steps.py recording.py "
+    "summarizing.py evaluating/",
     "doors.py train.py plan.py doctor.py checkup/ config/__main__.py configuring/ launch.py launching/ explain.py "
     "checkpoints.py verify_resume.py export.py generate.py evaluate.py",
 )
@@ -33,6 +34,9 @@ LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names.spl
 HOME = {
     "torch.distributed": ("engine/topology.py", "engine/fsdp.py"),
     "deepspeed.comm": ("engine/topology.py",),
+    "tensorboard": ("tracking/board.py", "tracking/board_protos.py"),
+    "torch.utils.tensorboard": ("tracking/board.py",),
+    "wandb": ("tracking/uploader.py",),
     "deepspeed": (
         "engine/topology.py",
         "engine/deepspeed.py",

@@ -18,12 +18,11 @@ from destruct.recording import (
     _rollout_figures,
     explained_variance,
     feedback_per_source,
-    mean_over_sources,
     record_round,
-    summarize,
 )
 from destruct.rollout.score import with_advantages
 from destruct.steps import draw, pack_and_score, roll_out
+from destruct.summarizing import mean_over_sources, summarize
 from tests.curriculum.rounds import estimates_for
 from tests.tiny import tiny_run
 

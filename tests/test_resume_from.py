@@ -9,8 +9,8 @@ import torch
 
 from destruct.checkpoint.state import TrainState
 from destruct.loop import train
-from destruct.recording import summarize
 from destruct.run import Run
+from destruct.summarizing import summarize
 from tests.test_epochs import DOWN_UP_DOWN, kept, with_rates
 from tests.tiny import tiny_run
 

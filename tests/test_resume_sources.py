@@ -8,8 +8,8 @@ import pytest
 
 from destruct.checkpoint.state import TrainState
 from destruct.loop import train
-from destruct.recording import summarize
 from destruct.run import Run
+from destruct.summarizing import summarize
 from tests.test_resume_from import figures
 from tests.tiny import tiny_run
 

@@ -1,11 +1,12 @@
 """The config that a run is to be started with: whether it is right, fits, and what it needs of the machine."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from destruct.checkup.finding import Finding, ok, warn
+from destruct.checkup.finding import Finding, of_error, ok, warn
 from destruct.checkup.hub import Repository
 from destruct.config.settings import Settings, load, read_config
 from destruct.errors import DestructError
@@ -13,6 +14,7 @@ from destruct.planning.disk import plan_disk
 from destruct.planning.hardware import HARDWARE
 from destruct.planning.here import memory_warning
 from destruct.planning.job import job_of
+from destruct.tracking.weights_and_biases import check
 
 
 def read(path: Path, overrides: list[str], ranks: int) -> Settings:
@@ -45,6 +47,19 @@ def fits(settings: Settings, ranks: int, device: tuple[str, int] | None) -> Iter
         yield ok("config", f"right for {ranks} rank(s)")
     else:
         yield warn("config", words.removeprefix("warning: "), "destruct plan says what takes how much")
+
+
+def weights_and_biases(settings: Settings | None) -> Iterator[Finding]:
+    """Whether Weights & Biases, where the config asks for it, is installed and has a key."""
+    if settings is None:
+        return
+    try:
+        mode = check(settings.config.wandb)
+    except DestructError as error:
+        yield of_error("wandb", error)
+    else:
+        if mode != "disabled":
+            yield ok("wandb", f"wandb {version('wandb')}, {mode}")
 
 
 def needs_triton(settings: Settings | None) -> bool:

@@ -21,6 +21,7 @@ from destruct.config.prompts import Prompt, PromptsConfig, read_prompts
 from destruct.config.reading import apply_overrides, find_beside, read_yaml
 from destruct.config.rollout import SEQUENCE_TERMS, TOKEN_TERMS, RewardConfig, RolloutConfig
 from destruct.config.run import RunConfig
+from destruct.config.wandb import WandbConfig
 from destruct.errors import DestructError
 
 
@@ -40,6 +41,7 @@ class Config(Section):
     curriculum: CurriculumConfig = CurriculumConfig()
     guard: GuardConfig = GuardConfig()
     prompts: PromptsConfig = PromptsConfig()
+    wandb: WandbConfig = WandbConfig()
 
     @model_validator(mode="after")
     def _window_fits_the_contexts(self) -> Self:

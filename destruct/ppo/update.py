@@ -11,8 +11,9 @@ from destruct.engine.base import TrainEngine
 from destruct.engine.schedule import Schedule
 from destruct.engine.topology import Topology
 from destruct.minibatch import Minibatch
-from destruct.ops.rows import SUM_NAMES, LossCoefficients, LossRows, PolicyLoss, ReferenceStates
+from destruct.ops.rows import SUM_NAMES, LossCoefficients, LossOutput, LossRows, PolicyLoss, ReferenceStates
 from destruct.ppo.distance import kl_from_old
+from destruct.ppo.histograms import LOG_RATIO_EDGES, BinCounts, Histogram
 from destruct.ppo.kl import LOG_RATIO_CLAMP
 from destruct.ppo.loss import clipped_value_loss
 from destruct.rollout.score import PolicyInputs, policy_inputs
@@ -48,6 +49,7 @@ class UpdateStats:
     ratio_mean: float
     ratio_min: float
     ratio_max: float
+    ratios: Histogram  # of response tokens, over the passes that were followed by a step
     clip_fraction: float
     dual_clip_fraction: float  # the part of clip_fraction that the dual clip cut; 0 without one
     policy_grad_norm: float
@@ -65,11 +67,13 @@ class Tally:
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(SUM_NAMES) + 2, dtype=torch.float64, device=device)
         self.extremes = torch.full((2,), -math.inf, dtype=torch.float64, device=device)
+        self.log_ratios = BinCounts(LOG_RATIO_EDGES, device)
 
-    def add_policy(self, sums: Tensor, extremes: Tensor, loss: Tensor) -> None:
-        self.sums[: len(SUM_NAMES)] += sums
-        self.sums[-1] += (~torch.isfinite(loss)).double()
-        self.extremes = torch.maximum(self.extremes, extremes.double())
+    def add_policy(self, output: LossOutput, rows: LossRows) -> None:
+        self.sums[: len(SUM_NAMES)] += output.sums
+        self.sums[-1] += (~torch.isfinite(output.loss.detach())).double()
+        self.extremes = torch.maximum(self.extremes, output.extremes.double())
+        self.log_ratios.add(output.logprobs.detach() - rows.old_logprobs, rows.response)
 
     def add_value(self, loss: Tensor) -> None:
         self.sums[-2] += loss.detach().double()
@@ -114,6 +118,7 @@ def ppo_update(
     first_ratio_error: float | None = None
     not_finite: dict[str, None] = {}
     skipped = epochs = 0
+    log_ratios = torch.zeros(len(LOG_RATIO_EDGES) - 1, dtype=torch.int64, device=topology.device)
     while epochs < settings.epochs and not _moved_too_far(policy, minibatches, settings, epochs, topology):
         epochs += 1
         for m in torch.randperm(len(minibatches), generator=order).tolist():
@@ -134,8 +139,11 @@ def ppo_update(
                 policy.step(settings.policy_lr(step))
                 value.step(settings.value_lr(step))
                 log.append(facts)
+                log_ratios += tally.log_ratios.counts
     assert first_ratio_error is not None, "an update has at least one epoch and one minibatch"
-    return _stats(log, first_ratio_error, skipped, epochs, settings.epochs * len(minibatches), tuple(not_finite))
+    ratios = Histogram(tuple(map(math.exp, LOG_RATIO_EDGES)), tuple(topology.sum(log_ratios).tolist()))
+    planned = settings.epochs * len(minibatches)
+    return _stats(log, first_ratio_error, ratios, skipped, epochs, planned, tuple(not_finite))
 
 
 def _moved_too_far(
@@ -173,7 +181,7 @@ def accumulate(
             reference = ReferenceStates(states, reference_head)
         output = policy(inputs.tokens, inputs.rows, PolicyLoss(rows, coefficients, reference))
         policy.backward(output.loss)
-        tally.add_policy(output.sums, output.extremes, output.loss.detach())
+        tally.add_policy(output, rows)
         loss = value_loss(value, train, minibatch.response_tokens, settings.value_clip_range)
         value.backward(loss)
         tally.add_value(loss)
@@ -236,6 +244,7 @@ def _mean(values: list[float]) -> float:
 def _stats(
     log: list[dict[str, float]],
     first_ratio_error: float,
+    ratios: Histogram,
     skipped: int,
     epochs: int,
     planned: int,
@@ -258,6 +267,7 @@ def _stats(
         ratio_mean=mean("ratio"),
         ratio_min=min((facts["ratio_min"] for facts in log), default=float("nan")),
         ratio_max=max((facts["ratio_max"] for facts in log), default=float("nan")),
+        ratios=ratios,
         clip_fraction=mean("clip_low") + mean("clip_high") + mean("clip_dual"),
         dual_clip_fraction=mean("clip_dual"),
         policy_grad_norm=mean("policy_grad_norm"),

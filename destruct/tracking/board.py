@@ -1,182 +1,120 @@
-"""The board of a terminal: where a run stands, in a few lines that fit it."""
+"""TensorBoard: scalars, the charts that show several of them at once, histograms, texts, and a line among the runs."""
 
+import math
 import time
-from collections import deque
-from dataclasses import dataclass
+from contextlib import suppress
+from pathlib import Path
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from torch.utils.tensorboard import SummaryWriter
 
-from destruct.heartbeat import HEART, START
-from destruct.progress import Work, clock, row
+from destruct.durable import writing_to
+from destruct.ppo.histograms import Histogram
+from destruct.tracking import html
+from destruct.tracking.board_protos import BANDED, EDGES, edges, end_of_session, layout, start_of_session
+from destruct.tracking.facts import Facts
+from destruct.tracking.sinks import WARMUP_PHASES, Continuation, Sample, Sink
 
-MIDDLE, WIDE = 60, 112
-"""Columns from which on the time spent and the trend are shown; from which on two figures stand beside each other."""
-LABEL, CELL, NAME = 11, 33, 18
-"""Columns of a line's label, of a source with its bar at least, and of its name at most."""
-MOST_ROWS, LINES = 6, 9
-"""Rows of the sources' bars, and the lines of a terminal that are left to all else."""
-STEPS = "▁▂▃▄▅▆▇█"
-SHOWN = 16
-"""Updates whose rewards are drawn."""
+FINALS = "at_the_end"
+"""The group of the figures of a run as a whole: HPARAMS shows the first five by the alphabet, and these are they."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What is known after an update."""
+class TensorBoard(Sink):
+    """Event files in `logs/`, those of the warm-up apart, as their steps count something else.
 
-    reward: float  # of the update
-    reward_first: float  # means over sources, of the first tenth of the updates so far
-    reward_last: float  # and of the last
-    kl: float  # nats per token, to the reference
-    kl_bound: float
-    ptx_loss: float
-    entropy: float
-    tokens_per_s: float
-    weights: dict[str, float]  # share of each source
-    validation: float | None = None  # mean, nats per token; None before any
-    best: float | None = None  # that of the best checkpoint
-    best_update: int | None = None
-
-    def __str__(self) -> str:
-        words = f"reward {self.reward:.3f}  KL {self.kl:.4f} of {self.kl_bound}  ptx {self.ptx_loss:.3f}"
-        words += f"  entropy {self.entropy:.2f}"
-        words += "" if self.validation is None else f"  val {self.validation:.3f}"
-        return f"{words}  {self.tokens_per_s:,.0f} tok/s"
-
-
-class Board:
-    """One stretch of the run: a bar, what is going on, and what is known since the last step.
+    Beside what is logged the board has the edges of error bands and the bound on the KL, in a group of their own, as
+    its charts draw nothing but scalars; metrics.jsonl has neither.
 
     Args:
-        work: the steps of the stretch.
+        folder: the run's folder.
+        done: first step to come of each phase; what was written of later ones before a resume is not shown any more.
+        facts: of the run.
+
+    Raises:
+        DestructError: the folder cannot be written, here or in what is called later.
     """
 
-    def __init__(self, work: Work):
-        self.work = work
-        self.status: Standing | str = ""
-        self._rewards: deque[float] = deque(maxlen=SHOWN)
+    def __init__(self, folder: Path, done: dict[str, int], facts: Facts):
+        self._folder, self._facts = folder, facts
+        with writing_to(folder):
+            # The purge takes all steps from there on; those of the warm-up must not be among them.  A run that begins
+            # says so too: TensorBoard purges nothing at the first purge that it finds.
+            self._board = SummaryWriter(str(folder / "logs"), purge_step=done.get("ppo", 0))
+            self._warmup = SummaryWriter(str(folder / "logs" / "warmup"))
+            self._file = self._board._get_file_writer()
+            self._file.add_summary(layout(facts.sources))
+            self._file.add_summary(start_of_session(facts.hyper_parameters, time.time()))
 
-    def take(self, status: Standing | str) -> None:
-        """What is known after one step more."""
-        self.status = status
-        if isinstance(status, Standing):
-            self._rewards.append(status.reward)
+    def scalars(self, phase: str, step: int, values: dict[str, float]) -> None:
+        """Points of the curves, and of what is drawn around them."""
+        shown = values if phase in WARMUP_PHASES else values | self._around(values)
+        with writing_to(self._folder):
+            for name, value in shown.items():
+                self._of(phase).add_scalar(name, value, step)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        work, now = self.work, time.monotonic()
-        left, spent = work.time(now), f"{clock(now - work.began)}, " if options.max_width >= MIDDLE else ""
-        yield row(work.name, work.bar(None), work.count(), f"{spent}{left}" if left else "")
-        yield Text.assemble((f"{'now':<{LABEL}}", "dim"), what_goes_on(), no_wrap=True, overflow="ellipsis")
-        if not isinstance(self.status, Standing):
-            yield Text(self.status, no_wrap=True, overflow="ellipsis")
+    def text(self, name: str, markdown: str, step: int) -> None:
+        """A text among those of the run."""
+        with writing_to(self._folder):
+            self._board.add_text(name, markdown, step)
+
+    def samples(self, step: int, samples: list[Sample]) -> None:
+        """One text for each source."""
+        with writing_to(self._folder):
+            for source in dict.fromkeys(sample.source for sample in samples):
+                of_it = [sample for sample in samples if sample.source == source]
+                self._board.add_text(f"samples/{source}", html.of_samples(of_it), step)
+
+    def continuation(self, phase: str, step: int, said: Continuation) -> None:
+        """One text for each prompt."""
+        with writing_to(self._folder):
+            name = f"prompts/{said.topic}/{said.prompt[:40]}"
+            self._of(phase).add_text(name, html.of_continuation(said), step)
+
+    def histogram(self, name: str, step: int, histogram: Histogram) -> None:
+        """The bins between the first and the last that hold anything; moments are those of the bins' middles."""
+        filled = [place for place, count in enumerate(histogram.counts) if count]
+        if not filled:
             return
-        has_room = options.max_width >= MIDDLE and not options.ascii_only
-        yield _facts(self.status, steps(list(self._rewards)) if has_room else "", options.max_width)
-        yield from weights(self.status.weights, options.max_width, options.size.height - LINES)
+        bins = range(filled[0], filled[-1] + 1)
+        lows, highs = ([histogram.edges[place + end] for place in bins] for end in (0, 1))
+        counts = [histogram.counts[place] for place in bins]
+        middles = [(low + high) / 2 for low, high in zip(lows, highs, strict=True)]
+        with writing_to(self._folder):
+            self._board.add_histogram_raw(
+                name,
+                min=lows[0],
+                max=highs[-1],
+                num=sum(counts),
+                sum=sum(n * x for n, x in zip(counts, middles, strict=True)),
+                sum_squares=sum(n * x**2 for n, x in zip(counts, middles, strict=True)),
+                bucket_limits=[lows[0], *highs],  # an upper limit each; the first bucket is empty, so that it begins
+                bucket_counts=[0, *counts],
+                global_step=step,
+            )
 
+    def finish(self, step: int, finals: dict[str, float]) -> None:
+        """The run's line among the runs."""
+        with writing_to(self._folder):
+            for name, value in finals.items():
+                self._board.add_scalar(f"{FINALS}/{name}", value, step)
+            self._file.add_summary(end_of_session(time.time()))
 
-def what_goes_on() -> str:
-    """The phase, and how far it is where that is counted."""
-    percent = f" {HEART.done / HEART.total:.0%}" if HEART.total else ""
-    return "" if HEART.phase == START else f"{HEART.phase}{percent}"
+    def close(self) -> None:
+        """Write what is buffered; on a full disk the newest of the curves are lost."""
+        for board in (self._board, self._warmup):
+            with suppress(OSError):
+                board.close()
 
+    def _of(self, phase: str) -> SummaryWriter:
+        return self._warmup if phase in WARMUP_PHASES else self._board
 
-class Activity:
-    """What goes on outside of any stretch."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if HEART.phase == START:
-            return
-        bar = _bar(HEART.done, HEART.total or None)
-        percent = f"{HEART.done / HEART.total:.0%}" if HEART.total else ""
-        yield row(HEART.phase, bar, percent, clock(time.monotonic() - HEART.since))
-
-
-def steps(values: list[float]) -> str:
-    """Values as a line of blocks, the lowest and the highest as far apart as blocks can show."""
-    finite = [value for value in values if value == value and abs(value) != float("inf")]
-    if len(finite) < 2:
-        return ""
-    low, spread = min(finite), max(finite) - min(finite)
-    return "".join(STEPS[round((value - low) / spread * (len(STEPS) - 1)) if spread else 0] for value in finite)
-
-
-def _facts(standing: Standing, trend: str, width: int) -> RenderableType:
-    kl = _bar(_share(standing.kl, standing.kl_bound), 1.0, 16, _alarm(standing))
-    kl_line = Table.grid(padding=(0, 1, 0, 0))
-    for _ in range(3):
-        kl_line.add_column(no_wrap=True)
-    kl_line.add_row(f"{standing.kl:.4f} of {standing.kl_bound}", kl, "" if _inside(standing) else "OUTSIDE")
-    validation = "-" if standing.validation is None else f"{standing.validation:.4f}"
-    if standing.best is not None:
-        validation += f", best {standing.best:.4f} after update {standing.best_update}"
-    reward = f"{standing.reward:.3f}, from {standing.reward_first:.3f} to {standing.reward_last:.3f}  {trend}"
-    facts: list[tuple[str, RenderableType]] = [
-        ("reward", reward),
-        ("KL", kl_line),
-        ("validation", validation),
-        ("speed", f"{standing.tokens_per_s:,.0f} tokens/s"),
-    ]
-    beside = 2 if width >= WIDE else 1
-    grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
-    for _ in range(beside):
-        grid.add_column(no_wrap=True, width=LABEL - 1, style="dim")
-        grid.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
-    for start in range(0, len(facts), beside):
-        grid.add_row(*(cell for fact in facts[start : start + beside] for cell in fact))
-    return grid
-
-
-def weights(shares: dict[str, float], width: int, height: int) -> list[RenderableType]:
-    """The sources' shares as bars, the largest alone where not all fit.
-
-    Args:
-        height: lines that are left to them.
-    """
-    beside = max(1, (width - LABEL) // CELL)
-    rows = max(1, min(MOST_ROWS, height))
-    shown = shares
-    if len(shares) > beside * rows:
-        largest = sorted(shares, key=lambda name: -shares[name])[: beside * rows]
-        shown = {name: shares[name] for name in largest}
-    grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
-    grid.add_column(no_wrap=True, width=LABEL - 1, style="dim")
-    for _ in range(min(beside, len(shown))):
-        grid.add_column(no_wrap=True, max_width=NAME, overflow="ellipsis")
-        grid.add_column(no_wrap=True)
-        grid.add_column(ratio=1)
-    top = max(shown.values())
-    cells = [(name, f"{share:.3f}", _bar(share, top)) for name, share in shown.items()]
-    for start in range(0, len(cells), beside):
-        grid.add_row("" if start else "weights", *(part for cell in cells[start : start + beside] for part in cell))
-    rest = len(shares) - len(shown)
-    more = f"{'':<{LABEL}}and {rest} more: {sum(shares.values()) - sum(shown.values()):.3f} together"
-    return [grid, *([Text(more, style="dim")] if rest else [])]
-
-
-def _bar(value: float, total: float | None, width: int | None = None, style: str = "cyan") -> ProgressBar:
-    """In one colour, full or not."""
-    return ProgressBar(total, value, width, pulse=total is None, complete_style=style, finished_style=style)
-
-
-def _inside(standing: Standing) -> bool:
-    return standing.kl <= standing.kl_bound
-
-
-def _share(kl: float, bound: float) -> float:
-    return min(1.0, max(0.0, kl / bound)) if kl == kl else 1.0
-
-
-def _alarm(standing: Standing) -> str:
-    if not _inside(standing):
-        return "red"
-    return "green" if standing.kl <= standing.kl_bound / 2 else "yellow"
-
-
-def finished(work: Work, status: Standing | str) -> Group:
-    """What stays of a stretch when it is over."""
-    line = row(work.name, work.bar(None), work.count(), work.time(time.monotonic()))
-    return Group(line, Text(str(status))) if str(status) else Group(line)
+    def _around(self, values: dict[str, float]) -> dict[str, float]:
+        """The edges of the error bands and the bound on the KL; one that is not known is not a number."""
+        around = {f"{EDGES}/kl_bound": self._facts.kl_bound} if "kl/to_reference" in values else {}
+        for figure in BANDED:
+            for source in self._facts.sources:
+                middle = values.get(f"curriculum/{figure}/{source}")
+                if middle is not None:
+                    error = values[f"curriculum/{figure}_se/{source}"]
+                    lower, upper = edges(figure, source)
+                    around |= {lower: middle - error, upper: middle + error}
+        return {name: x if math.isfinite(x) else math.nan for name, x in around.items()}

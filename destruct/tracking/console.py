@@ -14,7 +14,7 @@ from destruct import streams
 from destruct.heartbeat import HEART
 from destruct.progress import EVERY_S, PER_SECOND, Steady, Work
 from destruct.secrets import masked
-from destruct.tracking.board import Activity, Board, Standing, finished, what_goes_on
+from destruct.tracking.live import Activity, Board, Standing, finished, what_goes_on
 from destruct.tracking.summary import Summary
 
 PIPED = 140

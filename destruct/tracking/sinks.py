@@ -1,19 +1,17 @@
-"""Where figures and samples go: metrics.jsonl, samples.jsonl and TensorBoard, written by the first rank alone."""
+"""Where figures, texts and histograms go, written by the first rank alone; the files of this folder say how."""
 
-import json
+import dataclasses
 import logging
-import math
-import os
 import threading
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TypeVar
 
 import transformers
-from torch.utils.tensorboard import SummaryWriter
 
 from destruct.durable import writing_to
 from destruct.last_words import log_is_at
+from destruct.ppo.histograms import Histogram
 from destruct.secrets import WARNINGS, Masking, masked
 from destruct.streams import LINE, OURS, flow_into
 from destruct.tracking.metrics import check_name
@@ -22,94 +20,126 @@ WARMUP_PHASES = ("before", "warmup", "after_warmup", "value_warmup")
 """Their steps count warm-up steps; those of `ppo` count updates."""
 
 
-class Sinks:
-    """All outputs of a run that grow with it.
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One rollout, as text."""
+
+    source: str
+    prompt: str
+    response: str
+    continuation: str  # what the data has in the place of the response
+    stopped: bool  # ended by itself
+    reward: float  # reward units, without the KL penalty
+    kl: float  # k1(policy that sampled || reference), mean over its tokens, nats per token
+    terms: dict[str, float]  # the reward's, each before its weight
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What the model said after one of the user's prompts."""
+
+    topic: str
+    prompt: str
+    response: str
+
+
+TextT = TypeVar("TextT", Sample, Continuation)
+
+
+class Sink:
+    """One place where it all goes.  What a sink does not show it passes over, which is what is written here.
 
     Args:
-        folder: the run's folder.
-        done: first step to come of each phase; what was written of it, and of later ones, before a resume is dropped.
-
-    Raises:
-        DestructError: the folder cannot be written, here or in what is called later.
+        phase: one of WARMUP_PHASES, or "ppo".
+        step: number of the warm-up step or of the update.
     """
 
-    def __init__(self, folder: Path, done: dict[str, int]):
-        self._folder = folder
-        with writing_to(folder):
-            self._metrics = _reopen(folder / "metrics.jsonl", "step", done)
-            self._samples = _reopen(folder / "samples.jsonl", "update", done)
-            self._board = SummaryWriter(str(folder / "logs"), purge_step=done.get("ppo") or None)
-            # The purge takes all steps from there on; those of the warm-up count something else and lie apart.
-            self._warmup_board = SummaryWriter(str(folder / "logs" / "warmup"))
+    def scalars(self, phase: str, step: int, values: dict[str, float]) -> None:
+        """Figures by their names in METRICS; not a number and the infinities are among them."""
+
+    def text(self, name: str, markdown: str, step: int) -> None:
+        """A text of ours about an update."""
+
+    def samples(self, step: int, samples: list[Sample]) -> None:
+        """Some rollouts of an update."""
+
+    def continuation(self, phase: str, step: int, said: Continuation) -> None:
+        """A continuation of one of the user's prompts."""
+
+    def histogram(self, name: str, step: int, histogram: Histogram) -> None:
+        """How something of an update is spread."""
+
+    def finish(self, step: int, finals: dict[str, float]) -> None:
+        """The run has made all its updates, and these are its figures as a whole."""
+
+    def close(self) -> None:
+        """Flush and let go of everything; raises nothing."""
+
+
+class Sinks:
+    """All outputs of a run that grow with it: what is told here goes to each of them, without secrets.
+
+    Raises:
+        DestructError: in any call, where the run's folder cannot be written.
+    """
+
+    def __init__(self, *sinks: Sink):
+        self._sinks = sinks
 
     def scalars(self, phase: str, step: int, values: dict[str, float]) -> None:
-        """Log one line of figures; every name must stand in METRICS.
+        """Log one line of figures.
 
         Args:
             phase: one of WARMUP_PHASES, or "ppo".
             step: number of the warm-up step or of the update.
+            values: by names that METRICS lists.
+
+        Raises:
+            KeyError: it does not list one; nothing is logged then.
         """
-        board = self._warmup_board if phase in WARMUP_PHASES else self._board
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with writing_to(self._folder):
-            for name, value in values.items():
-                check_name(name)
-                board.add_scalar(name, value, step)
-            self._metrics.write(json.dumps({"phase": phase, "step": step, **finite}) + "\n")
-            self._metrics.flush()
+        for name in values:
+            check_name(name)
+        for sink in self._sinks:
+            sink.scalars(phase, step, values)
 
     def text(self, name: str, markdown: str, step: int) -> None:
-        """Show a text of an update in TensorBoard."""
-        with writing_to(self._folder):
-            self._board.add_text(name, masked(markdown), step)
+        """Show a text of ours about an update."""
+        for sink in self._sinks:
+            sink.text(name, masked(markdown), step)
 
-    def sample(self, update: int, fields: dict[str, Any]) -> None:
-        """Log one rollout."""
-        text = f"**{fields['source']}** reward {fields['reward']:.3f}\n\n{fields['prompt']} **→** {fields['response']}"
-        with writing_to(self._folder):
-            self._samples.write(masked(json.dumps({"update": update, **fields}, ensure_ascii=False)) + "\n")
-            self._board.add_text(f"samples/{fields['source']}", masked(text), update)
-            self._samples.flush()
+    def samples(self, step: int, samples: list[Sample]) -> None:
+        """Log some rollouts of an update."""
+        safe = [_masked(sample) for sample in samples]
+        for sink in self._sinks:
+            sink.samples(step, safe)
 
-    def prompt(self, phase: str, step: int, topic: str, prompt: str, response: str) -> None:
-        """Log the continuation of one of the user's prompts.
+    def continuation(self, phase: str, step: int, said: Continuation) -> None:
+        """Log the continuation of one of the user's prompts; phase and step as in `scalars`."""
+        safe = _masked(said)
+        for sink in self._sinks:
+            sink.continuation(phase, step, safe)
 
-        Args:
-            phase, step: as in `scalars`.
-        """
-        fields = {"phase": phase, "update": step, "topic": topic, "prompt": prompt, "response": response}
-        board = self._warmup_board if phase in WARMUP_PHASES else self._board
-        with writing_to(self._folder):
-            self._samples.write(json.dumps(fields, ensure_ascii=False) + "\n")
-            self._samples.flush()
-            board.add_text(f"prompts/{topic}/{prompt[:40]}", f"{prompt} **→** {response}", step)
+    def histogram(self, name: str, step: int, histogram: Histogram) -> None:
+        """Show how something of an update is spread."""
+        for sink in self._sinks:
+            sink.histogram(name, step, histogram)
+
+    def finish(self, step: int, finals: dict[str, float]) -> None:
+        """Show the figures of the run as a whole, after `step` updates, which are all."""
+        for sink in self._sinks:
+            sink.finish(step, finals)
 
     def close(self) -> None:
-        """Flush and close everything; on a full disk the newest of the curves are lost, and no line."""
-        for output in (self._metrics, self._samples, self._board, self._warmup_board):
-            with suppress(OSError):
-                output.close()
+        """Flush and close everything."""
+        for sink in self._sinks:
+            sink.close()
 
 
-def _reopen(path: Path, counter: str, done: dict[str, int]) -> TextIO:
-    """Append to a file of JSON lines, without those of steps that are to come again (or its broken last line).
-
-    Args:
-        counter: the key of a line that counts the steps of its phase.
-    """
-    kept = []
-    # Bytes: text would also be split at the U+2028 of a sample, and a line may have broken off inside a character.
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry[counter] < done.get(entry.get("phase", "ppo"), 0):
-            kept.append(line + b"\n")
-    staged = path.with_suffix(".staged")
-    staged.write_bytes(b"".join(kept))
-    os.replace(staged, path)
-    return path.open("a", encoding="utf-8")
+def _masked(told: TextT) -> TextT:
+    """The same, without the secrets of the environment in its texts."""
+    values = {field.name: getattr(told, field.name) for field in dataclasses.fields(told)}
+    safe: dict[str, Any] = {name: masked(value) for name, value in values.items() if isinstance(value, str)}
+    return dataclasses.replace(told, **safe)
 
 
 def log_to_file(folder: Path, rank: int) -> None:

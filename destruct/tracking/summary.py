@@ -37,6 +37,17 @@ class Summary:
     seed: int
     files: dict[str, str]  # what else the run left -> where, or how to see it
 
+    @property
+    def finals(self) -> dict[str, float]:
+        """The figures by which runs are compared: reward units, and nats per token."""
+        return {
+            "reward": self.reward_after,
+            "validation_loss": self.validation_loss_after["mean"],
+            "best_validation_loss": self.best_validation_loss,
+            "kl_max": self.kl_max,
+            "kl_from_initial": self.kl_from_initial,
+        }
+
     def save(self, path: Path) -> None:
         """Write JSON, with null for nan and the infinities."""
         content = null_unless_finite(dataclasses.asdict(self))

@@ -14,7 +14,7 @@ from destruct.engine import topology as ranks
 from destruct.engine.topology import Topology
 from destruct.exits import Exit, leave
 from destruct.loop import train
-from destruct.recording import summarize
+from destruct.summarizing import summarize
 from destruct.tracking.console import Screen
 from tests.tiny import ROOT, write_config
 

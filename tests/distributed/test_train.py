@@ -158,10 +158,15 @@ def test_the_folder_holds_its_files_and_tensorboard_reads_them(whole):
     assert re.search(r"^#   engine.loss: chunked, 1024 rows of \d+ logits at a time, bfloat16$", resolved, re.M)
     assert json.loads((whole / "environment.json").read_text())["world_size"] == 2
     assert {p.name for p in (whole / "logs").glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
-    board = EventAccumulator(str(whole / "logs"))
+    board = EventAccumulator(str(whole / "logs"), size_guidance={"histograms": 0})
     board.Reload()
     assert len(board.Scalars("curriculum/weight/noise")) == 6
     assert len(board.Scalars("kl/to_reference")) == 6
+    updates = [line for line in lines(whole / "metrics.jsonl") if "ppo/steps" in line]
+    tokens = [round(16 * line["rollout/response_tokens"]) for line in updates]
+    assert [event.histogram_value.num for event in board.Histograms("ppo/advantage")] == tokens, "of both ranks"
+    passes = [count * line["ppo/epochs"] for count, line in zip(tokens, updates, strict=True)]
+    assert [event.histogram_value.num for event in board.Histograms("ppo/ratio")] == passes
     manifest = json.loads((whole / "checkpoints/step-00000006/manifest.json").read_text())
     assert "frozen/model.safetensors" in manifest["files"]
 

@@ -1,129 +1,247 @@
-"""The board of a terminal: its figures, and how it fits."""
+"""TensorBoard's files of a whole run, read back by TensorBoard: every figure is that of metrics.jsonl."""
 
+import json
 import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as Served
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata
+from tensorboard.util.tensor_util import make_ndarray
 
-from destruct.heartbeat import HEART
-from destruct.progress import Work
-from destruct.tracking.board import Board, Standing, steps, weights
+from destruct.loop import train
+from destruct.ppo.histograms import Histogram
+from destruct.run import Run
+from destruct.summarizing import summarize
+from destruct.tracking.board import FINALS, TensorBoard
+from destruct.tracking.board_protos import EDGES, charts
+from destruct.tracking.facts import facts_of
+from tests.tiny import tiny_run
+from tests.tracking.test_sinks import FACTS, SAMPLE
 
-SIX = {"arithmetic": 0.147, "code": 0.291, "dialogue": 0.132, "markov": 0.146, "noise": 0.141, "prose": 0.143}
-MANY = {f"source-{number}-of-a-long-name": (number + 1) / 820 for number in range(40)}
+pytestmark = pytest.mark.slow
+ALL_OF_THEM = {"tensors": 0, "scalars": 0, "histograms": 0}
 
 
-def standing(**changes) -> Standing:
-    figures = {
-        "reward": 0.3621,
-        "reward_first": 0.2893,
-        "reward_last": 0.3403,
-        "kl": 0.0466,
-        "kl_bound": 0.1,
-        "ptx_loss": 3.552,
-        "entropy": 3.56,
-        "tokens_per_s": 4120.4,
-        "weights": SIX,
-        "validation": 3.8388,
-        "best": 3.8201,
-        "best_update": 12,
+def board_of(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance=ALL_OF_THEM).Reload()
+
+
+def curve(board: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Iterator[Run]:
+    """Six updates of two epochs each, of which all rollouts are written as samples."""
+    folder = tmp_path_factory.mktemp("board")
+    (folder / "mine.yaml").write_text("prompts: [{topic: sums, text: '1+1='}]\n")
+    prompts = [f"prompts.file={folder / 'mine.yaml'}", "prompts.response_tokens=3"]
+    with tiny_run(folder, "run.samples_per_update=16", "frozen.refresh_every=2", *prompts) as run:
+        train(run)
+        run.sinks.finish(run.state.update, summarize(run).finals)
+    yield run
+
+
+@pytest.fixture(scope="module")
+def logged(finished) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def samples(finished) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (finished.folder / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def board(finished) -> EventAccumulator:
+    return board_of(finished.folder / "logs")
+
+
+def figures(logged: list[dict[str, Any]], of_warmup: bool) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of each name in metrics.jsonl."""
+    lines = [line for line in logged if (line["phase"] != "ppo") == of_warmup]
+    names = {name for line in lines for name in line} - {"phase", "step"}
+    there = {name: [line for line in lines if name in line] for name in names}
+    return {
+        name: [(line["step"], math.nan if line[name] is None else line[name]) for line in lines]
+        for name, lines in there.items()
     }
-    return Standing(**figures | changes)
 
 
-def drawn(status: Standing | str, columns: int, rows: int = 24, encoding: str = "utf-8") -> list[str]:
-    """Lines of the board after 12 of 36 steps of 6 s each, without its colours."""
-    console = Console(width=columns, height=rows, highlight=False, markup=False, color_system=None)
-    board = Board(Work("ppo", 36))
-    board.work.began -= 72
-    board.work.advance(12, board.work.began + 72)
-    for reward in (0.30, 0.32, 0.31):
-        board.take(standing(reward=reward))
-    board.take(status)
-    options = console.options
-    options.encoding = encoding
-    return ["".join(segment.text for segment in line).rstrip() for line in console.render_lines(board, options)]
+@pytest.mark.parametrize(("place", "of_warmup"), [("logs", False), ("logs/warmup", True)])
+def test_every_figure_is_that_of_metrics_jsonl_and_there_is_no_other(finished, logged, place, of_warmup):
+    """In float32, as TensorBoard has them; null there is no number here."""
+    shown, wanted = board_of(finished.folder / place), figures(logged, of_warmup)
+    tags = {tag for tag in shown.Tags()["scalars"] if not tag.startswith((EDGES, FINALS))}
+    assert tags == set(wanted) and len(tags) >= 4
+    for tag in tags:
+        np.testing.assert_array_equal(np.array(curve(shown, tag)), np.float32(wanted[tag]), err_msg=tag)
 
 
-def test_the_line_of_an_update():
-    assert str(standing()) == "reward 0.362  KL 0.0466 of 0.1  ptx 3.552  entropy 3.56  val 3.839  4,120 tok/s"
-    assert str(standing(validation=None)).endswith("entropy 3.56  4,120 tok/s")
+def test_the_bands_are_a_standard_error_on_each_side_and_the_bound_is_the_configs(finished, logged, board):
+    for figure in ("difficulty", "progress"):
+        for source in finished.names:
+            lower, upper = (curve(board, f"{EDGES}/{figure}_{edge}/{source}") for edge in ("lower", "upper"))
+            rounds = [line for line in logged if "curriculum/round" in line]
+            middles = [line[f"curriculum/{figure}/{source}"] for line in rounds]
+            errors = [line[f"curriculum/{figure}_se/{source}"] or math.nan for line in rounds]
+            np.testing.assert_allclose([x for _, x in lower], np.subtract(middles, errors), rtol=1e-6)
+            np.testing.assert_allclose([x for _, x in upper], np.add(middles, errors), rtol=1e-6)
+            assert [step for step, _ in lower] == [line["step"] for line in rounds]
+    assert curve(board, f"{EDGES}/kl_bound") == [(update, 1.0) for update in range(6)]
 
 
-@pytest.mark.parametrize("columns", [20, 40, 80, 99, 100, 140, 300])
-@pytest.mark.parametrize("sources", [SIX, MANY, {"one": 1.0}])
-def test_it_fits_any_width_and_tells_everything(columns, sources):
-    lines = drawn(standing(weights=sources), columns)
-    assert max(map(len, lines)) <= columns
-    text = "\n".join(lines)
-    if columns < 40:
-        return
-    assert "12/36" in text and next(iter(sources))[:1] in text
-    for label in ("now", "reward", "KL", "validation"[:10], "speed", "weights"):
-        assert label in text, label
-    if columns >= 80:
-        for words in ("1:12, 2:24 left", "0.362, from 0.289 to 0.340", "0.0466 of 0.1", "3.8388, best 3.8201", "4,120"):
-            assert words in text, words
+def test_every_chart_of_the_layout_has_curves(finished, board):
+    (event,) = board.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    assert layout == charts(tuple(finished.names))
+    tags = board.Tags()["scalars"]
+    lines: dict[str, int] = {}
+    for chart in (chart for category in layout.category for chart in category.chart):
+        for series in chart.margin.series:
+            assert {series.value, series.lower, series.upper} <= set(tags)
+        for pattern in chart.multiline.tag:
+            assert any(re.match(pattern, tag) for tag in tags), pattern
+        matches = [tag for tag in tags if any(re.match(pattern, tag) for pattern in chart.multiline.tag)]
+        lines[chart.title] = len(matches) + len(chart.margin.series)
+    assert lines["sampling weights of the sources"] == lines["rewards of the sources"] == 2
+    assert lines["KL to the reference and its bound, nats per token"] == 2
+    assert lines["seconds of the phases"] >= 7
 
 
-@pytest.mark.parametrize("rows", [10, 16, 24, 60])
-def test_it_is_no_higher_than_the_terminal(rows):
-    assert len(drawn(standing(weights=MANY), 80, rows)) <= rows
+def test_histograms_hold_every_response_token_once_in_each_epoch(logged, samples, board):
+    updates = [line for line in logged if "ppo/steps" in line]
+    for tag in ("ppo/ratio", "ppo/advantage"):
+        events = board.Histograms(tag)
+        assert [event.step for event in events] == list(range(6))
+        for event, line in zip(events, updates, strict=True):
+            tokens = round(line["rollout/response_tokens"] * 16)
+            epochs = line["ppo/epochs"] if tag == "ppo/ratio" else 1
+            held = event.histogram_value
+            assert held.num == sum(held.bucket) == tokens * epochs
 
 
-def test_of_many_sources_the_largest_are_shown_and_the_others_are_counted():
-    """At 80 columns 6 rows of 2: the largest 12, sources 28 to 39, have (29 + ... + 40) / 820 of all."""
-    lines = drawn(standing(weights=MANY), 80)
-    assert f"and 28 more: {1 - sum(range(29, 41)) / 820:.3f} together" in lines[-1]
-    shown = "\n".join(lines)
-    assert "source-39-of-a-lo" in shown and "source-28-of-a-lo" in shown and "source-27-" not in shown
+def test_the_histogram_of_the_ratios_agrees_with_their_mean_and_their_ends(logged, board):
+    """The bins' middles are within a twentieth of what is in them; the ends lie in the outer bins."""
+    updates = [line for line in logged if "ppo/steps" in line]
+    for event, line in zip(board.Histograms("ppo/ratio"), updates, strict=True):
+        held = event.histogram_value
+        assert held.sum / held.num == pytest.approx(line["ppo/ratio_mean"], abs=0.02)
+        first, last = held.bucket_limit[:2], held.bucket_limit[-2:]
+        assert first[0] <= line["ppo/ratio_min"] <= first[1] and last[0] <= line["ppo/ratio_max"] <= last[1]
 
 
-def test_of_few_sources_all_are_shown_in_their_own_order_and_bars_are_as_long_as_their_shares():
-    console = Console(width=60, height=24, color_system=None)
-    with console.capture() as capture:
-        console.print(*weights({"a": 0.2, "b": 0.4, "c": 0.4}, 40, 20))
-    lines = capture.get().splitlines()
-    assert [line.split()[-3 if number == 0 else -2 :][-2] for number, line in enumerate(lines)] == [
-        "0.200",
-        "0.400",
-        "0.400",
-    ]
-    full = lines[1].count("━")
-    assert abs(lines[0].count("━") + lines[0].count("╸") - full / 2) <= 1 and lines[2].count("━") == full
+def test_the_advantages_are_whitened(board):
+    """Mean 0 and variance 1 over the update's tokens, as far as bins tell."""
+    for event in board.Histograms("ppo/advantage"):
+        held = event.histogram_value
+        mean = held.sum / held.num
+        assert abs(mean) < 0.05 and held.sum_squares / held.num - mean**2 == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize(
-    ("kl", "words"), [(0.1, ""), (0.1001, "OUTSIDE"), (math.inf, "OUTSIDE"), (math.nan, "OUTSIDE")]
-)
-def test_a_kl_beyond_its_bound_is_shouted(kl, words):
-    line = next(line for line in drawn(standing(kl=kl), 80) if line.startswith("KL"))
-    assert ("OUTSIDE" in line) == bool(words)
+def test_samples_are_texts_of_their_source_with_reward_and_kl(finished, samples, board):
+    rollouts = [sample for sample in samples if "topic" not in sample]
+    assert len(rollouts) == 6 * 16
+    for source in finished.names:
+        events = board.Tensors(f"samples/{source}/text_summary")
+        assert [event.step for event in events] == sorted({s["update"] for s in rollouts if s["source"] == source})
+        for event in events:
+            text = event.tensor_proto.string_val[0].decode()
+            of_it = [s for s in rollouts if (s["update"], s["source"]) == (event.step, source)]
+            cells = re.findall(rf"<td>{source}</td><td>(.*?)</td><td>(.*?)</td>", text)
+            assert cells == [(f"{s['reward']:.4f}", f"{s['kl']:.5f}") for s in of_it]
 
 
-def test_the_phase_is_shown_and_how_far_it_is_where_that_is_counted():
-    assert drawn(standing(), 80)[1].split() == ["now"]
-    with HEART.during("evaluate"):
-        assert drawn(standing(), 80)[1].split() == ["now", "evaluate"]
-        HEART.expect(96)
-        HEART.advance(48)
-        assert drawn(standing(), 80)[1].split() == ["now", "evaluate", "50%"]
-        with HEART.during("generate"):
-            assert drawn(standing(), 80)[1].split() == ["now", "generate"]
-        assert drawn(standing(), 80)[1].split() == ["now", "evaluate", "50%"]
+def test_the_kl_of_the_samples_is_that_of_the_batch(samples, logged):
+    """Where no response ended by itself, all are equally long, and 16 rollouts are all of an update."""
+    found = 0
+    for line in (line for line in logged if "ppo/steps" in line and line["rollout/eos_rate"] == 0):
+        of_it = [sample["kl"] for sample in samples if sample["update"] == line["step"] and "topic" not in sample]
+        assert len(of_it) == 16 and np.mean(of_it) == pytest.approx(line["kl/sampled"], abs=1e-9)
+        found += len(set(of_it)) > 8
+    assert found, "where the frozen model is not the policy any more, they differ"
 
 
-def test_other_stretches_have_their_own_words():
-    assert drawn("loss 5.661", 80)[2] == "loss 5.661"
+def test_prompts_stand_on_the_board_of_their_phase(finished, board):
+    assert [event.step for event in board.Tensors("prompts/sums/1+1=/text_summary")] == [2, 5]
+    warmup = board_of(finished.folder / "logs/warmup")
+    assert [event.step for event in warmup.Tensors("prompts/sums/1+1=/text_summary")] == [0, 4]
 
 
-def test_a_terminal_of_ascii_gets_no_other_letters():
-    assert "\n".join(drawn(standing(), 80, encoding="ascii")).isascii()
+def test_a_run_is_a_line_among_the_runs_with_its_settings_and_its_outcome(finished, board):
+    start, end = (
+        metadata.parse_session_start_info_plugin_data(board.SummaryMetadata(tag).plugin_data.content)
+        if tag == metadata.SESSION_START_INFO_TAG
+        else metadata.parse_session_end_info_plugin_data(board.SummaryMetadata(tag).plugin_data.content)
+        for tag in (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
+    )
+    told = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    assert told["ppo.policy_lr"] == 1e-3 and told["kl.bound"] == 1.0 and told["data.sources"] == "arithmetic, noise"
+    assert told["rollout.response_tokens"] == 8, "no default"
+    assert told["ppo.clip_range"] == 0.2, "a default, and telling"
+    assert not {"run.name", "run.folder", "ppo.lam", "wandb.mode"} & set(told)
+    assert end.status == 1 and end.end_time_secs >= start.start_time_secs
+    summary = summarize(finished)
+    for name, value in summary.finals.items():
+        ((step, got),) = curve(board, f"{FINALS}/{name}")
+        assert step == 6 and got == pytest.approx(value)
+    assert summary.finals["validation_loss"] == finished.state.validation["after"]["mean"]
+    assert len(summary.finals) == 5, "as many as the tab shows by itself"
 
 
-@pytest.mark.parametrize(
-    ("values", "blocks"),
-    [([0.0, 7.0, 3.0], "▁█▄"), ([1.0, 1.0], "▁▁"), ([1.0], ""), ([], ""), ([0.0, math.nan, 7.0, math.inf], "▁█")],
-)
-def test_a_trend_in_blocks(values, blocks):
-    assert steps(values) == blocks
+def test_the_facts_of_a_run_hold_every_value_of_its_config(finished):
+    facts = facts_of(finished.settings)
+    assert facts.config == finished.config.model_dump(mode="json") and facts.kl_bound == 1.0
+    assert all(isinstance(value, bool | int | float | str) for value in facts.hyper_parameters.values())
+
+
+def one_life(folder: Path, updates: range, done: dict[str, int]) -> None:
+    board = TensorBoard(folder, done, FACTS)
+    for update in updates:
+        board.scalars("ppo", update, {"kl/to_reference": update + 10.0 * len(done)})
+        board.histogram("ppo/ratio", update, Histogram((0.0, 1.0, 2.0), (1, 1 + 10 * len(done))))
+        board.samples(update, [SAMPLE])
+        board.text("curriculum/reasons", f"life {len(done)}", update)
+    board.finish(updates.stop, {"reward": float(len(done))})
+    board.close()
+    # TensorBoard reads files by name, and these two would be of one second.
+    for events in (folder / "logs").glob("events.*"):
+        if "earlier" not in events.name:
+            events.rename(events.with_name(f"events.out.tfevents.000000000{len(done)}.earlier"))
+
+
+def test_after_a_resume_every_kind_has_each_update_once(tmp_path):
+    """Five updates, then from the second one on again; the outcome is that of the life that came last."""
+    one_life(tmp_path, range(5), {})
+    one_life(tmp_path, range(2, 6), {"ppo": 2})
+    # As the server reads them: what the other reader of events calls Tensors it does not purge.
+    board = Served(str(tmp_path / "logs"), size_guidance={"tensors": 0}).Reload()
+    shown = {
+        tag: [(e.step, make_ndarray(e.tensor_proto)) for e in board.Tensors(tag)] for tag in board.Tags()["tensors"]
+    }
+    steps = list(range(6))
+    assert shown["kl/to_reference"] == [(0, 0), (1, 1), (2, 12), (3, 13), (4, 14), (5, 15)]
+    counts = [(step, round(bins[:, 2].sum())) for step, bins in shown["ppo/ratio"]]
+    assert counts == [(update, 2 if update < 2 else 12) for update in steps]
+    assert [text[0].decode() for _, text in shown["curriculum/reasons/text_summary"]] == ["life 0"] * 2 + ["life 1"] * 4
+    for tag in (f"{EDGES}/kl_bound", "samples/prose/text_summary", "curriculum/reasons/text_summary"):
+        assert [step for step, _ in shown[tag]] == steps, tag
+    assert shown[f"{FINALS}/reward"] == [(6, 1)]
+
+
+def test_a_histogram_without_values_is_not_drawn_and_one_is_cut_to_what_is_filled(tmp_path):
+    board = TensorBoard(tmp_path, {}, FACTS)
+    board.histogram("ppo/ratio", 0, Histogram((0.0, 1.0, 2.0), (0, 0)))
+    board.histogram("ppo/ratio", 1, Histogram((0.0, 1.0, 2.0, 4.0, 9.0), (0, 3, 1, 0)))
+    board.close()
+    (event,) = board_of(tmp_path / "logs").Histograms("ppo/ratio")
+    held = event.histogram_value
+    assert (event.step, held.bucket_limit, held.bucket) == (1, [1.0, 2.0, 4.0], [0.0, 3.0, 1.0])
+    assert (held.min, held.max, held.num, held.sum, held.sum_squares) == (1, 4, 4, 7.5, 15.75)

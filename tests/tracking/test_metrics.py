@@ -16,6 +16,7 @@ from destruct.tracking.watch import Watch
 PACKAGE = Path(__file__).resolve().parents[2] / "destruct"
 FILES = ("loop.py", "preparation.py", "steps.py", "recording.py")
 TREES = [ast.parse((PACKAGE / name).read_text()) for name in FILES]
+NAMED = ("sinks.text", "sinks.histogram")
 NAME = re.compile(r"[a-z]+(/[a-z_{}]+)+")
 
 
@@ -39,9 +40,9 @@ def test_every_metric_is_a_group_and_a_stem_with_unit_and_meaning():
 
 
 def titles(tree: ast.Module) -> Iterator[ast.expr]:
-    """What `sinks.text` is called with: names of texts, which the table does not list."""
+    """What `sinks.text` and `sinks.histogram` are called with: names that the table does not list."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    yield from (argument for call in calls if ast.unparse(call.func).endswith("sinks.text") for argument in call.args)
+    yield from (argument for call in calls if ast.unparse(call.func).endswith(NAMED) for argument in call.args)
 
 
 def written() -> Iterator[str]:
@@ -95,7 +96,9 @@ def test_the_figures_of_a_round_are_the_families_of_the_curriculum():
 
 
 def test_every_figure_of_an_update_and_every_phase_of_the_watch_is_in_the_table():
-    figures = [f"ppo/{field.name}" for field in fields(UpdateStats) if field.name not in ("epochs", "not_finite")]
+    figures = [
+        f"ppo/{field.name}" for field in fields(UpdateStats) if field.name not in ("epochs", "ratios", "not_finite")
+    ]
     calls = [node for tree in TREES for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
     phases = [call.args[0].value for call in calls if ast.unparse(call.func) in ("watch", "run.watch")]
     assert len(phases) >= 7
