@@ -158,3 +158,11 @@ def test_without_slurm_it_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert launch.main(["slurm", "--submit", "--gpus-per-node=1", "--config", str(write_config(tmp_path))]) == 3
     assert capsys.readouterr().err.splitlines()[0] == "destruct: sbatch is not on PATH"
+
+
+def test_quiet_comes_behind_what_takes_the_first_word_for_a_config(capsys):
+    config = str(ROOT / "configs" / "base.yaml")
+    assert launch.main(["slurm", "--dry-run", "--quiet", "--config", config, "run.name=mine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("if [[ $# -gt 0"))
+    assert lines[at - 1] == 'set -- run.name=mine "$@"' and lines[at + 1] == 'set -- --quiet "$@"'
