@@ -1,5 +1,6 @@
 """What a folder is made from: checkpoints larger than the memory at hand, and nothing that was not verified."""
 
+import ctypes
 import gc
 import json
 import os
@@ -97,6 +98,7 @@ class Peak:
 
     def __enter__(self) -> "Peak":
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be used again, and not be seen
         self.before = self.most = anonymous_mib()
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._look)
@@ -204,7 +206,7 @@ def test_joined_experts_are_taken_apart_one_tensor_at_a_time(tmp_path):
     with Peak() as peak:
         written = write_folder(source, tmp_path / "out", "float32", "5GB", lambda done, total: None)
     size = written.size / 2**20
-    assert size > 80 and peak.mib < 1.5 * size
+    assert size > 80 and peak.mib < 1.3 * size
 
 
 def test_tensors_that_are_saved_as_one_are_refused_where_they_came_to_lie_in_two_files(rounded, tmp_path):
