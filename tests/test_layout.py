@@ -22,9 +22,10 @@ LAYERS = (
     "data/ models/ engine/",
     "ppo/update.py curriculum/dials.py curriculum/probing.py curriculum/replay.py curriculum/round.py rollout/ "
     "checkpoint/ tracking/ evaluation.py run_folder.py warmup.py prompting.py drift.py ppo/distance.py "
-    "watchdog.py guard.py setbacks.py",
+    "watchdog.py guard.py setbacks.py events.py",
     "run.py inputs.py networks.py planning/ build.py loop.py preparation.py steps.py recording.py",
     "doors.py train.py plan.py doctor.py checkup/ config/__main__.py configuring/ launch.py launching/ explain.py "
+    "report.py reporting/ "
     "checkpoints.py verify_resume.py",
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names.split()}
