@@ -112,7 +112,7 @@ def _weights(run: Recorded, label: str) -> Chart:
     kinds = {name: k for k, name in enumerate(sources_of(run.log))}
     series: dict[str, Series] = run.log.family("curriculum/weight/")
     lines = [Line(name, one, kind=kinds[name]) for name, one in series.items()]
-    until = float(run.log.updates)
+    until = float(max(run.log.updates, 1))
     return Chart(f"Weights of {label}", "share", "sampling weight", lines, MADE, stacked=True, steps=True, until=until)
 
 

@@ -11,6 +11,9 @@ from destruct.reporting.log import Log, Series
 from destruct.reporting.recorded import Recorded
 from destruct.tracking.metrics import METRICS
 
+BY_THEMSELVES = 60
+"""Sources that are shown one by one: those that are drawn the most."""
+
 POINTS = 9000
 """Of the charts of all sources by themselves."""
 
@@ -56,6 +59,12 @@ def sources_of(log: Log) -> list[str]:
     return sorted({name for family in families for phase in phases for name in log.family(family, phase)})
 
 
+def most_drawn(log: Log) -> set[str]:
+    """The sources with the largest weights at their ends, BY_THEMSELVES of them."""
+    last = {name: series.y[-1] for name, series in log.family("curriculum/weight/").items()}
+    return set(sorted(sources_of(log), key=lambda name: -last.get(name, 0.0))[:BY_THEMSELVES])
+
+
 def validation(log: Log, name: str) -> Series:
     """A figure of the validations from the end of the warm-up on, over the updates made."""
     before, later = log.series(name, "after_warmup"), log.series(name)
@@ -65,7 +74,7 @@ def validation(log: Log, name: str) -> Series:
 def groups(run: Recorded) -> list[Group]:
     """The charts of a run; those of which nothing was logged are left out."""
     log, kinds = run.log, {name: k for k, name in enumerate(sources_of(run.log))}
-    until = float(run.log.updates)
+    until = _end(run.log)
     found = [
         ("What PPO is for", "Reward up, held-out loss no worse, the policy near its reference.", _aims(run, kinds)),
         (
@@ -87,10 +96,11 @@ def by_source(run: Recorded) -> list[SourceCurves]:
     """Weight, difficulty and reward of each source by itself."""
     log, found = run.log, []
     names = sources_of(log)
-    points = min(150, max(20, POINTS // (3 * max(len(names), 1))))
-    for kind, name in enumerate(names):
+    shown = most_drawn(log)
+    points = max(20, min(150, POINTS // (3 * max(len(shown), 1))))
+    for kind, name in [(kind, name) for kind, name in enumerate(names) if name in shown]:
         charts = [
-            _one_of(log, f"curriculum/weight/{name}", "weight", kind, steps=True, until=float(log.updates)),
+            _one_of(log, f"curriculum/weight/{name}", "weight", kind, steps=True, until=_end(log)),
             _one_of(log, f"curriculum/difficulty/{name}", "difficulty", kind),
             _one_of(log, f"rollout/reward/{name}", "reward", kind),
         ]
@@ -98,6 +108,11 @@ def by_source(run: Recorded) -> list[SourceCurves]:
         if drawings:
             found.append(SourceCurves(name, css(kind), drawings))
     return found
+
+
+def _end(log: Log) -> float:
+    """Where what holds until the next update ends; what a first round sets holds for an update at least."""
+    return float(max(log.updates, 1))
 
 
 def _metric(name: str) -> tuple[str, str]:
@@ -199,6 +214,8 @@ def _costs(log: Log) -> Sequence[Chart]:
     ]
     return [
         _single(log, "time/tokens_per_s", "Throughput"),
-        Chart("Where the time goes", "s", "of each phase of an update", lines, stacked=True, steps=True),
+        Chart(
+            "Where the time goes", "s", "of each phase of an update", lines, stacked=True, steps=True, until=_end(log)
+        ),
         Chart("Peak memory", "MiB", "of the largest rank", memory),
     ]

@@ -91,13 +91,14 @@ def draw(chart: Chart, points: int = POINTS) -> Drawing:
     paths = [path for k, e in enumerate(reduced) for path in _paths(chart, k, reduced, e, frame)]
     ends = [] if len(chart.lines) == 1 else _ends(chart, reduced, frame)
     notes = [] if chart.small else _notes(chart, reduced, frame)
-    xs, ys = ticks(frame.left, frame.right, 5), ticks(frame.low, frame.high, 3 if chart.small else 5)
+    xs = [x for x in ticks(max(frame.left, 0.0), frame.right, 5) if x == int(x)]
+    ys = ticks(frame.low, frame.high, 3 if chart.small else 5)
     level = frame.up(chart.bound[1]) if chart.bound and frame.low <= chart.bound[1] <= frame.high else None
     return Drawing(
         chart,
         frame.height,
         paths,
-        [Tick(100 * frame.across(x), word) for x, word in zip(xs, tick_words(xs), strict=True) if x == int(x)],
+        [Tick(100 * frame.across(x), word) for x, word in zip(xs, tick_words(xs), strict=True)],
         [Tick(100 * frame.up(y), word) for y, word in zip(ys, tick_words(ys), strict=True)],
         ends,
         [(css(line.kind), line.name) for line in chart.lines] if len(chart.lines) > 1 else [],
@@ -123,8 +124,11 @@ class _Frame:
         """From 0 at the top to 1, and never further than an edge."""
         return min(max((self.high - y) / (self.high - self.low), 0.0), 1.0)
 
-    def at(self, x: float, y: float) -> tuple[int, int]:
-        return round(PLANE[0] * self.across(x)), round(PLANE[1] * self.up(y))
+    def points(self, x: Floats, y: Floats) -> list[str]:
+        """Places in the plane, as a path has them."""
+        across = np.rint(PLANE[0] * (x - self.left) / (self.right - self.left)).astype(int)
+        up = np.rint(PLANE[1] * np.clip((self.high - y) / (self.high - self.low), 0.0, 1.0)).astype(int)
+        return [f"{a} {u}" for a, u in zip(across.tolist(), up.tolist(), strict=True)]
 
 
 def _frame(chart: Chart, reduced: list[Envelope]) -> _Frame:
@@ -132,7 +136,7 @@ def _frame(chart: Chart, reduced: list[Envelope]) -> _Frame:
     xs = [e.x for e in reduced] + ([] if chart.until is None else [np.array([chart.until])])
     left, right = span_of(xs)
     if chart.stacked:
-        return _Frame(left, right, 0.0, max(span_of([reduced[-1].high])[1], 1e-12), height)
+        return _Frame(left, right, 0.0, max(float(reduced[-1].high.max()), 1e-12), height)
     low, high = span_of([part for e in reduced for part in (e.low, e.high)])
     if chart.bound and math.isfinite(chart.bound[1]) and low - 3 * (high - low) <= chart.bound[1] <= 4 * high:
         low, high = min(low, chart.bound[1]), max(high, chart.bound[1])
@@ -167,17 +171,18 @@ def _paths(chart: Chart, k: int, reduced: list[Envelope], e: Envelope, frame: _F
     look = css(line.kind)
     has_band = chart.stacked or e.reduced or line.error is not None
     for part in _stretches(e):
-        upper, lower = ([frame.at(x, y) for x, y in _walk(chart, e.x[part], ys[part])] for ys in (e.high, e.low))
         if has_band:
-            around = _joined(upper) + "L" + _joined(lower[::-1])[1:] + "Z"
+            upper, lower = (frame.points(*_walk(chart, e.x[part], ys[part])) for ys in (e.high, e.low))
+            around = "M" + "L".join([*upper, *lower[::-1]]) + "Z"
             found.append(Path(around, f"{'area' if chart.stacked else 'band'} {look}", line.name))
         if not chart.stacked:
-            middle = [frame.at(x, y) for x, y in _walk(chart, e.x[part], e.mean[part])]
-            found.append(Path(_joined(middle) + ("h1" if len(middle) == 1 else ""), f"line {look}", line.name))
+            middle = frame.points(*_walk(chart, e.x[part], e.mean[part]))
+            lone = "h1" if len(middle) == 1 else ""  # or nothing would be drawn
+            found.append(Path("M" + "L".join(middle) + lone, f"line {look}", line.name))
     if not (chart.stacked or chart.steps) and len(e.x) <= DOTTED:
         known = np.isfinite(e.mean)
-        dots = [frame.at(x, y) for x, y in zip(e.x[known], e.mean[known], strict=True)]
-        found.append(Path("".join(f"M{x} {y}h1" for x, y in dots), f"dots {look}", line.name))
+        dots = frame.points(e.x[known], e.mean[known])
+        found.append(Path("".join(f"M{dot}h1" for dot in dots), f"dots {look}", line.name))
     return [path for path in found if path.d]
 
 
@@ -191,16 +196,12 @@ def _stretches(e: Envelope) -> list[slice]:
     return [slice(int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True)]
 
 
-def _walk(chart: Chart, x: Floats, y: Floats) -> list[tuple[float, float]]:
+def _walk(chart: Chart, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """The points of a line, with a corner at each step of a staircase, which goes on to the end of the axis."""
     if not chart.steps:
-        return list(zip(x.tolist(), y.tolist(), strict=True))
-    ends = [*x[1:].tolist(), max(float(x[-1]), chart.until or 0.0)]
-    return [point for x0, x1, y0 in zip(x.tolist(), ends, y.tolist(), strict=True) for point in ((x0, y0), (x1, y0))]
-
-
-def _joined(points: list[tuple[int, int]]) -> str:
-    return "M" + "L".join(f"{x} {y}" for x, y in points)
+        return x, y
+    ends = np.append(x[1:], max(float(x[-1]), chart.until or 0.0))
+    return np.stack([x, ends], axis=1).ravel(), np.repeat(y, 2)
 
 
 def _ends(chart: Chart, reduced: list[Envelope], frame: _Frame) -> list[Label]:

@@ -251,7 +251,7 @@ def commands(run: Recorded) -> list[tuple[str, str]]:
     files, overrides = origins(run)
     if files:
         written = shlex.join([*start, *files[:1], *overrides])
-        found.append(("As it was asked for; the file may have changed since, and lies wherever it lay:", written))
+        found.append(("As it was last started, with the file as it is now, wherever it lies:", written))
     if run.summary is None and run.checkpoints:
         found.append(("To go on from its newest checkpoint:", shlex.join([*start, resolved, "--resume", "auto"])))
     return found

@@ -3,14 +3,16 @@
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
 from destruct.reporting import outcome
 from destruct.reporting.comparing import compare
-from destruct.reporting.curves import by_source, groups
+from destruct.reporting.curves import BY_THEMSELVES, by_source, groups
 from destruct.reporting.recorded import Recorded
 from destruct.reporting.samples import chosen
 from destruct.reporting.scales import short
@@ -33,6 +35,15 @@ CHARACTERS = (4000, 1000, 250, 60)
 def render(runs: Sequence[Recorded]) -> str:
     """The page of a run, or of several that are compared, as HTML."""
     name, content = ("run.html", _of_one(runs[0])) if len(runs) == 1 else ("several.html", {"all": compare(runs)})
+    for most in CHARACTERS:
+        page = masked(_pages().get_template(name).render(**content, most_characters=most))
+        if len(page.encode()) < MOST_BYTES:
+            break
+    return page
+
+
+@cache
+def _pages() -> Environment:
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -40,13 +51,13 @@ def render(runs: Sequence[Recorded]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"short": short, "plain": plain}
-    for most in CHARACTERS:
-        pages.filters["visible"] = lambda text, most=most: visible(text, most)
-        page = masked(pages.get_template(name).render(**content))
-        if len(page.encode()) < MOST_BYTES:
-            break
-    return page
+
+    @pass_context
+    def shown(context: Context, text: str) -> Markup:
+        return visible(text, context["most_characters"])
+
+    pages.filters |= {"short": short, "plain": plain, "visible": shown}
+    return pages
 
 
 def _of_one(run: Recorded) -> dict[str, object]:
@@ -66,7 +77,8 @@ def _of_one(run: Recorded) -> dict[str, object]:
         "groups": groups(run),
         "by_source": by_source(run),
         "prompts": prompts,
-        "rollouts": {name: of.shown() for name, of in sorted(run.samples.sources.items())},
+        "rollouts": {name: of.shown() for name, of in sorted(run.samples.sources.items())[:BY_THEMSELVES]},
+        "most": BY_THEMSELVES,
         "counts": {name: of.count for name, of in run.samples.sources.items()},
         "timeline": timeline(run),
         "notes": _notes(run),

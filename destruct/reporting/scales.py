@@ -8,6 +8,9 @@ import numpy as np
 
 from destruct.reporting.log import Floats, Series
 
+FURTHEST = 1e300
+"""What an axis reaches to: the distance between larger figures may be no number."""
+
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -38,7 +41,7 @@ def envelope(series: Series, most: int, error: Floats | None = None) -> Envelope
     sizes = np.diff([*starts, count])
     known = np.isfinite(series.y)
     told = np.add.reduceat(known.astype(np.float64), starts)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         mean = np.add.reduceat(np.where(known, series.y, 0.0), starts) / np.where(told > 0, told, np.nan)
     least = np.minimum.reduceat(np.where(known, low, np.inf), starts)
     largest = np.maximum.reduceat(np.where(known, high, -np.inf), starts)
@@ -65,7 +68,7 @@ def span_of(values: Sequence[Floats]) -> tuple[float, float]:
     known = np.concatenate(finite) if finite else np.array([])
     if not known.size:
         return 0.0, 1.0
-    low, high = float(known.min()), float(known.max())
+    low, high = max(float(known.min()), -FURTHEST), min(float(known.max()), FURTHEST)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         around = abs(low) * 0.1 or 1.0
         return low - around, high + around
@@ -110,8 +113,9 @@ def duration(seconds: float) -> str:
     """Seconds in words."""
     if not math.isfinite(seconds):
         return "–"
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.3g} s"
+    seconds = round(seconds)
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
     if minutes < 60:
         return f"{int(minutes)} min {int(seconds % 60)} s"
