@@ -2,10 +2,10 @@
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,14 @@ Floats = npt.NDArray[np.float64]
 LEFT_OUT = "curriculum/"
 """Most figures of a round are for `destruct explain`; these are shown here:"""
 OF_A_ROUND = tuple(f"curriculum/{name}" for name in ("weight/", "difficulty/", "difficulty_se/", "round"))
+
+
+Opened = Callable[[Path], BinaryIO]
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The file, to read."""
+    return path.open("rb")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,19 +66,23 @@ class Log:
             is_figure = value is None or (isinstance(value, int | float) and "/" in name)
             if not is_figure or (name.startswith(LEFT_OUT) and not name.startswith(OF_A_ROUND)):
                 continue
+            figure = np.nan if value is None else float(value)
             x, y = self.columns.setdefault((phase, name), (array("d"), array("d")))
             x.append(step)
-            y.append(np.nan if value is None else value)
+            y.append(figure)
 
 
-def read_log(path: Path) -> Log:
+def read_log(path: Path, opened: Opened = open_bytes) -> Log:
     """Read a `metrics.jsonl`; damaged lines are left out and counted.  One that is missing is empty.
+
+    Args:
+        opened: opens the file, and may show how far it is read.
 
     Raises:
         OSError: it cannot be read.
     """
     log = Log()
-    for entry, whole in entries(path):
+    for entry, whole in entries(path, opened):
         try:
             if entry is None:
                 raise ValueError("no JSON")
@@ -81,7 +93,7 @@ def read_log(path: Path) -> Log:
     return log
 
 
-def entries(path: Path) -> Iterator[tuple[dict[str, Any] | None, bool]]:
+def entries(path: Path, opened: Opened = open_bytes) -> Iterator[tuple[dict[str, Any] | None, bool]]:
     """Each line of a file of JSON objects: the object, None where it is none, and whether the line has an end.
 
     Raises:
@@ -89,7 +101,7 @@ def entries(path: Path) -> Iterator[tuple[dict[str, Any] | None, bool]]:
     """
     if not path.is_file():
         return
-    with path.open("rb") as file:  # bytes: text would also be split at the U+2028 of a sample
+    with opened(path) as file:  # bytes: text would also be split at the U+2028 of a sample
         for line in file:
             if not line.strip():
                 continue

@@ -58,8 +58,8 @@ def state(run: Recorded) -> tuple[str, str]:
     if last.get("event") == events.STOPPED:
         return "stopped", f"was stopped by {last.get('by', 'a signal')} and saved, after {updates}"
     if run.log.updates == 0:
-        return "not done", "has made no update yet, and no process of this machine is at work on it"
-    return "not done", f"is not done, and no process of this machine is at work on it, after {updates}"
+        return "not done", "has made no update yet, and no process of this machine is seen at work on it"
+    return "not done", f"is not done, and no process of this machine is seen at work on it, after {updates}"
 
 
 def reward(run: Recorded) -> Change:
@@ -192,7 +192,7 @@ def facts(run: Recorded) -> list[tuple[str, str]]:
     """What was run."""
     here, summary = run.environment, run.summary or {}
     packages = here.get("packages")
-    began = [entry["time"] for entry in run.events if entry["event"] in (events.STARTED, events.RESUMED)]
+    began = [entry.get("time", "") for entry in run.events if entry["event"] in (events.STARTED, events.RESUMED)]
     dirty = " (the tree had changes that are in no commit)" if str(here.get("commit") or "").endswith("+") else ""
     model = run.setting("model.policy.path") or f"a Llama from scratch, {run.setting('model.policy.hidden_size')} wide"
     found = {

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -134,5 +135,8 @@ def write(page: str, path: Path) -> None:
     try:
         staged.write_text(page, encoding="utf-8")
         os.replace(staged, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the name that the person knows
     finally:
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):
+            staged.unlink()

@@ -10,7 +10,7 @@ from destruct import events
 from destruct.checkpoint import finding
 from destruct.claim import holder
 from destruct.configuring import diff
-from destruct.reporting.log import Log, entries, read_log
+from destruct.reporting.log import Log, Opened, entries, open_bytes, read_log
 from destruct.reporting.samples import Samples, read_samples
 
 SETBACKS = "setbacks.jsonl"
@@ -57,12 +57,13 @@ class Recorded:
         return float(value) if isinstance(value, int | float) else math.nan
 
 
-def read(folder: Path, look: bool = True) -> Recorded:
+def read(folder: Path, look: bool = True, opened: Opened = open_bytes) -> Recorded:
     """Read a run's folder.
 
     Args:
         look: whether another process may be writing it, which is to be found out.  The process that writes it must
             not ask, as that would undo its own lock.
+        opened: opens the two files that may be long, and may show how far they are read.
 
     Raises:
         DestructError: its resolved.yaml is missing or damaged.
@@ -70,7 +71,7 @@ def read(folder: Path, look: bool = True) -> Recorded:
     """
     settings = diff.read(str(folder))
     seed = settings.values.get("run.seed")
-    log = read_log(folder / "metrics.jsonl")
+    log = read_log(folder / "metrics.jsonl", opened)
     happened = [entry for entry, _ in entries(folder / events.FILE) if entry and "event" in entry]
     return Recorded(
         folder=folder,
@@ -78,7 +79,7 @@ def read(folder: Path, look: bool = True) -> Recorded:
         environment=_mapping(folder / "environment.json"),
         summary=_summary(folder, log, happened),
         log=log,
-        samples=read_samples(folder / "samples.jsonl", seed if isinstance(seed, int) else 0),
+        samples=read_samples(folder / "samples.jsonl", seed if isinstance(seed, int) else 0, opened),
         setbacks=[entry for entry, _ in entries(folder / SETBACKS) if entry],
         events=happened,
         checkpoints=[path.name for path in reversed(finding.checkpoints(folder / "checkpoints"))],

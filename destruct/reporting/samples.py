@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from destruct.reporting.log import entries
+from destruct.reporting.log import Opened, entries, open_bytes
 
 MOST_BETWEEN = 6
 """Continuations of a prompt that are shown between the first ones and the last."""
@@ -110,17 +110,18 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def read_samples(path: Path, seed: int) -> Samples:
+def read_samples(path: Path, seed: int, opened: Opened = open_bytes) -> Samples:
     """Read a `samples.jsonl` and keep what is shown; damaged lines are left out and counted.
 
     Args:
         seed: of what is random.
+        opened: as for `read_log`.
 
     Raises:
         OSError: it cannot be read.
     """
     samples, chance = Samples(), random.Random(seed)
-    for entry, whole in entries(path):
+    for entry, whole in entries(path, opened):
         try:
             if entry is None:
                 raise ValueError("no JSON")

@@ -85,7 +85,7 @@ def test_the_first_sentence_says_what_happened_with_the_figures_of_the_log(tmp_p
     log[-2] |= {"kl/to_reference": 1.5, "kl/breaches": 1, "ppo/skipped": 2}
     page = page_of(made(tmp_path, "run", log))
     wanted = (
-        "run is not done, and no process of this machine is at work on it, after 6 of 6 updates on 2 ranks (cpu). "
+        "run is not done, and no process of this machine is seen at work on it, after 6 of 6 updates on 2 ranks (cpu). "
         "The reward rose from 0.25 to 0.255. The validation loss fell from 5.75 to 5.375 nats per token. "
         "The KL to the reference was at most 1.5, beyond its bound of 1 (1 time). "
         "2 optimizer steps were dropped as not finite."
