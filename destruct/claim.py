@@ -82,3 +82,15 @@ def _locked(file: TextIO) -> bool:
     except (BlockingIOError, PermissionError):  # POSIX allows either for one that another process has
         return False
     return True
+
+
+def holder(folder: Path) -> str | None:
+    """Who writes a run's folder now, in words; None where nobody does, or where that cannot be told.
+
+    Not for the process that does: closing any handle on the lock would undo it.
+    """
+    try:
+        with folder.with_name(f".{folder.name}.lock").open("r+", encoding="utf-8") as file:
+            return None if _locked(file) else file.read() or "another process"
+    except OSError:
+        return None

@@ -22,6 +22,7 @@ DOORS = {
     "doctor": "look at a machine before a run does: packages, GPUs, ranks, disk, hub, Slurm, the config",
     "config": "the configuration of a run: show it, explain its keys, compare two, a schema for editors",
     "explain": "what each source of a run taught, and why it has its weight",
+    "report": "one page on a run, or on several compared: what happened, curves, texts, how to run it again",
     "launch": "start a run: on this machine, under Slurm, or on several hosts",
     "checkpoints": "a run's checkpoints: list, verify, prune, or pick the one to go on from",
     "evaluate": "how well a model does on held-out text and on prompts, alone or beside another one",

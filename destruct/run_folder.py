@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from destruct import last_words
+from destruct import events, last_words
 from destruct.claim import Claim
-from destruct.config.base import dump_with_provenance
+from destruct.config.base import COMMAND_LINE, dump_with_provenance, leaves, scalar
 from destruct.config.settings import Settings
 from destruct.data.tokenizing import Tokenizer
 from destruct.engine.topology import Topology
@@ -85,9 +85,12 @@ def prepare(
         claimed.take(screen.say, patience_s=0.0)  # not before, where there was nothing at all
         aside = None if going_on else _put_aside(folder)
         folder.mkdir(mode=0o700, exist_ok=True)  # samples and settings are for the person who runs it
-        _write_facts(folder, settings, topology, tokenizer, derived)
+        environment = _write_facts(folder, settings, topology, tokenizer, derived)
         if (shape := settings.config.model.policy).path is not None:
             keep(folder, policy, shape.path, shape.revision)
+        began = events.RESUMED if going_on else events.STARTED
+        facts = {name: environment[name] for name in ("commit", "world_size", "device")}
+        events.record(folder, began, checkpoint=checkpoint and str(checkpoint), overrides=_overrides(settings), **facts)
         return aside
 
     with _writing_to(folder):
@@ -151,7 +154,7 @@ def _put_aside(folder: Path) -> Path | None:
 
 def _write_facts(
     folder: Path, settings: Settings, topology: Topology, tokenizer: Tokenizer, derived: dict[str, str]
-) -> None:
+) -> dict[str, Any]:
     tokenizer.save(folder / "tokenizer")
     resolved = dump_with_provenance(settings.config, settings.provenance) + "# derived from it:\n"
     resolved += "".join(f"#   {key}: {words}\n" for key, words in derived.items())
@@ -169,6 +172,14 @@ def _write_facts(
         "functions": _user_functions(settings),
     }
     _write_json(folder / "environment.json", environment)
+    return environment
+
+
+def _overrides(settings: Settings) -> list[str]:
+    """What the command line said of the config, as it could be written there again."""
+    values = leaves(settings.config.model_dump(mode="json"))
+    given = [key for key, origin in settings.provenance.items() if origin == COMMAND_LINE and key in values]
+    return [masked(f"{key}={scalar(values[key])}") for key in given]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int, saved: str):
         super().__init__(f"stopped by {signal.Signals(number).name}: {saved}")
+        self.number = number
 
 
 class Signals:

@@ -14,17 +14,23 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from destruct import last_words, streams
+from destruct import events, last_words, streams
 from destruct.config.settings import Settings, load
 from destruct.doors import Parser, write_anywhere
 from destruct.durable import writing_to
 from destruct.errors import DestructError, Diverged, Drifted
 from destruct.exits import Exit, leave
+from destruct.report import PAGE
 from destruct.secrets import mask_stderr, masked
 from destruct.signals import Signals, Stopped
+
+if TYPE_CHECKING:
+    from destruct.run import Run
+    from destruct.tracking.summary import Summary
 
 EPILOG = """Every key with its default and bounds: docs/config.md.
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save after the step under way and end the run; a second Ctrl-C ends it at once.
@@ -208,16 +214,47 @@ def _run(settings: Settings, started: float, first: bool, quiet: bool) -> None:
         run.signals = signals
         signals.defer()
         at_end.enter_context(watched(run.folder, settings.config.guard.stall_s, topology))
-        train(run)
+        try:
+            train(run)
+        except Stopped as stop:
+            _note(run, events.STOPPED, by=signal.Signals(stop.number).name, checkpoint=run.state.name)
+            raise
         summary = summarize(run)
         if topology.is_first:
             with writing_to(run.folder):
                 summary.save(run.folder / "summary.json")
         if run.sinks is not None:
             run.sinks.finish(run.state.update, summary.finals)
+        _note(run, events.FINISHED, updates=run.state.update)
+        if topology.is_first:
+            summary = _report(run, summary)
         screen.table(summary)
         if not run.saved:
             raise run.unsaved()
+
+
+def _note(run: "Run", what: str, **facts: Any) -> None:
+    """Add a line to the run's events, on the first rank; without one, the run ends as it does."""
+    if run.topology.is_first:
+        with suppress(OSError):
+            events.record(run.folder, what, **facts)
+
+
+def _report(run: "Run", summary: "Summary") -> "Summary":
+    """Write the page about the run, and name it in the summary; without one, the run ends as it does."""
+    from destruct.reporting.page import render, write
+    from destruct.reporting.recorded import read
+
+    page = run.folder / PAGE
+    try:
+        write(render([read(run.folder, look=False)]), page)
+        named = replace(summary, files=summary.files | {"report": str(page)})
+        named.save(run.folder / "summary.json")
+    except Exception as error:  # whatever it is, training is done and saved
+        logging.getLogger(__name__).exception("no report")
+        run.screen.say(f"no report was written ({error}): destruct report {run.folder} tries once more")
+        return summary
+    return named
 
 
 def enter() -> NoReturn:

@@ -16,8 +16,8 @@ from tests.test_layout import LAYER
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "commands: train, plan, doctor, config, explain, launch, checkpoints, evaluate, export, generate, verify_resume; "
-    "destruct --help says more"
+    "commands: train, plan, doctor, config, explain, report, launch, checkpoints, evaluate, export, generate, "
+    "verify_resume; destruct --help says more"
 )
 HEAVY = {"torch", "deepspeed", "transformers", "datasets", "numpy", "pydantic"}
 

@@ -22,11 +22,11 @@ LAYERS = (
     "data/ models/ engine/",
     "ppo/update.py curriculum/dials.py curriculum/probing.py curriculum/replay.py curriculum/round.py rollout/ "
     "checkpoint/ tracking/ evaluation.py run_folder.py warmup.py prompting.py drift.py ppo/distance.py "
-    "watchdog.py guard.py setbacks.py exporting/",
+    "watchdog.py guard.py setbacks.py events.py exporting/",
     "run.py inputs.py networks.py planning/ build.py loop.py preparation.py steps.py recording.py "
     "summarizing.py evaluating/",
     "doors.py train.py plan.py doctor.py checkup/ config/__main__.py configuring/ launch.py launching/ explain.py "
-    "checkpoints.py verify_resume.py export.py generate.py evaluate.py",
+    "report.py reporting/ checkpoints.py verify_resume.py export.py generate.py evaluate.py",
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names.split()}
 """A file's layer is that of the longest prefix of its path; it imports its own layer or a lower number."""

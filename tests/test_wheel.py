@@ -52,10 +52,14 @@ def metadata(wheel: zipfile.ZipFile):
 
 
 def test_the_wheel_holds_every_module_of_the_package_and_nothing_else(wheel):
-    """No tests, and none of configs/, ds_configs/ and launch/, which belong to a checkout."""
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "destruct").rglob("*.py")}
+    """Its templates too; no tests, and none of configs/, ds_configs/ and launch/, which belong to a checkout."""
+    parts = {
+        path.relative_to(ROOT).as_posix()
+        for kind in ("*.py", "*.html", "*.css")
+        for path in (ROOT / "destruct").rglob(kind)
+    }
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert held == modules and len(held) > 80
+    assert held == parts and len(held) > 80
 
 
 def test_the_wheel_names_the_dependencies_of_pyproject(wheel):

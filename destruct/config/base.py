@@ -197,6 +197,17 @@ def _dump(value: dict[str, Any], prefix: str, depth: int, provenance: dict[str, 
             lines.append(f"{indent}{scalar(key)}: {scalar(item)}  # {provenance.get(dotted, 'default')}")
 
 
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def scalar(value: Any) -> str:
     """A value as YAML of one line."""
     quotes = '"' if isinstance(value, str) and "\n" in value else None

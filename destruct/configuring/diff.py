@@ -63,8 +63,8 @@ def read(name: str) -> Side:
     Raises:
         DestructError: it is missing or refused.
     """
+    from destruct.config.base import leaves
     from destruct.config.settings import read_config
-    from destruct.configuring.keys import leaves
 
     path = _file(name)
     if path.name == RESOLVED:
@@ -87,8 +87,8 @@ def _file(name: str) -> Path:
 
 def _resolved(name: str, path: Path) -> Side:
     """What a run wrote down; where a value comes from stands at the end of its line."""
+    from destruct.config.base import leaves
     from destruct.config.reading import read_text, read_yaml
-    from destruct.configuring.keys import leaves
 
     nested, places = read_yaml(path)
     lines = read_text(path).splitlines()
@@ -99,8 +99,8 @@ def _resolved(name: str, path: Path) -> Side:
 
 
 def _engines(run: Path) -> dict[str, Any]:
+    from destruct.config.base import leaves
     from destruct.config.reading import read_text
-    from destruct.configuring.keys import leaves
 
     path = run / ENGINES
     try:

@@ -8,7 +8,7 @@ from typing import Any, get_origin
 
 from pydantic.fields import FieldInfo
 
-from destruct.config.base import Section, sections_in, walk
+from destruct.config.base import Section, leaves, sections_in, walk
 from destruct.config.deepspeed import FrozenJSON, TrainingJSON, read_json
 from destruct.config.reading import find_beside
 from destruct.config.settings import Config, read_config
@@ -163,14 +163,3 @@ class Values:
         known = self._origins[file]
         found = [origin for key, origin in known.items() if key == dotted or key.startswith(f"{dotted}.")]
         return ", ".join(dict.fromkeys(found)) or "default"
-
-
-def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; an empty mapping is a value."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
