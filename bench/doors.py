@@ -1,7 +1,7 @@
 """How long `--help` of every command takes: `python -m bench.doors [--repeats N]`, a table in Markdown.
 
-Seconds from the start of the process to its end, median and largest, and of the processor alone, which other work on the
-machine hardly moves.
+Seconds from the start of the process to its end, median and largest, and of the processor alone, which other work on
+the machine moves less.
 """
 
 import argparse

@@ -19,11 +19,20 @@ from tests.docs_commands.outputs import PAGE as OUTPUTS
 from tests.docs_commands.outputs import Record, read, render
 from tests.docs_commands.session import Said, copy_checkout, environment, run
 
-SMALL = (
-    "engine.backend=single run.num_epochs=2 run.updates_per_epoch=2 run.validation_windows=8 run.checkpoint_every=1 "
-    "warmup.lm_updates=6 warmup.value_updates=1 rollout.batch_size=16 curriculum.difficulty_sample_size=12 "
-    "frozen.refresh_every=1 data.embedded_bytes=30000 data.tokenizer.vocab_size=400"
-).split()
+SMALL = [
+    "engine.backend=single",
+    "run.num_epochs=2",
+    "run.updates_per_epoch=2",
+    "run.validation_windows=8",
+    "run.checkpoint_every=1",
+    "warmup.lm_updates=6",
+    "warmup.value_updates=1",
+    "rollout.batch_size=16",
+    "curriculum.difficulty_sample_size=12",
+    "frozen.refresh_every=1",
+    "data.embedded_bytes=30000",
+    "data.tokenizer.vocab_size=400",
+]
 """What makes of configs/local.yaml a run of ten seconds that leaves what a whole one leaves."""
 
 BLOCKS = {

@@ -6,7 +6,7 @@ An HTML comment right above a block says what is special about it:
     <!-- full: 8 gpus, hub -->       the same, where the machine has that; the words are those of `NEEDS`
     <!-- exit: 2 -->                 its last command ends with 2, all others with 0
     <!-- full: 1 min; exit: 75 -->   both
-    <!-- file: my_rewards.py -->     of any language but bash: the block is that file, written before what follows is run
+    <!-- file: my_rewards.py -->     of any language but bash: the block is that file, written before the page is run
 """
 
 import re

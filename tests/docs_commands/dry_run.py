@@ -109,6 +109,7 @@ def _check(words: list[str], checkout: Path) -> None:
 def _source(arguments: list[str], checkout: Path) -> None:
     if not (checkout / arguments[0]).is_file():
         raise Refused(f"there is no file {arguments[0]}")
+    _script(checkout / arguments[0])
 
 
 def _export(arguments: list[str], checkout: Path) -> None:
@@ -303,6 +304,7 @@ def _sbatch(arguments: list[str], checkout: Path) -> None:
 PROGRAMS: dict[str, Callable[[list[str], Path], None]] = {
     "source": _source,
     "cd": lambda arguments, checkout: None,
+    "bash": _source,
     "export": _export,
     "timeout": _timeout,
     "make": _make,

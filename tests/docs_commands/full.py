@@ -1,7 +1,7 @@
 """Run the commands of the docs that the tests only parse: `python -m tests.docs_commands.full [PAGE ...]`.
 
-Every block of each page runs in order in a copy of the checkout; docs/outputs.md takes down what each command said, when,
-and how long it took.  What this machine cannot run is listed there with the reason.
+Every block of each page runs in order in a copy of the checkout; docs/outputs.md takes down what each command said,
+when, and how long it took.  What this machine cannot run is listed there with the reason.
 """
 
 import argparse

@@ -17,8 +17,8 @@ HEAD = """\
 
 # What the commands of these pages said
 
-`make docs-full` runs every command of README and docs/ that the machine can run, in order, in a copy of the checkout, and
-takes down here what each said, its seconds and its exit code. Long outputs are cut where `...` stands.
+`make docs-full` runs every command of README and docs/ that the machine can run, in order, in a copy of the checkout,
+and takes down here what each said, its seconds and its exit code. Long outputs are cut where `...` stands.
 """
 
 
