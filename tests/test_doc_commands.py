@@ -14,9 +14,10 @@ import pytest
 
 from destruct.doors import DOORS
 from tests.docs_commands.blocks import ROOT, Block, PageFault, blocks_of, missing, pages
-from tests.docs_commands.dry_run import Refused, check, simple_commands
+from tests.docs_commands.dry_run import check, simple_commands
 from tests.docs_commands.outputs import PAGE as OUTPUTS
 from tests.docs_commands.outputs import Record, read, render
+from tests.docs_commands.parsers import Refused
 from tests.docs_commands.session import Said, copy_checkout, environment, run
 
 SMALL = [
