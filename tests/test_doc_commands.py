@@ -129,7 +129,7 @@ def test_a_block_knows_what_stands_above_and_below_it():
     block = one(
         "<!-- full: 4 min, hub; exit: 75 -->\n```bash\n# first\nmake \\\n  train\n\ncd x\n```\n\n```text\nppo 3\n```\n"
     )
-    assert block.commands == ["make    train", "cd x"]
+    assert block.commands == ["make train", "cd x"]
     assert (block.needs, block.seconds, block.exit_code, block.quoted) == (("4 min", "hub"), 240, 75, ("ppo 3",))
     assert one("```bash\nls\n```\ntext\n\n```text\nno\n```\n").quoted == ()
     (file,) = blocks_of("<!-- file: a.py -->\n```python\nx = 1\n```\n", "page.md")

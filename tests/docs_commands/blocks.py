@@ -60,7 +60,7 @@ class Block:
         """Its commands; a line that ends in a backslash goes on, comments are none."""
         if self.language != "bash":
             return []
-        text = "\n".join(self.lines).replace("\\\n", " ")
+        text = re.sub(r" *\\\n *", " ", "\n".join(self.lines))
         found = [line.strip() for line in text.splitlines()]
         return [line for line in found if line and not line.startswith("#")]
 
