@@ -146,7 +146,7 @@ def test_a_quote_is_compared_by_the_first_words_of_its_lines_in_their_order():
     said = ["[rank 1] ppo   3/36  reward 0.3", "┃ source ┃ before ┃", "│ prose │ 6.9 │", "done"]
     assert missing(["[rank 0] ppo 36/36", "...", "│ prose │ 5.1 │", "└──┘"], said) == []
     assert missing(["│ prose │ 5.1 │", "┃ source ┃ before ┃"], said) == ["┃ source ┃ before ┃"]
-    assert missing(["finished"], said) == ["finished"]
+    assert missing(["[rank 0] finished"], said) == ["[rank 0] finished"]
 
 
 def test_the_words_of_a_line_are_taken_apart_as_a_shell_does():

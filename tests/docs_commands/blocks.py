@@ -119,8 +119,8 @@ def _annotation(above: str, place: str) -> tuple[tuple[str, ...], int, str | Non
 
 
 def shape(line: str) -> str:
-    """What a line of output is compared by: its first word, without frames, figures as 0; empty: nothing is left."""
-    words = re.sub(r"[─-╿|]", " ", line).split()
+    """What a line of output is compared by: its first word, without its rank and frames, figures as 0; empty: none."""
+    words = re.sub(r"[─-╿|]", " ", re.sub(r"^\[rank \d+\] ", "", line)).split()
     return re.sub(r"\d+", "0", words[0]) if words else ""
 
 
