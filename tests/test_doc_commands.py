@@ -3,16 +3,20 @@
 `make docs-full` runs the others; tests/docs_commands/blocks.py says how a page marks them.
 """
 
+import contextlib
+import io
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from destruct.doors import DOORS
+from destruct import doors
 from tests.docs_commands.blocks import ROOT, Block, PageFault, blocks_of, missing, pages
 from tests.docs_commands.dry_run import check, simple_commands
 from tests.docs_commands.outputs import PAGE as OUTPUTS
@@ -99,25 +103,45 @@ def test_what_a_page_quotes_of_a_long_command_is_of_the_shape_that_was_last_take
         assert not (lost := missing(block.quoted, lines)), f"{block.place}: {lost}: run make docs-full"
 
 
-INLINE = re.compile(r"`((?:destruct|make|python -m|deepspeed|torchrun|sbatch) [^`]*)`")
+INLINE = re.compile(r"`((?:destruct|make|python -m) [^`]*)`")
+
+
+@cache
+def help_of(door: str, way: str) -> str:
+    """What `--help` of a command says, or of its sub-command if it has that one."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        doors.main([door, *([way] if re.match(r"[a-z]+$", way) and door in ("config", "launch") else []), "--help"])
+    return said.getvalue()
+
+
+def faults_of(command: str, targets: set[str]) -> Iterator[str]:
+    """What a command in a sentence, such as `destruct plan --config ...`, names that there is not."""
+    program, name, *rest = command.split()
+    if program == "destruct" and re.match(r"[a-z_]+$", name):
+        options = [word.partition("=")[0] for word in rest if re.match(r"--[a-z]", word)]
+        if name not in doors.DOORS:
+            yield f"no command {name}"
+        elif lost := [option for option in options if not re.search(rf"{option}\b(?!-)", help_of(name, rest[0]))]:
+            yield f"no option {lost[0]}"
+    elif program == "make" and re.match(r"[a-z-]+$", name) and name not in targets:
+        yield f"no target {name}"
+    elif program == "python" and "<" not in rest[0] and find_spec(rest[0]) is None:
+        yield f"no module {rest[0]}"
 
 
 def test_commands_in_running_text_name_what_there_is():
-    """`destruct plan --config …` in a sentence: the sub-command, its options, the module and the make target exist."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    faults = []
     for path in pages():
         if path.name in ("outputs.md", "lab.md", "specification.md"):  # what was run, tried, and asked for
             continue
         for command in INLINE.findall(path.read_text(encoding="utf-8").replace("\n", " ")):
-            words = command.split()
-            if words[0] == "destruct" and re.match(r"[a-z_]+$", words[1]) and words[1] not in DOORS:
-                faults.append(f"{path.name}: {command}: no door {words[1]}")
-            if words[0] == "make" and re.match(r"[a-z-]+$", words[1]) and words[1] not in targets:
-                faults.append(f"{path.name}: {command}: no target {words[1]}")
-            if words[0] == "python" and "<" not in words[2] and find_spec(words[2]) is None:
-                faults.append(f"{path.name}: {command}: no module {words[2]}")
-    assert not faults, "\n".join(faults)
+            assert not list(faults_of(command, targets)), f"{path.name}: {command}"
+
+
+@pytest.mark.parametrize("command", ["destruct pln x", "destruct plan --gpu 8", "make trian", "python -m bench.none"])
+def test_a_command_in_a_sentence_that_there_is_not_is_found(command):
+    assert len(list(faults_of(command, {"train"}))) == 1
 
 
 def one(text: str) -> Block:
