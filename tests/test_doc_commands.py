@@ -74,7 +74,7 @@ def with_files(checkout: Path, page: str, to: Path) -> Path:
 def test_the_commands_of_a_page_do_what_it_says(page, checkout, tmp_path):
     here = with_files(checkout, page, tmp_path)
     blocks = [block for block in BLOCKS[page] if block.commands and not block.needs]
-    answers = iter(run(blocks, here, timeout_s=300))
+    answers = iter(run(blocks, here, timeout_s=600))
     for block in blocks:
         said = [next(answers) for _ in block.commands]
         codes = [0] * (len(said) - 1) + [block.exit_code]
