@@ -34,6 +34,14 @@ def f(prompts, responses, continuations):
 SAID = ("raw on 1", "raw on 2", "printed <secret>", "complained", "warned", "a child speaks", "printed when imported")
 
 
+SLOW = """
+import time
+def f(prompts, responses, continuations):
+    time.sleep(1)  # several drawings of the board
+    return [0.5] * len(responses)
+"""
+
+
 @pytest.fixture
 def noisy(tmp_path) -> Path:
     """A folder with a config, and a reward function that speaks in every way there is."""
@@ -65,12 +73,13 @@ def shown(folder: Path, columns: int, *more: str, **environment: str) -> Seen:
 
 @pytest.mark.parametrize("columns", [40, 80, 140])
 def test_the_board_fits_a_terminal_and_leaves_a_line_for_each_stretch_and_the_tables(tmp_path, columns):
+    (tmp_path / "noisy.py").write_text(SLOW)
     seen = shown(tmp_path, columns)
     assert seen.code == 0, seen.plain[-2000:]
     assert seen.screen.widest <= columns
     for words in ("now        ", "reward  ", "KL   ", "validation ", "speed ", "tokens/s", "weights ", "arithmetic"):
         assert words in seen.plain, words
-    assert any(f"now        {phase}" in seen.plain for phase in ("generate", "score", "update", "round"))
+    assert "now        score" in seen.plain
     left = seen.screen.text()
     assert "now        " not in left and "weights  " not in left, "the board goes"
     lines = [line for line in left.splitlines() if line.startswith(("warm-up", "value", "ppo"))]

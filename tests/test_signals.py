@@ -156,6 +156,7 @@ def test_a_rank_that_waits_for_another_outside_of_python_ends_unless_there_is_so
         [sys.executable, "-c", WAITING, when], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "waiting\n"
+    time.sleep(1)  # Python hears it while it still is about to wait, which is another test
     process.send_signal(signal.SIGTERM)
     said, error = process.communicate(timeout=60)
     if when == "before":
