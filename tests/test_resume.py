@@ -154,11 +154,9 @@ def test_starting_anew_puts_the_older_folder_aside(folder, monkeypatch):
     old = contents(folder / "tiny")
     assert train(monkeypatch, folder) == 0
     aside = contents(folder / "tiny.1")
-    for run in (
-        old,
-        aside,
-    ):  # the log grows: in one process the second life speaks into the first one's until it has its own
-        run.pop(next(path for path in run if path.name == "rank-0.log"))
+    # In one process the second run speaks into the first one's log until it has its own.
+    for run in (old, aside):
+        run.pop(next(path for path in run if path.endswith("rank-0.log")))
     assert list(aside.values()) == list(old.values())
     assert json.loads((folder / "tiny" / "summary.json").read_text())["updates"] == 2
 
