@@ -72,6 +72,10 @@ profile: $(INSTALLED)  ## where an update's time goes, by phase, and a trace: CO
 docs: $(INSTALLED)  ## write the generated pages of docs/ and configs/schema.json from the code
 	$(ENV) && python docs/generate.py
 
+.PHONY: docs-full
+docs-full: $(INSTALLED)  ## run every command of the docs that this machine can, into docs/outputs.md: ARGS="docs/tutorial.md"
+	$(ENV) && PYTHONPATH=. python -m tests.docs_commands.full $(ARGS)
+
 .PHONY: format
 format: $(INSTALLED)  ## put the code into the one format
 	$(ENV) && ruff check --fix . && ruff format .

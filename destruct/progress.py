@@ -47,8 +47,8 @@ def tell_nobody(amount: int = 1, total: int | None = None, more: str = "") -> No
 
 
 class Steady(Console):
-    """Never hides the cursor, which nobody would bring back where the process is killed.  Where nobody reads any more it
-    falls silent, and lets the work go on."""
+    """Never hides the cursor, which nobody would bring back where the process is killed.  Where nobody reads any more
+    it falls silent, and lets the work go on."""
 
     def show_cursor(self, show: bool = True) -> bool:
         """Leave it as it is."""
