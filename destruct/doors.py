@@ -69,7 +69,7 @@ def told(answer: Callable[[], int]) -> int:
     try:
         code = answer()
         with suppress(BrokenPipeError):  # its reader has had enough
-            sys.stdout.flush()  # what is still to be written may find the disk full
+            print(end="", flush=True)  # what is still to be written may find the disk full; it may be closed, too
         return code
     except DestructError as error:
         print(f"destruct: {error}", file=sys.stderr)

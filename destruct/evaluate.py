@@ -14,23 +14,22 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.progress import DownloadColumn
 
 from destruct.config.prompts import Prompt, read_prompts
 from destruct.config.reading import find_beside
 from destruct.config.settings import Config, read_config
 from destruct.doors import RUNS, Parser, find_run, told
 from destruct.errors import DestructError
-from destruct.evaluating.aside import Aside
 from destruct.evaluating.subject import Job, Subject
 from destruct.exits import Exit, leave
-from destruct.export import progress, quiet
-from destruct.exporting.source import Tell, open_source, tell_nobody
+from destruct.export import quiet
+from destruct.exporting.source import open_source
+from destruct.progress import Tell, progress, tell_nobody
 from destruct.secrets import masked
+from destruct.tracking.console import Screen
 from destruct.train import world_size
 
 if TYPE_CHECKING:
@@ -165,17 +164,17 @@ def _prompts(file: Path | None, config: Config, path: Path) -> tuple[Prompt, ...
 def run(options: argparse.Namespace) -> int:
     """Evaluate; DestructError where that cannot be done."""
     ranks, first = world_size(), _rank() == 0
-    with progress("verify", DownloadColumn()) if first else nullcontext(tell_nobody) as tell:
-        job = job_of(options, tell)
-    screen = Aside(first)
+    screen = Screen(first, file=sys.stderr)  # standard output is the result
     with quiet():
+        with progress("verify", unit="B", console=screen.console) as tell:
+            job = job_of(options, tell)
         evaluation = _evaluated(job, ranks, screen)
     if first:
         _tell(evaluation, options, screen)
     return Exit.DONE
 
 
-def _evaluated(job: Job, ranks: int, screen: Aside) -> "Evaluation":
+def _evaluated(job: Job, ranks: int, screen: Screen) -> "Evaluation":
     import torch  # and what needs it, of which bad input needs none
 
     from destruct.engine import topology as group
@@ -189,7 +188,7 @@ def _evaluated(job: Job, ranks: int, screen: Aside) -> "Evaluation":
         group.stop()
 
 
-def _tell(evaluation: "Evaluation", options: argparse.Namespace, screen: Aside) -> None:
+def _tell(evaluation: "Evaluation", options: argparse.Namespace, screen: Screen) -> None:
     """Say what was found on standard output, then write the files that were asked for."""
     from destruct.evaluating.report import as_json
     from destruct.evaluating.showing import markdown, shown

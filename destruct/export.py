@@ -12,29 +12,24 @@ import os
 import re
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, ProgressColumn
-
 from destruct.doors import Parser, find_run, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
 from destruct.exporting.place import check_place
-from destruct.exporting.source import POLICY, ROLES, Tell, open_source
+from destruct.exporting.source import POLICY, ROLES, open_source
+from destruct.progress import progress
 
 if TYPE_CHECKING:
     from destruct.exporting.folder import Exported
 
 DTYPES = ("float32", "bfloat16")
 SIZE = re.compile(r"(\d+\.?\d*) ?(KB|MB|GB|TB)", re.IGNORECASE)
-LOOK_S = 0.1
-"""Between two looks at how far it is."""
 
 EPILOG = """\
 The dtype is by default the one that the run computed with and was validated in.  Of a float32 run transformers then
@@ -76,9 +71,9 @@ def run(options: argparse.Namespace) -> int:
     check_place(options.to)
     place = place_of(options.what)
     with stoppable():
-        with progress("verify", DownloadColumn()) as tell:
+        with progress("verify", unit="B") as tell, quiet():
             source = open_source(place, options.role, tell)
-        with progress("export") as tell:
+        with progress("export", unit="tensors") as tell, quiet():
             from destruct.exporting.folder import export  # torch, of which bad input needs none
 
             written = export(source, options.to, options.dtype, options.max_shard, tell)
@@ -112,39 +107,6 @@ def _line(folder: Path, checkpoint: Path, written: "Exported") -> str:
         f"{folder}: {written.parameters:,} parameters in {written.dtype}, {written.size / 2**20:,.1f} MiB in "
         f"{written.files} file(s), from {checkpoint}"
     )
-
-
-@contextmanager
-def progress(name: str, *figures: ProgressColumn) -> Iterator[Tell]:
-    """A bar on a terminal, and silence of all libraries, while the block lasts.
-
-    Args:
-        figures: columns beside those of every bar.
-
-    Yields:
-        what is told how much is done, and how much there is in all.
-    """
-    console = Console(file=sys.stderr)
-    bar = Progress(
-        *Progress.get_default_columns(),
-        *figures,
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    with quiet(), bar:
-        task = bar.add_task(name, total=None)
-        next_look = 0.0
-
-        def tell(done: int, total: int) -> None:
-            nonlocal next_look
-            if done == total or time.monotonic() >= next_look:
-                next_look = time.monotonic() + LOOK_S
-                bar.update(task, completed=done, total=total)
-
-        yield tell
 
 
 @contextmanager

@@ -9,13 +9,12 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from rich.progress import DownloadColumn
-
 from destruct.doors import Parser, told
 from destruct.errors import DestructError
 from destruct.exits import Exit, leave
-from destruct.export import place_of, progress
+from destruct.export import place_of, quiet
 from destruct.exporting.source import open_source
+from destruct.progress import progress
 
 if TYPE_CHECKING:
     from destruct.exporting.speaker import Speaker
@@ -66,9 +65,9 @@ def load(name: str) -> "Speaker":
         DestructError: there is none, or it cannot be read.
     """
     place = place_of(name)
-    with progress("verify", DownloadColumn()) as tell:
+    with progress("verify", unit="B") as tell, quiet():
         source = None if (place / "config.json").is_file() else open_source(place, tell=tell)
-    with progress("load") as tell:
+    with progress("load", unit="tensors") as tell, quiet():
         from destruct.exporting.speaker import of_checkpoint, of_folder  # torch, of which bad input needs none
 
         return of_folder(place) if source is None else of_checkpoint(source, tell)

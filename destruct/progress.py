@@ -1,22 +1,25 @@
 """Long work on the screen: a bar on a terminal, a line every ten seconds where output is piped; on standard error.
 
-with progress("exporting", size, "B") as advance:
-    advance(len(piece))
+with progress("exporting", size, "B") as tell:
+    tell(len(piece))
 """
 
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Protocol, TextIO, TypeVar
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+from destruct import streams
 
 T = TypeVar("T")
 
@@ -28,12 +31,33 @@ PER_SECOND = 2
 """How often a terminal is drawn anew."""
 
 
+class Tell(Protocol):
+    """Is told that so much more is done.
+
+    Args:
+        total: how much there is to do of what begins now, where that was not known before; then `amount` is 0.
+        more: words behind the count.
+    """
+
+    def __call__(self, amount: int = 1, total: int | None = None, more: str = "") -> None: ...
+
+
+def tell_nobody(amount: int = 1, total: int | None = None, more: str = "") -> None:
+    """A `Tell` for whoever does not look."""
+
+
 class Steady(Console):
-    """Never hides the cursor: where the process is killed, nobody would bring it back."""
+    """Never hides the cursor, which nobody would bring back where the process is killed.  Where nobody reads any more
+    it falls silent, and lets the work go on."""
 
     def show_cursor(self, show: bool = True) -> bool:
         """Leave it as it is."""
         return False
+
+    def on_broken_pipe(self) -> None:
+        """Instead of SystemExit."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # what is left in its buffer goes there
 
 
 class Work:
@@ -62,6 +86,12 @@ class Work:
         with self._lock:
             self.done += amount
             self.at = now
+
+    def expect(self, total: int, now: float) -> None:
+        """So much is to be done from now on, and nothing of it was before."""
+        with self._lock:
+            self.total, self.done, self._before = total, 0, 0
+            self.began = self.at = now
 
     def count(self) -> str:
         """In words: `3/12 files`, `1.2 GB of 3.4 GB`."""
@@ -111,23 +141,30 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def progress(name: str, total: int | None = None, unit: str = "", still: bool = False) -> Iterator[Callable[..., None]]:
+def progress(
+    name: str, total: int | None = None, unit: str = "", still: bool = False, console: Console | None = None
+) -> Iterator[Tell]:
     """Show how far a block has come.
 
     Args:
         name, total, unit: as for `Work`.
         still: draw when something is done and at no other time, where what is done is timed.
+        console: where; the person's standard error, as it is when the block begins, unless one is given.
 
     Yields:
-        What is called with the amount that was done since, 1 by default; from any thread.
+        What any thread may call.
     """
-    work, console = Work(name, total, unit), Steady(stderr=True, highlight=False, markup=False)
+    work = Work(name, total, unit)
+    console = console or Steady(file=streams.err(), highlight=False, markup=False)
     spoken, live = work.began, _live(work, console, still)
 
-    def advance(amount: int = 1) -> None:
+    def tell(amount: int = 1, total: int | None = None, more: str = "") -> None:
         nonlocal spoken
         now = time.monotonic()
+        if total is not None:
+            work.expect(total, now)
         work.advance(amount, now)
+        work.more = more
         if still and live is not None:
             live.refresh()
         if live is None and now - spoken >= EVERY_S:
@@ -138,7 +175,7 @@ def progress(name: str, total: int | None = None, unit: str = "", still: bool = 
     with nullcontext() if live is None else live:
         if live is not None:
             live.refresh()
-        yield advance
+        yield tell
 
 
 def _live(work: Work, console: Console, still: bool) -> Live | None:
@@ -150,13 +187,18 @@ def _live(work: Work, console: Console, still: bool) -> Live | None:
         auto_refresh=not still,
         refresh_per_second=PER_SECOND,
         transient=True,
-        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # what goes to a file still goes there
+        redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file, or nowhere, still goes there
+        redirect_stderr=_is_terminal(sys.stderr),
     )
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def tracked(items: Collection[T], name: str, unit: str = "") -> Iterator[T]:
     """The items one by one, with a bar of those that are done; nothing is drawn while one of them is."""
-    with progress(name, len(items), unit, still=True) as advance:
+    with progress(name, len(items), unit, still=True) as tell:
         for item in items:
             yield item
-            advance()
+            tell()

@@ -6,10 +6,8 @@ going on, or have been killed.
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from typing import BinaryIO
 
 from destruct.doors import Parser, find_run, told
 from destruct.errors import DestructError
@@ -45,20 +43,12 @@ def report(options: argparse.Namespace) -> int:
         raise DestructError(f"--to {path} is a folder", f"name a file, e.g. {path / PAGE}")
     if not path.parent.is_dir():
         raise DestructError(f"--to {path}: there is no folder {path.parent}", "make it, or name another file")
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from destruct.reporting.page import render, write  # numpy and the config, which --help does not need
+    from destruct.progress import progress  # rich, numpy and the config, which --help does not need
+    from destruct.reporting.page import render, write
     from destruct.reporting.recorded import read
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-
-        def opened(file: Path) -> BinaryIO:
-            # Its reader takes a third of the time again, so it is there only for who sees it.
-            return progress.open(file, "rb", description=str(file)) if console.is_terminal else file.open("rb")
-
-        runs = [read(folder, opened=opened) for folder in folders]
+    with progress("read", unit="B") as tell:
+        runs = [read(folder, tell=tell) for folder in folders]
     write(render(runs), path)
     print(path)
     return Exit.DONE
@@ -66,11 +56,7 @@ def report(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write a report; returns the exit code."""
-    try:
-        return told(lambda: report(parse(sys.argv[1:] if arguments is None else arguments)))
-    except KeyboardInterrupt:
-        print("destruct: interrupted, and nothing was written", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return told(lambda: report(parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":

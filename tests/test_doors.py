@@ -53,6 +53,12 @@ def test_every_command_of_the_package_is_a_door_and_every_door_leads_somewhere()
     assert all(callable(module_of("destruct", name).main) for name in DOORS)
 
 
+def test_with_standard_output_closed_a_door_ends_as_ever(tmp_path):
+    line = f"{sys.executable} -m destruct.doors config show --config {ROOT}/configs/local.yaml >&-"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_help_lists_the_commands_and_imports_nothing_that_takes_long(tmp_path):
     done, modules = go(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -216,7 +216,8 @@ def check(cell: str, figure: dict, screen: str) -> None:
     assert float(error) == pytest.approx(figure["se"], abs=half)
 
 
-def test_standard_output_is_the_result_alone_and_progress_is_beside_it(trained, capsys):
+def test_standard_output_is_the_result_alone_and_progress_is_beside_it(trained, capsys, monkeypatch):
+    monkeypatch.setattr("destruct.progress.EVERY_S", 0.0)
     assert evaluate.main(["--checkpoint", str(trained["run"]), "--samples", "2", "--markdown", "-"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("# Evaluation\n") and "loss " not in out

@@ -142,7 +142,7 @@ def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_filled(rou
 def test_an_export_that_is_ended_leaves_nothing(rounded, tmp_path):
     source = open_source(rounded["run"])
     with pytest.raises(DestructError, match="SIGTERM ended the export"), export.stoppable():
-        write_folder(source, tmp_path / "out", None, "5GB", lambda done, total: os.kill(os.getpid(), signal.SIGTERM))
+        write_folder(source, tmp_path / "out", None, "5GB", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert not list(tmp_path.iterdir())
 
 

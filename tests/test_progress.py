@@ -1,5 +1,6 @@
 """Long work: its words worked by hand, its lines where it is piped, its bar in a terminal."""
 
+import subprocess
 import sys
 import threading
 
@@ -70,6 +71,27 @@ def test_piped_it_speaks_every_ten_seconds_on_stderr_and_not_of_short_work(capsy
     assert err.splitlines() == ["export     3/8 files  0:20 left", "export     6/8 files  0:08 left"]
 
 
+def test_a_total_that_is_told_later_begins_the_work_anew(capsys, monkeypatch, no_terminal):
+    """It begins at 0, and each call comes 4 s after the one before: 2 of 3 took 8 s, and 1 of 2 took 4 s."""
+    clock = iter(x * 4.0 for x in range(100))
+    monkeypatch.setattr("destruct.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("destruct.progress.EVERY_S", 0.0)
+    with progress("read", unit="files") as tell:
+        for files in (3, 2):
+            tell(0, files)
+            for _ in range(files):
+                tell(more=f", of {files}")
+    assert capsys.readouterr().err.splitlines() == [
+        "read       0/3 files",
+        "read       1/3 files, of 3  0:08 left",
+        "read       2/3 files, of 3  0:04 left",
+        "read       3/3 files, of 3  in 0:12",
+        "read       0/2 files",
+        "read       1/2 files, of 2  0:04 left",
+        "read       2/2 files, of 2  in 0:08",
+    ]
+
+
 def test_tracked_gives_every_item_and_passes_on_what_goes_wrong(capsys, no_terminal):
     assert list(tracked({"a": 1, "b": 2}.items(), "items")) == [("a", 1), ("b", 2)]
     with pytest.raises(KeyError):
@@ -102,6 +124,46 @@ def test_in_a_terminal_it_is_a_bar_below_what_is_printed_and_goes_at_the_end(how
     assert "export" in seen.plain and "1/3 files" in seen.plain and "━━━" in seen.plain
     assert seen.screen.text().splitlines() == [*["a line of the work", "one of its errors"] * 3, "the end"]
     assert seen.screen.widest <= 60
+
+
+ASIDE = """
+import sys
+import destruct.progress
+from destruct.export import quiet
+from destruct.tracking.console import Screen
+destruct.progress.EVERY_S = 0.0
+for first in (True, False):
+    screen = Screen(first, file=sys.stderr)
+    with quiet(), destruct.progress.progress("loss" if first else "silent", 3, console=screen.console) as tell:
+        for word in ("a", "b", "c"):
+            print("from a library", file=sys.stderr)
+            tell(more=f"  {word}")
+print("the result")
+"""
+
+
+def test_of_a_console_it_is_shown_there_by_the_first_rank_alone_and_the_result_is_left_alone():
+    done = subprocess.run([sys.executable, "-c", ASIDE], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "the result\n"
+    assert done.stderr.splitlines() == [f"loss       {step}/3  {word}" for step, word in enumerate("abc", 1)]
+
+
+def test_a_terminal_has_its_bar_though_the_result_is_piped_and_libraries_are_silenced(tmp_path):
+    (tmp_path / "program.py").write_text(ASIDE)
+    line = f"PYTHONPATH={ROOT} {sys.executable} {tmp_path / 'program.py'} > {tmp_path / 'out'}"
+    seen = in_terminal(["bash", "-c", line], 60)
+    assert (seen.code, (tmp_path / "out").read_text()) == (0, "the result\n")
+    assert "loss" in seen.plain and "3/3  c" in seen.plain
+    assert "silent" not in seen.plain and "library" not in seen.plain and not seen.screen.text()
+
+
+def test_where_nobody_reads_what_it_says_the_work_goes_on():
+    nobody = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 2)"
+    done = subprocess.run([sys.executable, "-c", f"{nobody}\n{ASIDE}"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "the result\n")
+    plain = f"{nobody}\nimport destruct.progress as p\np.EVERY_S = 0.0\nfor _ in p.tracked('ab', 'x'): print('y')"
+    done = subprocess.run([sys.executable, "-c", plain], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "y\ny\n")
 
 
 def test_what_goes_to_a_file_goes_there_though_there_is_a_bar(tmp_path):

@@ -101,7 +101,7 @@ def read(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         there = _names(folder) - {NAME, CHECK}
     except OSError as error:
-        raise Damaged(Path(error.filename), f"it cannot be read: {error.strerror}") from None
+        raise Damaged(Path(error.filename or path), f"it cannot be read: {error.strerror}") from None
     for name, saved in manifest[FILES].items():
         if name not in there or not _contained(folder, name):
             raise Damaged(folder / name, "it is missing")

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from destruct.checkpoint.identity import DATA
 from destruct.engine.topology import Topology
-from destruct.evaluating.aside import Aside
 from destruct.evaluating.comparing import Comparison, compare
 from destruct.evaluating.measuring import Measured, measure, reward_terms
 from destruct.evaluating.model import Model, load_network, open_model
 from destruct.evaluating.subject import Job
 from destruct.inputs import HeldOut, read_held_out
 from destruct.prompting import encode_prompts
+from destruct.tracking.console import Screen
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +24,7 @@ class Evaluation:
     notes: list[str]  # on what the figures are of, a line each
 
 
-def evaluate(job: Job, topology: Topology, screen: Aside) -> Evaluation:
+def evaluate(job: Job, topology: Topology, screen: Screen) -> Evaluation:
     """Measure every subject; all ranks call it.
 
     Raises:
@@ -53,7 +53,7 @@ def _encoded(job: Job, model: Model) -> list[list[int]]:
 
 
 def _measured(
-    job: Job, model: Model, held_out: list[HeldOut], prompts: list[list[int]], topology: Topology, screen: Aside
+    job: Job, model: Model, held_out: list[HeldOut], prompts: list[list[int]], topology: Topology, screen: Screen
 ) -> Measured:
     network = topology.together(lambda: load_network(model, job.config, topology.device, screen))
     return measure(job, model, network, held_out, prompts, topology, screen)

@@ -4,7 +4,7 @@ prompts continued.  Ranks share the work; each holds the whole model.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -19,18 +19,19 @@ from destruct.data.tokenizing import Tokenizer
 from destruct.engine.single import SingleFrozen
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
-from destruct.evaluating.aside import Aside
 from destruct.evaluating.estimates import Estimate, Replicated, distinct, mean, per_unit, perplexity
 from destruct.evaluating.model import Model
 from destruct.evaluating.subject import Job
 from destruct.evaluation import WINDOWS_PER_FORWARD, window_nats
 from destruct.inputs import HeldOut
 from destruct.models.policy import PolicyNetwork
+from destruct.progress import Tell, progress
 from destruct.prompting import continue_prompts
 from destruct.rollout.generate import Sampling, generate, sampling
 from destruct.rollout.rewards import REWARDS, RewardContext, Term, repetition
 from destruct.rollout.user_terms import user_term
 from destruct.seeding import derive
+from destruct.tracking.console import Screen
 
 SAMPLED_AT_ONCE = 32
 """Responses of a rank; each needs a cache of keys and values."""
@@ -104,7 +105,7 @@ def measure(
     held_out: list[HeldOut],
     prompts: list[list[int]],
     topology: Topology,
-    screen: Aside,
+    screen: Screen,
 ) -> Measured:
     """Measure a model; all ranks call it.
 
@@ -117,16 +118,16 @@ def measure(
     config, how = job.config, sampling(model.tokenizer, job.config.rollout.temperature, job.config.rollout.stop)
     engine, read_by = SingleFrozen(network), _Reading.of(model.tokenizer)
     steps = sum(len(_slices(source, job.windows, topology)) for source in held_out)
-    with screen.steps("loss", steps) as advance:
-        losses = {each.name: _loss(engine, each, job.windows, read_by, topology, advance) for each in held_out}
+    with progress("loss", steps, console=screen.console) as tell:
+        losses = {each.name: _loss(engine, each, job.windows, read_by, topology, tell) for each in held_out}
     speech: dict[str, Speech] = {}
     if job.samples:
         judge = _Judge(config, model.tokenizer, reward_terms(config), read_by)
-        with screen.steps("sample", len(held_out)) as advance:
+        with progress("sample", len(held_out), console=screen.console) as tell:
             for source in held_out:
                 responses = _sampled(network, source, job.seed, how, topology)
                 speech[source.name] = topology.together(partial(judge, responses))
-                advance(source.name)
+                tell(more=f"  {source.name}")
     said = continue_prompts(network, prompts, config.prompts.response_tokens, job.seed, how, topology)
     return Measured(model, losses, speech, [model.tokenizer.decode(ids) for ids in said])
 
@@ -153,14 +154,7 @@ def _digest(begin: bytes) -> Any:
     return hashlib.blake2b(begin, digest_size=16)
 
 
-def _loss(
-    engine: SingleFrozen,
-    source: HeldOut,
-    most: int,
-    read_by: _Reading,
-    topology: Topology,
-    advance: Callable[[str], None],
-) -> Loss:
+def _loss(engine: SingleFrozen, source: HeldOut, most: int, read_by: _Reading, topology: Topology, tell: Tell) -> Loss:
     count, begins = min(most, len(source.windows)), _slices(source, most, topology)
     nats, tokens, sizes, digest = [], [], [], _digest(read_by.vocabulary)
     for begin in begins:
@@ -172,7 +166,7 @@ def _loss(
         nats.append(window_nats(engine, windows, topology).cpu())
         tokens.append(windows.target_counts)
         sizes.append(bytes_of.sum(1))
-        advance(source.name)
+        tell(more=f"  {source.name}")
     loss = Loss(torch.cat(nats), torch.cat(tokens), torch.cat(sizes), source.learnable, digest.hexdigest())
     if not loss.tokens.any():
         raise DestructError(

@@ -13,7 +13,6 @@ from destruct.checkpoint import contents
 from destruct.config.settings import Config
 from destruct.data.tokenizing import Tokenizer
 from destruct.errors import DestructError
-from destruct.evaluating.aside import Aside
 from destruct.evaluating.subject import Subject
 from destruct.exporting.network import buffers_of, config_of, empty_model
 from destruct.exporting.source import Source
@@ -23,6 +22,8 @@ from destruct.models.documents import check_documents
 from destruct.models.policy import PolicyNetwork, check_head
 from destruct.models.pretrained import check_fit, load_weights, read_config
 from destruct.ops.dispatch import fastest, implementation
+from destruct.progress import progress
+from destruct.tracking.console import Screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def _tokenizer_of(subject: Subject) -> Tokenizer:
     return Tokenizer(fast, (folder / contents.TOKENIZER).read_text(encoding="utf-8"))
 
 
-def load_network(model: Model, config: Config, device: torch.device, screen: Aside) -> PolicyNetwork:
+def load_network(model: Model, config: Config, device: torch.device, screen: Screen) -> PolicyNetwork:
     """The network with its weights, on a device.
 
     Raises:
@@ -74,9 +75,9 @@ def load_network(model: Model, config: Config, device: torch.device, screen: Asi
     subject, architecture, loss = model.subject, model.architecture, _loss_of(config, device)
     rows = implementation(loss).rows_per_chunk(architecture.vocab_size, model.dtype, config.engine.loss_chunk_mib)
     architecture._attn_implementation = _attention_of(config, model.dtype, device)
+    screen.say(f"loading {subject.name}")
     if subject.source is not None:
         return _of_checkpoint(model, subject.source, loss, rows, screen).to(device)
-    screen.say(f"loading {subject.name}")
     lm = load_weights(AutoModelForCausalLM, subject.key, subject.name, None, architecture, model.dtype)
     try:
         network = PolicyNetwork(lm, loss, rows).requires_grad_(False).eval().to(device)
@@ -115,7 +116,7 @@ def _attention_of(config: Config, dtype: torch.dtype, device: torch.device) -> s
 
 
 @torch.no_grad()
-def _of_checkpoint(model: Model, source: Source, loss: str, rows: int, screen: Aside) -> PolicyNetwork:
+def _of_checkpoint(model: Model, source: Source, loss: str, rows: int, screen: Screen) -> PolicyNetwork:
     empty = empty_model(model.architecture, model.dtype)
     with no_init_weights():
         lm = AutoModelForCausalLM.from_config(model.architecture, dtype=model.dtype)
@@ -123,10 +124,10 @@ def _of_checkpoint(model: Model, source: Source, loss: str, rows: int, screen: A
     network = PolicyNetwork(lm, loss, rows).requires_grad_(False).eval()
     parameters = dict(network.named_parameters())
     read = reader(source, {name: p.shape for name, p in parameters.items()})
-    with screen.steps("load", len(parameters)) as advance:
+    with progress("load", len(parameters), "tensors", console=screen.console) as tell:
         for name, p in parameters.items():
             p.copy_(read(name))
-            advance(model.subject.name)
+            tell()
     for name, tensor in buffers_of(empty, source.config.model.policy).items():
         lm.get_buffer(name).copy_(tensor)
     return network

@@ -29,8 +29,9 @@ from destruct.exporting.network import (
     speaking_config,
 )
 from destruct.exporting.place import INDEX, staged
-from destruct.exporting.source import Source, Tell
+from destruct.exporting.source import Source
 from destruct.exporting.weights import Read, reader
+from destruct.progress import Tell
 
 PATTERN = "model{suffix}.safetensors"
 
@@ -104,14 +105,13 @@ class Weights:
     def write(self, stage: Path, tell: Tell) -> None:
         """Write every shard, and where there are several what is in each of them."""
         places: dict[str, str] = {}
-        done = 0
+        tell(0, len(self._empty) + len(self._buffers))
         for file, names in self._shards.items():
             tensors: dict[str, Tensor] = {}
             for name in names:
                 tensor = self._buffers[name] if name in self._buffers else self._parameter(name)
                 tensors |= self._reverted({name: tensor}) if self._alone else {name: tensor}
-                done += 1
-                tell(done, len(self._empty) + len(self._buffers))
+                tell()
             if not self._alone:
                 tensors = self._reverted(tensors)
             _save(tensors, stage / file)

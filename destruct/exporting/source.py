@@ -1,7 +1,7 @@
 """What is exported: a checkpoint that was verified, and the run that it is of."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from destruct.config.reading import read_yaml
 from destruct.config.settings import Config
 from destruct.errors import DestructError
 from destruct.exits import Exit
+from destruct.progress import Tell, tell_nobody
 
 POLICY, FROZEN, INITIAL = ROLES = ("policy", "frozen", "initial")
 """What can be exported of a checkpoint: the policy, and its copies; all are one network with other weights."""
@@ -24,12 +25,6 @@ RESOLVED = "resolved.yaml"
 TRAINING = "training"
 """Folder, in an exported one, of what the run was made with."""
 _ABOVE = 3  # a run's folder is the second above a checkpoint, and the third above one in given-up/
-
-Tell = Callable[[int, int], None]  # how much is done, and how much there is in all
-
-
-def tell_nobody(done: int, total: int) -> None:
-    """A `Tell` for whoever does not look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +74,8 @@ def open_source(path: Path, role: str = POLICY, tell: Tell = tell_nobody) -> Sou
         facts = manifest.read(checkpoint)
         names = [name for name in facts[manifest.FILES] if name.startswith(f"{role}/")]
         every = [*names, STATE, TOKENIZER]
-        size = sum(facts[manifest.FILES][name]["size"] for name in every if name in facts[manifest.FILES])
-        manifest.check(checkpoint, facts, every, tell=_summed(size, tell))
+        tell(0, sum(facts[manifest.FILES][name]["size"] for name in every if name in facts[manifest.FILES]))
+        manifest.check(checkpoint, facts, every, tell=tell)
     except manifest.Damaged as damage:
         older = [other.name for other in finding.older_than(checkpoint)]
         remedy = f"name an older one: {', '.join(older)}" if older else "have the disk looked after"
@@ -97,18 +92,6 @@ def open_source(path: Path, role: str = POLICY, tell: Tell = tell_nobody) -> Sou
     with reading(checkpoint / STATE):
         state = TrainState.load(checkpoint / STATE)
     return Source(checkpoint, role, run, facts, config, state)
-
-
-def _summed(total: int, tell: Tell) -> manifest.Tell:
-    """Adds up what it is told of bytes, and tells how many there were."""
-    done = 0
-
-    def add(size: int) -> None:
-        nonlocal done
-        done += size
-        tell(done, total)
-
-    return add
 
 
 def newest(path: Path) -> Path:

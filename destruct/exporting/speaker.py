@@ -18,9 +18,10 @@ from destruct.exporting.network import (
     empty_model,
     speaking_config,
 )
-from destruct.exporting.source import Source, Tell
+from destruct.exporting.source import Source
 from destruct.exporting.weights import reader
 from destruct.models.pretrained import load_weights, read_config
+from destruct.progress import Tell
 
 DEFAULT_TOKENS = 128
 """That follow a prompt, where the model's context has room for them."""
@@ -94,9 +95,10 @@ def of_checkpoint(source: Source, tell: Tell) -> Speaker:
     read = reader(source, {PREFIX + name: p.shape for name, p in parameters.items()})
     empty = empty_model(config, dtype)
     with torch.no_grad():
-        for done, (name, p) in enumerate(parameters.items()):
+        tell(0, len(parameters))
+        for name, p in parameters.items():
             p.copy_(read(PREFIX + name))
-            tell(done + 1, len(parameters))
+            tell()
         for name, tensor in buffers_of(empty, source.config.model.policy).items():
             model.get_buffer(name).copy_(tensor)
     model.generation_config = speaking_config(source, config, tokenizer)

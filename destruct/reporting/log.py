@@ -1,28 +1,23 @@
 """The figures of `metrics.jsonl`, by phase and name, of a run of any length and in any state."""
 
 import json
+import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from destruct.progress import Tell, tell_nobody
 
 Floats = npt.NDArray[np.float64]
 
 LEFT_OUT = "curriculum/"
 """Most figures of a round are for `destruct explain`; these are shown here:"""
 OF_A_ROUND = tuple(f"curriculum/{name}" for name in ("weight/", "difficulty/", "difficulty_se/", "round"))
-
-
-Opened = Callable[[Path], BinaryIO]
-
-
-def open_bytes(path: Path) -> BinaryIO:
-    """The file, to read."""
-    return path.open("rb")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,17 +67,17 @@ class Log:
             y.append(figure)
 
 
-def read_log(path: Path, opened: Opened = open_bytes) -> Log:
+def read_log(path: Path, tell: Tell = tell_nobody) -> Log:
     """Read a `metrics.jsonl`; damaged lines are left out and counted.  One that is missing is empty.
 
     Args:
-        opened: opens the file, and may show how far it is read.
+        tell: is told of the bytes that are read.
 
     Raises:
         OSError: it cannot be read.
     """
     log = Log()
-    for entry, whole in entries(path, opened):
+    for entry, whole in entries(path, tell):
         try:
             if entry is None:
                 raise ValueError("no JSON")
@@ -93,7 +88,7 @@ def read_log(path: Path, opened: Opened = open_bytes) -> Log:
     return log
 
 
-def entries(path: Path, opened: Opened = open_bytes) -> Iterator[tuple[dict[str, Any] | None, bool]]:
+def entries(path: Path, tell: Tell = tell_nobody) -> Iterator[tuple[dict[str, Any] | None, bool]]:
     """Each line of a file of JSON objects: the object, None where it is none, and whether the line has an end.
 
     Raises:
@@ -101,8 +96,10 @@ def entries(path: Path, opened: Opened = open_bytes) -> Iterator[tuple[dict[str,
     """
     if not path.is_file():
         return
-    with opened(path) as file:  # bytes: text would also be split at the U+2028 of a sample
+    with path.open("rb") as file:  # bytes: text would also be split at the U+2028 of a sample
+        tell(0, os.fstat(file.fileno()).st_size)
         for line in file:
+            tell(len(line))
             if not line.strip():
                 continue
             try:

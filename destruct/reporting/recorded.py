@@ -10,7 +10,8 @@ from destruct import events
 from destruct.checkpoint import finding
 from destruct.claim import holder
 from destruct.configuring import diff
-from destruct.reporting.log import Log, Opened, entries, open_bytes, read_log
+from destruct.progress import Tell, tell_nobody
+from destruct.reporting.log import Log, entries, read_log
 from destruct.reporting.samples import Samples, read_samples
 
 SETBACKS = "setbacks.jsonl"
@@ -57,13 +58,13 @@ class Recorded:
         return float(value) if isinstance(value, int | float) else math.nan
 
 
-def read(folder: Path, look: bool = True, opened: Opened = open_bytes) -> Recorded:
+def read(folder: Path, look: bool = True, tell: Tell = tell_nobody) -> Recorded:
     """Read a run's folder.
 
     Args:
         look: whether another process may be writing it, which is to be found out.  The process that writes it must
             not ask, as that would undo its own lock.
-        opened: opens the two files that may be long, and may show how far they are read.
+        tell: is told of the bytes of the two files that may be long.
 
     Raises:
         DestructError: its resolved.yaml is missing or damaged.
@@ -71,7 +72,7 @@ def read(folder: Path, look: bool = True, opened: Opened = open_bytes) -> Record
     """
     settings = diff.read(str(folder))
     seed = settings.values.get("run.seed")
-    log = read_log(folder / "metrics.jsonl", opened)
+    log = read_log(folder / "metrics.jsonl", tell)
     happened = [entry for entry, _ in entries(folder / events.FILE) if entry and "event" in entry]
     return Recorded(
         folder=folder,
@@ -79,7 +80,7 @@ def read(folder: Path, look: bool = True, opened: Opened = open_bytes) -> Record
         environment=_mapping(folder / "environment.json"),
         summary=_summary(folder, log, happened),
         log=log,
-        samples=read_samples(folder / "samples.jsonl", seed if isinstance(seed, int) else 0, opened),
+        samples=read_samples(folder / "samples.jsonl", seed if isinstance(seed, int) else 0, tell),
         setbacks=[entry for entry, _ in entries(folder / SETBACKS) if entry],
         events=happened,
         checkpoints=[path.name for path in reversed(finding.checkpoints(folder / "checkpoints"))],

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from destruct.reporting.log import Opened, entries, open_bytes
+from destruct.progress import Tell, tell_nobody
+from destruct.reporting.log import entries
 
 MOST_BETWEEN = 6
 """Continuations of a prompt that are shown between the first ones and the last."""
@@ -110,18 +111,18 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def read_samples(path: Path, seed: int, opened: Opened = open_bytes) -> Samples:
+def read_samples(path: Path, seed: int, tell: Tell = tell_nobody) -> Samples:
     """Read a `samples.jsonl` and keep what is shown; damaged lines are left out and counted.
 
     Args:
         seed: of what is random.
-        opened: as for `read_log`.
+        tell: is told of the bytes that are read.
 
     Raises:
         OSError: it cannot be read.
     """
     samples, chance = Samples(), random.Random(seed)
-    for entry, whole in entries(path, opened):
+    for entry, whole in entries(path, tell):
         try:
             if entry is None:
                 raise ValueError("no JSON")

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
@@ -21,27 +22,19 @@ PIPED = 140
 """Columns where output goes to no terminal."""
 
 
-class _Willing(Steady):
-    """Falls silent where nobody reads any more, and lets the run go on."""
-
-    def on_broken_pipe(self) -> None:
-        """Instead of SystemExit."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # what is left in its buffer goes there
-
-
 class Screen:
     """A board on a terminal, plain lines where output is piped, silence on every rank but the first.
 
     Args:
         quiet: silence on that one, too; what it would say stands in its log.
+        file: where; standard output unless one is given.
     """
 
-    def __init__(self, first_rank: bool, quiet: bool = False):
+    def __init__(self, first_rank: bool, quiet: bool = False, file: TextIO | None = None):
         self._first_rank, self._quiet = first_rank, quiet or not first_rank
-        file = streams.out()
+        file = file or streams.out()
         width = None if Console(file=file).is_terminal else PIPED
-        self.console = _Willing(file=file, quiet=self._quiet, width=width, highlight=False, markup=False)
+        self.console = Steady(file=file, quiet=self._quiet, width=width, highlight=False, markup=False)
         self.live = self.console.is_interactive and not self._quiet
         if self.console.is_terminal:
             self._fit()

@@ -27,6 +27,7 @@ from destruct.exporting.network import PREFIX, empty_model
 from destruct.exporting.source import open_source
 from destruct.exporting.speaker import of_checkpoint
 from destruct.models.policy import PolicyNetwork, build_copy
+from destruct.progress import tell_nobody
 from tests.checkpoint.test_comparing import reseal
 from tests.exported import named
 from tests.pretrained import write_tokenizer
@@ -82,7 +83,7 @@ def test_a_checkpoint_that_its_run_deletes_in_the_midst_is_told_and_leaves_nothi
         source = open_source(run, role)
         shutil.rmtree(source.checkpoint / role)
         with pytest.raises(DestructError, match="cannot be read.*\\n.*name a newer checkpoint"):
-            write_folder(source, tmp_path / "out", None, "5GB", lambda done, total: None)
+            write_folder(source, tmp_path / "out", None, "5GB", tell_nobody)
         shutil.copytree(rounded["run"], run, dirs_exist_ok=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -123,7 +124,7 @@ def test_memory_is_bounded_by_a_shard_whatever_the_size_of_the_model(rounded, tm
     make_large(checkpoint, backend)
     source = open_source(checkpoint)
     with Peak() as peak:
-        written = write_folder(source, tmp_path / "out", "float32", "8MB", lambda done, total: None)
+        written = write_folder(source, tmp_path / "out", "float32", "8MB", tell_nobody)
     assert written.size > 100e6 and written.files > 10
     assert peak.mib < 40
     model = named(tmp_path / "out")
@@ -193,7 +194,7 @@ def test_experts_and_their_biases_are_saved_as_their_family_does_and_spoken_with
         name = next(name for name in a.keys() if name.endswith("e_score_correction_bias"))  # noqa: SIM118
         bias = lm.model.layers[0].mlp.gate.e_score_correction_bias
         assert torch.equal(a.get_tensor(name), bias)
-    speaker = of_checkpoint(open_source(run), lambda done, total: None)
+    speaker = of_checkpoint(open_source(run), tell_nobody)
     torch.testing.assert_close(
         speaker.model.model.layers[0].mlp.gate.e_score_correction_bias.float(), bias, atol=2e-3, rtol=0
     )
@@ -204,7 +205,7 @@ def test_joined_experts_are_taken_apart_one_tensor_at_a_time(tmp_path):
     run, _ = deepseek(tmp_path, num_hidden_layers=6, hidden_size=256, moe_intermediate_size=600)
     source = open_source(run)
     with Peak() as peak:
-        written = write_folder(source, tmp_path / "out", "float32", "5GB", lambda done, total: None)
+        written = write_folder(source, tmp_path / "out", "float32", "5GB", tell_nobody)
     size = written.size / 2**20
     assert size > 80 and peak.mib < 1.3 * size
 
@@ -219,7 +220,7 @@ def test_tensors_that_are_saved_as_one_are_refused_where_they_came_to_lie_in_two
     source, empty = open_source(rounded["run"]), empty_model(config, torch.float32)
     with pytest.raises(DestructError, match="joins weights as it is saved, and they came to lie in two files"):
         Weights(empty, weights.__getitem__, "5KB", source)
-    Weights(empty, weights.__getitem__, "5GB", source).write(tmp_path, lambda done, total: None)
+    Weights(empty, weights.__getitem__, "5GB", source).write(tmp_path, tell_nobody)
     ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path, tmp_path / "theirs"))
     assert ours.keys() == theirs.keys() != {name.removeprefix(PREFIX) for name in weights}
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

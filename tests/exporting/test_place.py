@@ -17,12 +17,13 @@ from destruct.errors import DestructError
 from destruct.exporting.folder import export as write_folder
 from destruct.exporting.place import check_place
 from destruct.exporting.source import open_source
+from destruct.progress import Tell, tell_nobody
 from tests.exported import named
 
 pytestmark = pytest.mark.slow
 
 
-def written(run: Path, to: Path, tell=lambda done, total: None, shard: str = "5GB"):
+def written(run: Path, to: Path, tell: Tell = tell_nobody, shard: str = "5GB"):
     """The export itself, without its door."""
     check_place(to)
     return write_folder(open_source(run), to, None, shard, tell)
@@ -30,7 +31,7 @@ def written(run: Path, to: Path, tell=lambda done, total: None, shard: str = "5G
 
 def strike(number: int):
     """A `tell` that sends this process a signal."""
-    return lambda done, total: os.kill(os.getpid(), number)
+    return lambda *_: os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_folder_that_exists_is_filled_from_inside_and_is_a_model_only_when_all
     (tmp_path / "disk" / "out").mkdir(parents=True)
     before, seen = (tmp_path / "disk" / "out").stat().st_ino, []
 
-    def look(done: int, total: int) -> None:
+    def look(*_: int) -> None:
         seen.append(([p.name for p in (tmp_path / "disk").iterdir()], len(list((tmp_path / "disk" / "out").iterdir()))))
 
     written(run, tmp_path / "disk" / "out", look, "20KB")
