@@ -125,7 +125,7 @@ def test_a_file_cut_short_made_longer_or_gone_is_refused_by_name(store, saved, n
 
 def test_a_manifest_without_its_digest_is_refused(store, saved):
     (saved / manifest.CHECK).unlink()
-    refused(store, saved / "manifest.json")
+    refused(store, saved / manifest.CHECK)
 
 
 ELSEWHERE = ["../elsewhere", "step-00000003/../../elsewhere", "elsewhere", "step-00000009", "step-\ufffd", "", "."]
