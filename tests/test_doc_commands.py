@@ -194,6 +194,7 @@ def test_the_words_of_a_line_are_taken_apart_as_a_shell_does():
         ("sbatch launch/slurm_none.sbatch", "no script"),
         ("sbatch --node=3 launch/slurm_multi_node.sbatch", "--node=3"),
         ("make trian", "trian"),
+        ("pip install 'destruct[wanda]'", "no extra wanda"),
         ("make train CONFIG=configs/none.yaml", "configs/none.yaml"),
         ("python -m bench.curriculum --fully", "--fully"),
         ("timeout -s INT 60 destruct launch local --config configs/local.yaml kl.bound=-1", "kl.bound"),

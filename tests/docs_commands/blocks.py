@@ -23,6 +23,7 @@ NEEDS = {
     "slurm": "needs a Slurm cluster",
     "hosts": "needs other hosts, with this checkout at the same path",
     "yours": "reads files that are the reader's own",
+    "account": "logs in with an account of the reader's own",
     "waits": "goes on until somebody ends it",
     "hours": "takes hours",
     "tests": "is the tests themselves",

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -37,6 +38,7 @@ THERE = (
     "sort",
     "tail",
     "tensorboard",
+    "wandb",
 )
 """Programs of which it is enough that they are there."""
 
@@ -103,6 +105,14 @@ def _hf(arguments: list[str], checkout: Path) -> None:
     words = arguments[: 2 if arguments[0] == "auth" else 1]
     if subprocess.run([tool, *words, "--help"], capture_output=True, timeout=60).returncode:
         raise Refused(f"hf has no command {' '.join(words)}")
+
+
+def _pip(arguments: list[str], checkout: Path) -> None:
+    """Extras of ours are those of pyproject.toml."""
+    project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for word in arguments:
+        if (extra := re.fullmatch(r"destruct\[(\w+)\]", word)) and extra[1] not in project["optional-dependencies"]:
+            raise Refused(f"destruct has no extra {extra[1]}")
 
 
 def _make(arguments: list[str], checkout: Path) -> None:
@@ -240,5 +250,6 @@ PROGRAMS: dict[str, Callable[[list[str], Path], None]] = {
     "torchrun": _torchrun,
     "sbatch": _sbatch,
     "hf": _hf,
+    "pip": _pip,
 }
 """Programs -> what holds their arguments."""
