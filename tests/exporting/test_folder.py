@@ -201,13 +201,16 @@ def test_experts_and_their_biases_are_saved_as_their_family_does_and_spoken_with
 
 
 def test_joined_experts_are_taken_apart_one_tensor_at_a_time(tmp_path):
-    """A single file of 6 layers, 14 MiB of experts each: beside the file's content no second one is in memory."""
+    """A single file of 6 layers, 14 MiB of experts each: beside the file's content no second one is in memory.
+
+    Of 96 MiB that took 106 to 126, and 153 where all were taken apart at once.
+    """
     run, _ = deepseek(tmp_path, num_hidden_layers=6, hidden_size=256, moe_intermediate_size=600)
     source = open_source(run)
     with Peak() as peak:
         written = write_folder(source, tmp_path / "out", "float32", "5GB", tell_nobody)
     size = written.size / 2**20
-    assert size > 80 and peak.mib < 1.3 * size
+    assert size > 80 and peak.mib < 1.45 * size
 
 
 def test_tensors_that_are_saved_as_one_are_refused_where_they_came_to_lie_in_two_files(rounded, tmp_path):
