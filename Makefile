@@ -18,7 +18,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "destruct: no Python >= 3.11 on PATH; name one: make setup PYTHON=/path/to/python3" >&2; exit 3; }
-	@echo "installing into .venv: about a minute and 1.6 GB"
+	@echo "installing into .venv: about a minute and 1.6 GB, several times that with CUDA"
 	$(PYTHON) -m venv --prompt destruct .venv
 	$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' requirements.txt)"
 	$(PIP) -r requirements.txt

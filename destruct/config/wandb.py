@@ -8,7 +8,7 @@ from destruct.config.base import Section
 
 
 class WandbConfig(Section):
-    """Weights & Biases, beside the files of the run's folder; it needs `pip install destruct[wandb]`."""
+    """Weights & Biases, beside the files of the run's folder; it needs `pip install -e '.[wandb]'` in the checkout."""
 
     mode: Literal["disabled", "offline", "online"] = "disabled"
     """`offline` writes below the run's folder what `wandb sync` sends later.  Where this is not disabled, WANDB_MODE of

@@ -144,7 +144,7 @@ def test_a_package_that_is_not_there_is_told_before_anything(monkeypatch, mode):
     monkeypatch.setitem(sys.modules, "wandb", None)
     problem, remedy = refusal(WandbConfig(mode=mode))
     assert problem == f"wandb.mode={mode}, and the package wandb is not installed"
-    assert remedy.startswith("pip install 'destruct[wandb]'")
+    assert remedy.startswith("pip install -e '.[wandb]'")
     assert check(WandbConfig()) == "disabled"
 
 
