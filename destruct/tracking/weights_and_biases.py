@@ -70,7 +70,8 @@ def check(config: WandbConfig) -> str:
     mode = mode_of(config)
     if mode != "disabled" and importlib.util.find_spec("wandb") is None:
         problem = f"wandb.mode={mode}, and the package wandb is not installed"
-        raise DestructError(problem, "pip install -e '.[wandb]' in the checkout, or wandb.mode=disabled", Exit.ENVIRONMENT)
+        remedy = "pip install -e '.[wandb]' in the checkout, or wandb.mode=disabled"
+        raise DestructError(problem, remedy, Exit.ENVIRONMENT)
     if mode != "online":
         return mode
     try:
