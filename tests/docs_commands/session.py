@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.docs_commands.blocks import ROOT, Block
 
 LEFT_OUT = (".git", ".venv", "runs", "logs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
-LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "MAKEFLAGS", "MAKELEVEL")
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+AROUND = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS", "CONFIG", "NUM_GPUS", "PYTEST_ADDOPTS")
+"""What a make, with its variables, or a pytest around this one would tell those of a page."""
 MARK = "\x1e"
 
 
@@ -38,8 +40,8 @@ def copy_checkout(to: Path) -> Path:
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    """That of the shell: plain output of one width, the code of the copy, and no launcher's left-overs."""
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    """That of the shell: plain output of one width, the code of the copy, and nothing of launchers and tests around."""
+    inherited = {name: value for name, value in os.environ.items() if name not in (*LAUNCHER, *AROUND)}
     plain = {"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1", "PYTHONPATH": str(checkout)}
     return inherited | plain | {"OMP_NUM_THREADS": "1", "VIRTUAL_ENV": ""}
 
