@@ -1,5 +1,6 @@
 """`destruct generate`: what it says, how, and what it refuses to speak from."""
 
+import io
 import json
 import os
 import shutil
@@ -125,12 +126,38 @@ def spoken(*command: str, **about) -> subprocess.Popen:
     return subprocess.Popen(door, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **about)
 
 
-def test_the_text_comes_in_pieces_before_its_end_and_a_reader_may_leave(folder):
-    long = ["--model", str(folder), "1 + 1 =", "--max-tokens", "490", "--temperature", "1.5"]
-    process = spoken(*long, bufsize=0)
-    pieces = list(iter(lambda: os.read(process.stdout.fileno(), 65536), b""))
-    assert process.wait(timeout=60) == 0 and len(pieces) > 1
-    process = spoken(*long)
+class Pipe(io.RawIOBase):
+    """It keeps what each system call would write."""
+
+    def __init__(self):
+        self.pieces = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content) -> int:
+        self.pieces.append(bytes(content))
+        return len(content)
+
+
+LONG = ["1 + 1 =", "--max-tokens", "490", "--temperature", "1.5"]
+
+
+def test_the_text_comes_word_by_word_and_the_prompt_before_all_that_is_sampled(folder, monkeypatch, capfd):
+    written = []
+    for seed in "12345":
+        pipe = Pipe()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(pipe), encoding="utf-8"))
+            assert generate.main(["--model", str(folder), *LONG, "--seed", seed]) == 0
+        assert pipe.pieces[0] == b"1 + 1 "
+        assert b"".join(pipe.pieces).decode() == said(capfd, "--model", str(folder), *LONG, "--seed", seed)
+        written.append(len(pipe.pieces))
+    print(written);     assert max(written) > 3, written
+
+
+def test_a_reader_may_leave(folder):
+    process = spoken("--model", str(folder), *LONG)
     process.stdout.read(1)
     process.stdout.close()
     assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
