@@ -153,7 +153,8 @@ def test_the_text_comes_word_by_word_and_the_prompt_before_all_that_is_sampled(f
         assert pipe.pieces[0] == b"1 + 1 "
         assert b"".join(pipe.pieces).decode() == said(capfd, "--model", str(folder), *LONG, "--seed", seed)
         written.append(len(pipe.pieces))
-    print(written);     assert max(written) > 3, written
+    print(written)
+    assert max(written) > 3, written
 
 
 def test_a_reader_may_leave(folder):
