@@ -7,10 +7,11 @@ import importlib
 import io
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from destruct.errors import DestructError
@@ -67,7 +68,8 @@ def told(answer: Callable[[], int]) -> int:
     """The exit code of a command that reads and writes files; what is wrong is said in two lines."""
     write_anywhere()
     try:
-        code = answer()
+        with ctrl_c_kept():
+            code = answer()
         with suppress(BrokenPipeError):  # its reader has had enough
             print(end="", flush=True)  # what is still to be written may find the disk full; it may be closed, too
         return code
@@ -81,6 +83,30 @@ def told(answer: Callable[[], int]) -> int:
         return Exit.ENVIRONMENT
     except KeyboardInterrupt:
         return interrupted()
+
+
+@contextmanager
+def ctrl_c_kept() -> Iterator[None]:
+    """Let any error after a Ctrl-C be KeyboardInterrupt: a library being imported makes one of its own of that."""
+    before, came = signal.getsignal(signal.SIGINT), False
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def interrupted() -> int:
@@ -107,7 +133,8 @@ def find_run(name: str) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Go through the door that the first argument names, with the rest; returns its exit code."""
     try:
-        return through("destruct", "destruct", DOORS, sys.argv[1:] if arguments is None else arguments)
+        with ctrl_c_kept():
+            return through("destruct", "destruct", DOORS, sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # while the module of a door is imported, or from a door that has no words for it
         return interrupted()
 

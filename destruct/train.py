@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from destruct import events, last_words, streams
 from destruct.config.settings import Settings, load
-from destruct.doors import Parser, write_anywhere
+from destruct.doors import Parser, ctrl_c_kept, write_anywhere
 from destruct.durable import writing_to
 from destruct.errors import DestructError, Diverged, Drifted
 from destruct.exits import Exit, leave
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         with _telling(first, everywhere=True):
             options = parse(sys.argv[1:] if arguments is None else arguments)
             settings = read(options, world_size())
-        with streams.apart():
+        with ctrl_c_kept(), streams.apart():
             _run(settings, started, first, options.quiet)
     except _Told as told:
         return told.exit_code

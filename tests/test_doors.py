@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from destruct.doors import DOORS, main, module_of
+from destruct.doors import DOORS, main, module_of, told
 from tests.test_layout import LAYER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,3 +136,26 @@ def test_ctrl_c_is_one_line_and_130_at_every_door(tmp_path, door, way):
     assert process.communicate(timeout=30) == ("", "destruct: interrupted\n")
     assert process.returncode == 130
     os.close(writer)
+
+
+def test_a_ctrl_c_of_which_a_library_makes_an_error_of_its_own_is_one_still(capsys):
+    """numpy and torch do, where it comes while they are imported."""
+
+    def imported() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+        return 0
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # who started the tests may ignore it
+    try:
+        assert told(imported) == 130
+        assert capsys.readouterr().err == "destruct: interrupted\n"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        assert told(lambda: signal.raise_signal(signal.SIGINT) or 0) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pytest.raises(ImportError, match="No module named 'no_module'"):
+        told(lambda: int(importlib.import_module("no_module").__name__))
