@@ -54,7 +54,7 @@ class DoReMi:
         self._reasons = ["exhausted" if gone else "excess loss" for gone in estimates.exhausted]
 
     def weights(self) -> Floats:
-        return self._mean / np.sum(self._mean)
+        return self._mean / math.fsum(self._mean)  # the same in whatever order the sources are
 
     @property
     def target(self) -> Floats:
