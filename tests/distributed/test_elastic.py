@@ -8,7 +8,7 @@ import torch
 from destruct.engine.zero_files import LAYOUTS, read_saved
 from destruct.exporting.weights import READERS
 from tests.distributed.elastic_worker import WAYS
-from tests.distributed.launching import ROOT, run, torchrun
+from tests.forked import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 def folder(tmp_path_factory) -> Path:
     """What all of them left."""
     folder: Path = tmp_path_factory.mktemp("elastic")
-    worker = str(ROOT / "tests" / "distributed" / "elastic_worker.py")
+    worker = "tests.distributed.elastic_worker"
     for ranks in (2, 1, 3):
-        done = run(torchrun(ranks, worker, str(folder), "2"))
+        done = run_ranks(ranks, worker, str(folder), "2")
         assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.launching import ROOT, run, torchrun
+from tests.forked import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-WORKER = str(ROOT / "tests" / "distributed" / "engine_worker.py")
+WORKER = "tests.distributed.engine_worker"
 BACKENDS = pytest.mark.parametrize("backend", ["zero3", "fsdp"])
 PROMPTS = pytest.mark.parametrize("prompts", ["full", "mixed"])
 # A GPU multiplies other shapes by other kernels, which add in another order: gradients differ by 1.8e-6 on an H100.
@@ -36,7 +36,7 @@ class Figures(dict[int, dict]):
         if 0 < torch.cuda.device_count() < ranks:
             pytest.skip(f"{ranks} ranks want a GPU each")
         out = self.folder / f"{ranks}.json"
-        done = run(torchrun(ranks, WORKER, str(out)))
+        done = run_ranks(ranks, WORKER, str(out))
         assert done.returncode == 0, done.stderr[-4000:]
         self[ranks] = json.loads(out.read_text())
         return self[ranks]

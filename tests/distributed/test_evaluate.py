@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from destruct.evaluate import main
-from tests.distributed.launching import ROOT, run, torchrun
+from tests.forked import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 BACKENDS = ("deepspeed", "fsdp")
@@ -16,7 +16,7 @@ BACKENDS = ("deepspeed", "fsdp")
 def folder(tmp_path_factory) -> Path:
     """A run of each backend, and in two.json what the same ranks then said of them: one launch."""
     folder: Path = tmp_path_factory.mktemp("runs")
-    done = run(torchrun(2, str(ROOT / "tests" / "distributed" / "evaluate_worker.py"), str(folder), *BACKENDS))
+    done = run_ranks(2, "tests.distributed.evaluate_worker", str(folder), *BACKENDS)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("A: held-out loss\n") == 1, "one rank speaks"
     return folder

@@ -7,8 +7,8 @@ import torch
 
 from destruct.export import main
 from tests.distributed.export_worker import DTYPES
-from tests.distributed.launching import ROOT, run, torchrun
 from tests.exported import named, own_loss, plain_loss
+from tests.forked import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 def folder(request, tmp_path_factory) -> Path:
     """Two runs on two ranks, and what their engines had in the end."""
     folder: Path = tmp_path_factory.mktemp("runs")
-    worker = str(ROOT / "tests" / "distributed" / "export_worker.py")
-    done = run(torchrun(2, worker, str(folder), request.param))
+    worker = "tests.distributed.export_worker"
+    done = run_ranks(2, worker, str(folder), request.param)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.distributed.launching import ROOT, run, torchrun
+from tests.forked import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 def results(tmp_path_factory) -> dict[str, dict]:
     """Two updates at two ranks by backend, mode and way of gathering, in bfloat16."""
     folder = tmp_path_factory.mktemp("gather")
-    done = run(torchrun(2, str(ROOT / "tests" / "distributed" / "gather_worker.py"), str(folder)))
+    done = run_ranks(2, "tests.distributed.gather_worker", str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "results.json").read_text())
 

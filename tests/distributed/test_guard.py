@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.distributed.launching import ROOT, run, torchrun
+from tests.forked import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 def found(tmp_path_factory) -> dict:
     """What the first rank was told; all were told the same."""
     path = tmp_path_factory.mktemp("guard") / "told.json"
-    done = run(torchrun(3, str(ROOT / "tests/distributed/guard_worker.py"), str(path)))
+    done = run_ranks(3, "tests.distributed.guard_worker", str(path))
     assert done.returncode == 0, done.stderr[-4000:]
     first, *others = json.loads(path.read_text())
     assert len(others) == 2 and all(other == first for other in others)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.distributed.launching import ROOT, run, torchrun
+from tests.forked import run_ranks
 from tests.pretrained import write_llama, write_reward_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -19,8 +19,8 @@ def loaded(tmp_path_factory) -> dict:
         folder / "llama", pad_token_id=0, eos_token_id=0
     )  # one token for both, whose embedding is a row as others
     write_reward_model(folder / "reward")
-    worker = str(ROOT / "tests" / "distributed" / "loading_worker.py")
-    done = run(torchrun(2, worker, str(folder), str(folder / "results.json")))
+    worker = "tests.distributed.loading_worker"
+    done = run_ranks(2, worker, str(folder), str(folder / "results.json"))
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "results.json").read_text())
 

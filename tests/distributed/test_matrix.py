@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from tests.distributed.launching import ROOT, run, torchrun
 from tests.distributed.matrix_worker import KL, MODES, STAGES
 from tests.distributed.matrix_worker import WAYS as TRIED
+from tests.forked import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -19,7 +19,7 @@ WAYS = [" ".join(way) for way in TRIED]
 def results(tmp_path_factory) -> dict[str, dict]:
     """Figures by mode, reference, estimator and ZeRO stage."""
     folder = tmp_path_factory.mktemp("matrix")
-    done = run(torchrun(2, str(ROOT / "tests" / "distributed" / "matrix_worker.py"), str(folder)))
+    done = run_ranks(2, "tests.distributed.matrix_worker", str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "results.json").read_text())
 

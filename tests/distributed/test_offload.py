@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launching import ROOT, run, torchrun
+from tests.forked import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -17,7 +17,7 @@ def figures(request, tmp_path_factory) -> dict:
     folder: Path = tmp_path_factory.mktemp("offload")
     for name in ("files", "others"):
         (folder / name).mkdir()
-    done = run(torchrun(request.param, str(ROOT / "tests" / "distributed" / "offload_worker.py"), str(folder)))
+    done = run_ranks(request.param, "tests.distributed.offload_worker", str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "results.json").read_text())
 

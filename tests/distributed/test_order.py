@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from destruct.engine.topology import Topology
-from tests.distributed.launching import run, torchrun
 from tests.distributed.order_worker import BATCHES, SIZE, order
+from tests.forked import run_ranks
 from tests.tiny import write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -28,7 +28,7 @@ def config_with_an_end(folder: Path) -> Path:
 def test_one_two_and_four_ranks_draw_the_same_batches_and_share_each_of_them_out(tmp_path):
     config = config_with_an_end(tmp_path)
     for ranks in (4, 2):
-        done = run(torchrun(ranks, "-m", "tests.distributed.order_worker", str(config), str(tmp_path)))
+        done = run_ranks(ranks, "tests.distributed.order_worker", str(config), str(tmp_path))
         assert done.returncode == 0, done.stderr[-3000:]
     alone = order(config, Topology(0, 1, torch.device("cpu")))
     assert alone["mine"] == list(range(BATCHES * SIZE))

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from destruct.data.embedded import EMBEDDED
-from tests.faults import forked
+from tests import forked
 from tests.faults.trials import Outcome, Trials
 from tests.tiny import write_config
 

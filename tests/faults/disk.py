@@ -13,7 +13,7 @@ from destruct.checkpoint import finding
 from destruct.checkpoint.store import CheckpointStore
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
-from tests.faults import forked
+from tests import forked
 from tests.faults.lives import Life, command
 from tests.faults.trials import CannotRun, Outcome, Trials
 from tests.tiny import write_config

@@ -20,7 +20,7 @@ from destruct.checkpoint.state import TrainState, step_name
 from destruct.checkpoint.store import CheckpointStore
 from destruct.engine.topology import Topology
 from destruct.errors import DestructError
-from tests.faults import forked
+from tests import forked
 from tests.faults.trials import CannotRun, Outcome, Trials
 
 CALLS = ("openat", "write", "fsync", "mkdir", "rename", "unlink", "unlinkat", "rmdir", "getdents64", "close")

@@ -1,0 +1,123 @@
+"""Processes and ranks with torch already imported, which takes longer than most of what they do: each is forked from a
+server that has nothing else in it."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+from unittest.mock import patch
+
+from tests.distributed.launching import TIMEOUT_S, environment
+
+PATIENCE_S = 120
+
+
+def server() -> ForkServerContext:
+    """What processes are forked from; it starts with the first of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.forked_imports"])
+    with patch.dict(os.environ, environment(), clear=True):
+        forkserver.ensure_running()
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a process ended, and what it said."""
+
+    code: int | None  # below 0 the signal; None where it had to be killed
+    out: str
+    err: str
+
+
+def start(folder: Path, act: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Begin `act(*arguments)` in a process whose outputs are files of `folder`."""
+    process = server().Process(target=_enter, args=(folder, act, arguments))
+    process.start()
+    return process
+
+
+def end(folder: Path, process: BaseProcess) -> Done:
+    """Wait for it."""
+    process.join(PATIENCE_S)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        process.join()
+    said = [(folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
+    return Done(code, *said)
+
+
+def _enter(folder: Path, act: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    for name, handle in (("out", 1), ("err", 2)):
+        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, handle)
+        os.close(file)
+    act(*arguments)
+
+
+def train(arguments: list[str]) -> None:
+    """`python -m destruct.train`, in this process."""
+    from destruct.train import enter
+
+    sys.argv[1:] = arguments
+    enter()
+
+
+def run_ranks(count: int, worker: str, *arguments: str) -> CompletedProcess[str]:
+    """Run a module as so many ranks over gloo; the first that fails ends the others, as under a launcher.
+
+    Returns:
+        its code, that of the first that failed, and what all of them said.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / str(rank) for rank in range(count)]
+        port, processes = _free_port(), []
+        for rank, folder in enumerate(folders):
+            folder.mkdir()
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            processes.append(start(folder, _rank, {key: str(value) for key, value in place.items()}, worker, arguments))
+        code = _wait(processes)
+        said = ["".join((folder / name).read_text(errors="replace") for folder in folders) for name in ("out", "err")]
+    return CompletedProcess([worker, *arguments], code, *said)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(processes: list[BaseProcess]) -> int:
+    """Until all have ended, one has failed, or there is no time left: then the others are killed."""
+    until = time.monotonic() + TIMEOUT_S
+    while (alive := [each for each in processes if each.exitcode is None]) and time.monotonic() < until:
+        connection.wait([each.sentinel for each in alive], timeout=1)
+        if any(each.exitcode for each in processes):
+            break
+    failed = [each.exitcode for each in processes if each.exitcode]
+    if not failed and alive:
+        failed = [-signal.SIGKILL]
+    for each in processes:
+        each.kill()
+        each.join()
+    return failed[0] if failed else 0
+
+
+def _rank(place: dict[str, str], worker: str, arguments: tuple[str, ...]) -> None:
+    os.environ.update(place)
+    sys.argv = [worker, *arguments]
+    runpy.run_module(worker, run_name="__main__", alter_sys=True)
