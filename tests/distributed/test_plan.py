@@ -18,6 +18,8 @@ SMALL = {
     "model.value.num_attention_heads": 4,
     "data.tokenizer.vocab_size": 1024,
     "data.sources": "{markov: {embedded: markov}, noise: {embedded: noise}}",
+    "rollout.prompt_tokens": 16,
+    "rollout.response_tokens": 16,
     "ppo.epochs": 2,
     "ppo.early_stop_kl": 100,
 }
