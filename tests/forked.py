@@ -28,7 +28,9 @@ def server() -> ForkServerContext:
     """What processes are forked from; it starts with the first of them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.forked_imports"])
-    with patch.dict(os.environ, environment(), clear=True):
+    # CUDA that was asked for its devices in another way would not survive a fork.
+    variables = environment() | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    with patch.dict(os.environ, variables, clear=True):
         forkserver.ensure_running()
     return context
 
@@ -104,17 +106,19 @@ def _free_port() -> int:
 def _wait(processes: list[BaseProcess]) -> int:
     """Until all have ended, one has failed, or there is no time left: then the others are killed."""
     until = time.monotonic() + TIMEOUT_S
-    while (alive := [each for each in processes if each.exitcode is None]) and time.monotonic() < until:
-        connection.wait([each.sentinel for each in alive], timeout=1)
-        if any(each.exitcode for each in processes):
-            break
-    failed = [each.exitcode for each in processes if each.exitcode]
-    if not failed and alive:
-        failed = [-signal.SIGKILL]
-    for each in processes:
-        each.kill()
-        each.join()
-    return failed[0] if failed else 0
+    try:
+        while (alive := [each for each in processes if each.exitcode is None]) and time.monotonic() < until:
+            connection.wait([each.sentinel for each in alive], timeout=1)
+            if any(each.exitcode for each in processes):
+                break
+        failed = [each.exitcode for each in processes if each.exitcode]
+    finally:
+        for each in processes:
+            each.kill()
+            each.join()
+    if failed:
+        return failed[0]
+    return -signal.SIGKILL if alive else 0
 
 
 def _rank(place: dict[str, str], worker: str, arguments: tuple[str, ...]) -> None:
