@@ -89,6 +89,8 @@ def run_ranks(count: int, worker: str, *arguments: str) -> CompletedProcess[str]
         port, processes = _free_port(), []
         for rank, folder in enumerate(folders):
             folder.mkdir()
+            for output in ("out", "err"):  # one may be ended before it has opened them
+                (folder / output).touch()
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             processes.append(start(folder, _rank, {key: str(value) for key, value in place.items()}, worker, arguments))
