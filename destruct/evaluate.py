@@ -175,13 +175,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _evaluated(job: Job, ranks: int, screen: Screen) -> "Evaluation":
-    import torch  # and what needs it, of which bad input needs none
-
-    from destruct.engine import topology as group
+    from destruct.engine import topology as group  # and torch, of which bad input needs none
     from destruct.evaluating.evaluation import evaluate
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    topology = group.start() if ranks > 1 else group.Topology(0, 1, device)
+    topology = group.start() if ranks > 1 else group.Topology(0, 1, group.own_device())
     try:
         return evaluate(job, topology, screen)
     finally:

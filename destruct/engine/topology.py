@@ -14,6 +14,7 @@ from torch import Tensor
 from destruct.errors import DestructError
 from destruct.exits import Exit
 from destruct.heartbeat import HEART
+from destruct.ops import bfloat16_cpu
 
 T = TypeVar("T")
 
@@ -156,13 +157,8 @@ def start(timeout_s: float = 1800.0) -> Topology:
         )
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-        for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, and torch's of the same
-            os.environ.setdefault(name, PRODUCTS_KEPT)
+    device = own_device()
+    if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, imported later, warns that it had to guess
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -171,6 +167,19 @@ def start(timeout_s: float = 1800.0) -> Topology:
         except (RuntimeError, ValueError) as error:
             raise _cannot_meet(str(error).partition("\n")[0]) from None
     return Topology(dist.get_rank(), dist.get_world_size(), device)
+
+
+def own_device() -> torch.device:
+    """The GPU of this process, that of its local rank, or the CPU, made ready for products of bfloat16."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, and torch's of the same
+        os.environ.setdefault(name, PRODUCTS_KEPT)
+    if bfloat16_cpu.is_slow():
+        bfloat16_cpu.lead_through_float32()
+    return torch.device("cpu")
 
 
 def _cannot_meet(words: str) -> DestructError:

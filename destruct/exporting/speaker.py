@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 from transformers.initialization import no_init_weights
 
 from destruct.data.tokenizing import Tokenizer
+from destruct.engine.topology import own_device
 from destruct.errors import DestructError
 from destruct.exporting.network import (
     PREFIX,
@@ -106,4 +107,4 @@ def of_checkpoint(source: Source, tell: Tell) -> Speaker:
 
 
 def _placed(model: PreTrainedModel) -> PreTrainedModel:
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(own_device()).eval()

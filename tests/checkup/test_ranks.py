@@ -13,6 +13,7 @@ import pytest
 from destruct.checkup import ranks
 from destruct.launching.processes import code_of, ranks_below
 from tests.distributed.launching import ROOT
+from tests.processes import below
 
 HANGS = 'setsid sh -c \'echo $$ > "$0/pid"; exec sleep 300\' "$0" & {}; wait'
 """A launcher of one rank, in a session of its own as torchrun's are, that does not end."""
@@ -47,12 +48,12 @@ def test_a_doctor_that_is_sent_away_takes_its_rank_and_files_along(tmp_path):
         until = time.monotonic() + 120
         while len(started := ranks_below(doctor.pid)) < 1 and doctor.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
-        below = psutil.Process(doctor.pid).children(recursive=True)
+        family = below(doctor.pid)
         for _ in range(2):
             doctor.send_signal(signal.SIGTERM)
         _, said = doctor.communicate(timeout=30)
     finally:
         doctor.kill()
     assert (len(started), doctor.returncode, said) == (1, 128 + signal.SIGTERM, b"")
-    _, alive = psutil.wait_procs(below, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive and not [path for path in Path(tmp_path).iterdir() if "destruct" in path.name]

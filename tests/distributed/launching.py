@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import below, runs, variables
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 420
 
@@ -80,9 +82,9 @@ def begin(command: list[str]) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> Life:
     """Wait; what outlives it is told, and killed."""
-    family = psutil.Process(process.pid).children(recursive=True)
+    family = below(process.pid)
     out, err = process.communicate(timeout=TIMEOUT_S)
-    left = [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    left = [each for each in family if runs(each)]
     for each in left:
         each.kill()
     return Life(process.returncode, out, err, left)
@@ -90,8 +92,8 @@ def end(process: subprocess.Popen[str]) -> Life:
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The ranks below a launcher, in their order."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    return sorted((each for each in family if "RANK" in each.environ()), key=lambda each: int(each.environ()["RANK"]))
+    found = [(int(rank), each) for each in below(process.pid) if (rank := variables(each).get("RANK")) is not None]
+    return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
 
 def updates_in(folder: Path) -> int:

@@ -14,6 +14,7 @@ from tests.distributed.launching import ROOT
 from tests.faults.disk import mounted
 from tests.faults.lives import Life, strike
 from tests.faults.trials import Outcome, Trials
+from tests.processes import variables, words
 
 STEPS, LONG = 5, 10_000
 SHARD = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -53,13 +54,11 @@ def struck(folder: Path, target: str, number: signal.Signals) -> Outcome:
 
 def target_of(life: Life, name: str) -> list[psutil.Process]:
     """A rank, the launcher of the ranks, or the command that a person typed."""
-    ranks = [each for each in life.processes() if "RANK" in each.environ()]
+    ranks = [each for each in life.processes() if "RANK" in variables(each)]
     if name == "rank":
         return ranks[1:]
     if name == "launcher":
-        return [
-            each for each in life.processes() if each not in ranks and "launcher.launch" in " ".join(each.cmdline())
-        ]
+        return [each for each in life.processes() if each not in ranks and "launcher.launch" in words(each)]
     return [psutil.Process(life.process.pid)]
 
 

@@ -14,6 +14,7 @@ import psutil
 from destruct.checkpoint import finding
 from tests.distributed.launching import ROOT, environment, torchrun
 from tests.faults import digests
+from tests.processes import runs, variables, words
 from tests.tiny import CONFIG, write_config
 
 PATIENCE_S = 180.0
@@ -74,22 +75,16 @@ class Life:
 
     def processes(self) -> list[psutil.Process]:
         """All that run, the launcher first."""
-        return sorted((each for each in psutil.process_iter() if self._is_ours(each)), key=lambda each: each.pid)
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark
-        except psutil.Error:
-            return False
+        ours = (each for each in psutil.process_iter() if runs(each) and variables(each).get(MARK) == self.mark)
+        return sorted(ours, key=lambda each: each.pid)
 
     def ranks(self) -> dict[int, psutil.Process]:
         """Those of them that are ranks; what a rank starts is none."""
         found: dict[int, psutil.Process] = {}
         for each in self.processes():
-            with contextlib.suppress(psutil.Error):
-                variables = each.environ()
-                if "RANK" in variables and "destruct.train" in " ".join(each.cmdline()):
-                    found.setdefault(int(variables["RANK"]), each)
+            rank = variables(each).get("RANK")
+            if rank is not None and "destruct.train" in words(each):
+                found.setdefault(int(rank), each)
         return found
 
     def target(self, name: str) -> list[psutil.Process]:
@@ -100,7 +95,7 @@ class Life:
             return [] if self.is_over else [psutil.Process(self.process.pid)]
         if name == "launcher":
             ranks = {each.pid for each in self.ranks().values()}
-            return [each for each in self.processes() if each.pid not in ranks and _runs(each, "launcher.launch")]
+            return [each for each in self.processes() if each.pid not in ranks and "launcher.launch" in words(each)]
         ranks = self.ranks()
         return list(ranks.values()) if name == "all ranks" else [ranks[n] for n in (int(name[5:]),) if n in ranks]
 
@@ -156,12 +151,6 @@ def strike(processes: list[psutil.Process], number: signal.Signals) -> int:
             hit += each.status() != psutil.STATUS_ZOMBIE
             each.send_signal(number)
     return hit
-
-
-def _runs(process: psutil.Process, what: str) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return what in " ".join(process.cmdline())
-    return False
 
 
 def steps_in(folder: Path) -> int:

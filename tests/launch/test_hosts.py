@@ -19,6 +19,7 @@ from tests.distributed.launching import ROOT, TIMEOUT_S, Life, begin, end, envir
 from tests.faults.digests import figures
 from tests.launch import sshd
 from tests.launch.test_launcher import TOY, left, ready
+from tests.processes import words
 from tests.tiny import write_config
 
 HOSTS = ",".join(f"{host}:1" for host in sshd.HOSTS)
@@ -208,7 +209,7 @@ class TestOverSsh:
         process = launch(tmp_path, *arguments, **reachable, MLFLOW_TRACKING_TOKEN="hush-hush-hush")
         seen = set()
         while process.poll() is None and not (tmp_path / "tiny" / "metrics.jsonl").exists():
-            seen |= {line for each in psutil.process_iter() for line in command_line(each)}
+            seen |= {words(each) for each in psutil.process_iter()}
             time.sleep(0.5)
         out, err = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, err
@@ -238,10 +239,3 @@ class TestOverSsh:
         process.communicate(timeout=60)
         assert not psutil.wait_procs(ranks, timeout=30)[1]
         assert [(tmp_path / f"got-{rank}").read_text() for rank in range(2)] == [str(int(signal.SIGTERM))] * 2
-
-
-def command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from destruct.launching.ranks import Ranks
+from tests.processes import at, below, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 WRAPPER = ROOT / "launch" / "bin" / "deepspeed"
@@ -104,14 +105,14 @@ def ready(folder: Path, process: subprocess.Popen[str]) -> list[psutil.Process]:
     while not all((folder / f"ready-{rank}").exists() for rank in range(2)):
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.05)
-    return psutil.Process(process.pid).children(recursive=True)
+    return below(process.pid)
 
 
 def ranks_left(folder: Path) -> list[int]:
     """Ranks of the toy that still run (a zombie does not), by the process ids they wrote."""
     pids = [int(path.read_text()) for path in folder.glob("pid-*")]
     assert len(pids) == 2, "both ranks started"
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return [pid for pid in pids if at(pid) is not None]
 
 
 @pytest.mark.distributed
@@ -147,7 +148,7 @@ def test_a_rank_that_fails_ends_the_other_within_seconds(tmp_path, act, code, wo
 
 
 def left(family: list[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in family if runs(each)]
 
 
 @pytest.mark.distributed

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
 from destruct import last_words
 from tests.launch.test_launcher import ROOT, launch, ranks_left, start
+from tests.processes import below, words
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -50,8 +50,7 @@ def test_deepspeeds_launcher_that_is_killed_before_it_has_started_a_rank_is_no_s
     victims = []
     while not victims:
         assert process.poll() is None
-        below = psutil.Process(process.pid).children(recursive=True)
-        victims = [each for each in below if "deepspeed.launcher.launch" in " ".join(each.cmdline())]
+        victims = [each for each in below(process.pid) if "deepspeed.launcher.launch" in words(each)]
     time.sleep(0.5)  # ours has seen it; its own imports take seconds
     victims[0].kill()
     _, said = process.communicate(timeout=60)

@@ -7,13 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from destruct.errors import DestructError
 from destruct.launching.outputs import Outputs
 from destruct.launching.surroundings import DEVICES, gpus
 from tests.distributed.launching import environment, run, torchrun
+from tests.processes import below, variables
 
 TOY = """
 import os, pathlib, signal, sys, time
@@ -90,8 +90,7 @@ def test_ranks_of_torchrun_that_a_signal_ends_before_they_listen_are_no_failure(
 @pytest.mark.distributed
 def test_a_rank_of_torchrun_that_somebody_else_ends_is_named(tmp_path):
     process = begun(tmp_path, supervised(tmp_path, *torchrun(2), act="sleep"), 2, subprocess.DEVNULL)
-    below = psutil.Process(process.pid).children(recursive=True)
-    (rank,) = [each for each in below if each.environ().get("RANK") == "1"]
+    (rank,) = [each for each in below(process.pid) if variables(each).get("RANK") == "1"]
     rank.terminate()
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said.splitlines()[0]) == (

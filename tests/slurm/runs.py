@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.lives import VALUE, steps_in
+from tests.processes import at
 from tests.slurm.cluster import LIVES, Cluster
 from tests.tiny import write_config
 
@@ -83,12 +84,8 @@ def witnesses(folder: Path) -> list[dict]:
 
 def ranks(folder: Path) -> list[psutil.Process]:
     """Those that run."""
-    found = []
-    for witness in witnesses(folder):
-        process = psutil.Process(witness["pid"]) if psutil.pid_exists(witness["pid"]) else None
-        if process is not None and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
+    found = (at(witness["pid"]) for witness in witnesses(folder))
+    return [process for process in found if process is not None]
 
 
 def kill(process: psutil.Process) -> None:
