@@ -20,6 +20,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from bench.ppo_case import LEARNING_RATE, Work, prompts
 from bench.ppo_process import Told
+from destruct.engine.topology import own_device
 
 
 class Laps(TrainerCallback):
@@ -94,6 +95,7 @@ def state_bytes(trainer: PPOTrainer) -> int:
 
 def main() -> None:
     folder, work, iterations = Path(sys.argv[1]), Work(**json.loads(sys.argv[2])), int(sys.argv[3])
+    own_device()  # where this processor multiplies bfloat16 as float32, it does so for both sides
     torch.randn(64, 64) @ torch.randn(64, 64)  # its library is an import, too
     told = Told()
     trainer = trainer_of(work, folder, iterations, [Laps(told)])

@@ -1,8 +1,8 @@
-"""bfloat16 on a processor without its products: they and attention are made in float32, and rounded once.
+"""bfloat16 on a processor without its products: they are made in float32, and rounded once.
 
-oneDNN, which multiplies for torch, refuses bfloat16 without AVX-512; torch's own kernels then take 7 to 25 times as
-long as those of float32, a cast there and back hardly any time (docs/lab.md).  oneDNN's products, too, are sums in
-float32 that are rounded once.
+oneDNN, which multiplies for torch, refuses bfloat16 without AVX-512.  torch's own kernels then take 7 to 30 times as
+long as those of float32 with a cast there and back, and attention's gradients four times (docs/lab.md).  oneDNN's
+products, too, are sums in float32 that are rounded once.
 """
 
 import functools
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
-ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+ATTENTIONS_GRADIENTS = "_scaled_dot_product_flash_attention_for_cpu_backward"
 
 
 def is_slow() -> bool:
@@ -24,7 +24,7 @@ def is_slow() -> bool:
 
 @functools.cache
 def lead_through_float32() -> torch.library.Library:
-    """Replace the CPU's kernels for this process; other dtypes go to the old ones, 10 us later.
+    """Replace the CPU's kernels for this process; other dtypes go to the old ones, 6 us later.
 
     Returns:
         What holds the replacement: it ends with this object, which is kept.
@@ -32,24 +32,22 @@ def lead_through_float32() -> torch.library.Library:
     library = torch.library.Library("aten", "IMPL", "CPU")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a kernel is replaced, which is the point
-        for name in (*PRODUCTS, ATTENTION, f"{ATTENTION}_backward"):
-            library.impl(name, _returning(name, 1 if name == ATTENTION else 3), "CPU", with_keyset=True)
+        for name in (*PRODUCTS, ATTENTIONS_GRADIENTS):
+            library.impl(name, _returning(name), "CPU", with_keyset=True)
         for name in PRODUCTS:
             library.impl(f"{name}.out", _writing(name), "CPU", with_keyset=True)
     return library
 
 
-def _returning(name: str, rounded: int) -> Callable[..., Any]:
-    """The operation, of whose results the first `rounded` have the dtype of its first tensor."""
+def _returning(name: str) -> Callable[..., Any]:
+    """The operation, whose results have the dtype of its first tensor."""
     kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
 
     def call(keys: torch.DispatchKeySet, first: Tensor, *others: Any, **settings: Any) -> Any:
         if first.dtype is not torch.bfloat16:
             return kernel.call_boxed(keys, first, *others, **settings)
         result = kernel.call_boxed(keys, *map(_wide, (first, *others)), **{k: _wide(v) for k, v in settings.items()})
-        if isinstance(result, Tensor):
-            return result.bfloat16()
-        return tuple(part.bfloat16() if place < rounded else part for place, part in enumerate(result))
+        return result.bfloat16() if isinstance(result, Tensor) else tuple(part.bfloat16() for part in result)
 
     return call
 
