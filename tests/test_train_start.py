@@ -57,6 +57,35 @@ def test_a_rank_that_ends_in_words_tells_the_launcher_before_the_others_fail_for
     assert [path.name for path in (tmp_path / "reports").iterdir()] == ["failed-0"]
 
 
+IMPORTING = """
+import runpy, signal, sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        try:
+            name == "torch" and signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupted())
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_ctrl_c_of_which_torch_makes_an_error_of_its_own_is_one_line_still(tmp_path):
+    """It comes while torch is imported."""
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, "destruct.train", "--config", str(write_config(tmp_path))],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "destruct: interrupted\n")
+
+
 @pytest.mark.slow
 def test_control_c_ends_a_run_with_one_line_and_what_it_did_is_saved(tmp_path):
     command = [sys.executable, "-m", "destruct.train", "--config", str(write_config(tmp_path))]
