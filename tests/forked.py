@@ -81,6 +81,8 @@ def train(arguments: list[str]) -> None:
 def run_ranks(count: int, worker: str, *arguments: str) -> CompletedProcess[str]:
     """Run a module as so many ranks over gloo; the first that fails ends the others, as under a launcher.
 
+    They have this process's variables, but what torch and its like read when they are imported has been read.
+
     Returns:
         its code, that of the first that failed, and what all of them said.
     """
@@ -93,10 +95,16 @@ def run_ranks(count: int, worker: str, *arguments: str) -> CompletedProcess[str]
                 (folder / output).touch()
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            processes.append(start(folder, _rank, {key: str(value) for key, value in place.items()}, worker, arguments))
+            variables = environment() | {key: str(value) for key, value in place.items()}
+            processes.append(start(folder, _rank, variables, worker, arguments))
         code = _wait(processes)
         said = ["".join((folder / name).read_text(errors="replace") for folder in folders) for name in ("out", "err")]
     return CompletedProcess([worker, *arguments], code, *said)
+
+
+def train_ranks(count: int, config: Path | str, *overrides: str) -> CompletedProcess[str]:
+    """Train on so many ranks; no launcher looks after them, nor names the one that failed."""
+    return run_ranks(count, "destruct.train", "--config", str(config), *overrides)
 
 
 def _free_port() -> int:
@@ -123,7 +131,7 @@ def _wait(processes: list[BaseProcess]) -> int:
     return -signal.SIGKILL if alive else 0
 
 
-def _rank(place: dict[str, str], worker: str, arguments: tuple[str, ...]) -> None:
-    os.environ.update(place)
+def _rank(variables: dict[str, str], worker: str, arguments: tuple[str, ...]) -> None:
+    os.environ.update(variables)
     sys.argv = [worker, *arguments]
     runpy.run_module(worker, run_name="__main__", alter_sys=True)

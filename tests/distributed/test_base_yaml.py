@@ -21,7 +21,8 @@ from destruct.engine.topology import Topology
 from destruct.inputs import read_inputs
 from destruct.tracking.console import Screen
 from tests.corpora import SOURCES, write_corpora
-from tests.distributed.launching import ROOT, run
+from tests.distributed.launching import ROOT
+from tests.forked import train_ranks
 from tests.pretrained import write_llama
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -65,7 +66,7 @@ def finished(folder, request) -> Path:
     """The folder of the run after its two updates."""
     own = {"run.folder": str(folder / request.param), "engine.backend": request.param}
     overrides = [f"{key}={value}" for key, value in (SIZES | paths(folder) | own).items()]
-    done = run(["deepspeed", "--num_gpus", "2", "-m", "destruct.train", "--config", str(BASE), *overrides])
+    done = train_ranks(2, BASE, *overrides)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Traceback" not in done.stderr
     return folder / request.param / "base"

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from tests.distributed.launching import ROOT, run, torchrun
+from tests.distributed.launching import ROOT
+from tests.forked import train_ranks
 from tests.tiny import write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -19,8 +20,8 @@ MACHINE = ("time/", "memory/")
 
 
 def start(config: Path, *overrides: str) -> str:
-    """What a run under torchrun says."""
-    done = run(torchrun(2, "-m", "destruct.train", "--config", str(config), "engine.backend=fsdp", *overrides))
+    """What a run says."""
+    done = train_ranks(2, config, "engine.backend=fsdp", *overrides)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

@@ -1,12 +1,15 @@
 """The plan against real runs on two ranks: bytes of every kind of collective, bytes of a checkpoint."""
 
+import json
+
 import pytest
 
-from bench.plan_accuracy import CONFIG, Row, kinds_of, planned, watched
+from bench.plan_accuracy import CONFIG, Row, kinds_of, planned
 from destruct.config.settings import load
 from destruct.planning.disk import plan_disk
 from destruct.planning.hardware import HARDWARE
 from destruct.planning.job import job_of
+from tests.forked import run_ranks
 
 pytestmark = pytest.mark.distributed
 SMALL = {
@@ -36,7 +39,9 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_collectives_and_checkpoints_take_what_was_planned(tmp_path, row):
     _, plan = planned(row, tmp_path)
-    run = kinds_of(watched(row, tmp_path, "bytes"))
+    done = run_ranks(2, "bench.watched_rank", "bytes", str(CONFIG), *row.overrides(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = kinds_of(json.loads(done.stdout.splitlines()[-1]))
     assert plan, "several ranks exchange something"
     for kind, size in plan.items():
         assert size == pytest.approx(run[kind], rel=0.05), kind

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.distributed.launching import ROOT, run
+from tests.distributed.launching import ROOT
+from tests.forked import train_ranks
 from tests.tiny import write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -22,8 +23,7 @@ def test_every_file_is_tried():
 def test_it_trains(tmp_path, monkeypatch, name):
     monkeypatch.setenv("NVME_PATH", str(tmp_path))
     short = ["run.num_epochs=1", "run.updates_per_epoch=2", f"engine.deepspeed={ROOT / 'ds_configs' / name}"]
-    config = str(write_config(tmp_path))
-    done = run(["deepspeed", "--num_gpus", "2", "-m", "destruct.train", "--config", config, *short])
+    done = train_ranks(2, write_config(tmp_path), *short)
     assert done.returncode == 0, done.stderr[-4000:]
     summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
     assert (summary["updates"], summary["skipped_steps"]) == (2, 0)

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.distributed.differences import differences
 from tests.distributed.launching import Life, begin, end, ranks_of, run, updates_in, wait_for_updates
+from tests.forked import train_ranks
 from tests.tiny import write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -111,8 +112,8 @@ def test_resume_continues_counters_curriculum_mixture_and_figures(whole, resumed
 
 
 def test_from_another_runs_checkpoint_two_ranks_go_on_in_a_folder_of_their_own(whole, tmp_path):
-    config, checkpoints = str(write_config(tmp_path, "fork")), whole / "checkpoints"
-    done = run([*LITERAL, config, "--resume", str(checkpoints / "step-00000003")])
+    checkpoints = whole / "checkpoints"
+    done = train_ranks(2, write_config(tmp_path, "fork"), "--resume", str(checkpoints / "step-00000003"))
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"resumed after update 3 from {checkpoints / 'step-00000003'}" in done.stdout
     fork = tmp_path / "fork"
@@ -239,7 +240,7 @@ def test_a_damaged_checkpoint_is_named_before_it_is_unpickled_and_the_one_before
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    done = run([*LITERAL, str(write_config(tmp_path)), "run.resume=auto"])
+    done = train_ranks(2, write_config(tmp_path), "run.resume=auto")
     assert done.returncode == 0, done.stderr[-4000:]
     said = " ".join(done.stdout.split())
     assert f"warning: {victim} is not the file that was saved: its digest is another one" in said

@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from destruct.launching.hosts import main
-from tests.distributed.launching import ROOT, TIMEOUT_S, Life, begin, end, environment, run, torchrun
+from tests.distributed.launching import ROOT, TIMEOUT_S, Life, begin, end, environment
 from tests.faults.digests import figures
+from tests.forked import train_ranks
 from tests.launch import sshd
 from tests.launch.test_launcher import TOY, left, ready
 from tests.processes import words
@@ -63,9 +64,9 @@ def write_hostfile(folder: Path, *lines: str) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Iterator[list[dict]]:
-    """What two ranks on one host measure under torchrun."""
+    """What two ranks of one host measure."""
     folder = tmp_path_factory.mktemp("alone")
-    done = run(torchrun(2, "-m", "destruct.train", "--config", str(write_config(folder)), *OVERRIDES))
+    done = train_ranks(2, write_config(folder), *OVERRIDES)
     assert done.returncode == 0, done.stderr
     return figures(folder / "tiny")
 
