@@ -35,15 +35,20 @@ def hold():
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
         )
-        started.append(process)
         said = process.stdout.readline()
-        assert said == "mine\n", said
+        if said != "mine\n":
+            end(process)  # it would wait, and have the folder for a moment as soon as it is free
+            raise AssertionError(said)
+        started.append(process)
         return process
+
+    def end(process: subprocess.Popen) -> None:
+        process.kill()
+        process.communicate()
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        end(process)
 
 
 def test_a_folder_that_another_process_works_in_is_refused_with_its_number(tmp_path, hold):
