@@ -120,6 +120,17 @@ def test_a_damaged_or_unnamed_checkpoint_is_told_in_words_that_fit_this_command(
     assert "tokenizer.json is missing" in refused(capfd, "--model", str(run), "a")
 
 
+def test_a_process_whose_onednn_refuses_bfloat16_speaks_through_float32(folder):
+    code = (
+        "import sys, torch; torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: False\n"
+        "from destruct import generate; generate.main(sys.argv[1:])\n"
+        "from tests.ops.test_bfloat16_cpu import casts_in; print(casts_in('mm'))"
+    )
+    command = [sys.executable, "-c", code, "--model", str(folder), "1 + 1 =", "--max-tokens", "8"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert done.stdout.startswith("1 + 1 =") and done.stdout.endswith("\nTrue\n"), done.stdout
+
+
 def spoken(*command: str, **about) -> subprocess.Popen:
     """The door as a process of its own."""
     door = [sys.executable, "-m", "destruct.generate", *command]
