@@ -5,6 +5,7 @@ import difflib
 import errno
 import importlib
 import io
+import os
 import signal
 import sys
 import threading
@@ -39,6 +40,9 @@ Of a package it is `__main__`, as for `python -m`.
 
 RUNS = Path("runs")
 """Where a run is looked up by its name."""
+
+AGAIN_S = 0.01
+"""Until a Ctrl-C comes again that a finalizer has swallowed."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,8 +91,13 @@ def told(answer: Callable[[], int]) -> int:
 
 @contextmanager
 def ctrl_c_kept() -> Iterator[None]:
-    """Let any error after a Ctrl-C be KeyboardInterrupt: a library being imported makes one of its own of that."""
+    """Let any error after a Ctrl-C be KeyboardInterrupt: a library being imported makes one of its own of that.
+
+    Python prints and forgets one that comes while it calls a finalizer, as it often does while it imports: this one
+    comes again a moment later.
+    """
     before, came = signal.getsignal(signal.SIGINT), False
+    unraisable = sys.unraisablehook
     if not callable(before) or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -98,7 +107,13 @@ def ctrl_c_kept() -> Iterator[None]:
         came = True
         before(number, frame)
 
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            return unraisable(lost)
+        threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+
     signal.signal(signal.SIGINT, note)
+    sys.unraisablehook = again
     try:
         yield
     except Exception as error:
@@ -106,6 +121,7 @@ def ctrl_c_kept() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
+        sys.unraisablehook = unraisable
         signal.signal(signal.SIGINT, before)
 
 

@@ -1,5 +1,6 @@
 """What tests of an exported folder share: its validation loss by plain transformers, and by our own network."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -36,3 +37,8 @@ def named(folder: Path) -> dict[str, torch.Tensor]:
     """Every parameter of a folder, by its name in the policy's network."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     return {f"lm.{name}": p.detach() for name, p in model.named_parameters()}
+
+
+def complaint(stderr: str) -> str:
+    """What is said there besides how far slow work has come."""
+    return re.sub(r"^(verify|load|export) +\d.*\n", "", stderr, flags=re.M)

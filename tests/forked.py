@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from subprocess import CompletedProcess
 from typing import Any
 from unittest.mock import patch
 
+from destruct.launching.surroundings import free_port
 from tests.distributed.launching import TIMEOUT_S, environment
 
 PATIENCE_S = 120
@@ -88,7 +88,7 @@ def run_ranks(count: int, worker: str, *arguments: str) -> CompletedProcess[str]
     """
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / str(rank) for rank in range(count)]
-        port, processes = _free_port(), []
+        port, processes = free_port(), []
         for rank, folder in enumerate(folders):
             folder.mkdir()
             for output in ("out", "err"):  # one may be ended before it has opened them
@@ -105,12 +105,6 @@ def run_ranks(count: int, worker: str, *arguments: str) -> CompletedProcess[str]
 def train_ranks(count: int, config: Path | str, *overrides: str) -> CompletedProcess[str]:
     """Train on so many ranks; no launcher looks after them, nor names the one that failed."""
     return run_ranks(count, "destruct.train", "--config", str(config), *overrides)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(processes: list[BaseProcess]) -> int:

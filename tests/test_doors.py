@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,37 @@ def test_a_ctrl_c_of_which_a_library_makes_an_error_of_its_own_is_one_still(caps
         signal.signal(signal.SIGINT, before)
     with pytest.raises(ImportError, match="No module named 'no_module'"):
         told(lambda: int(importlib.import_module("no_module").__name__))
+
+
+class Finalized:
+    """Calls something as soon as nobody has it any more."""
+
+    def __init__(self, act: Callable[[], object]):
+        self._act = act
+
+    def __del__(self):
+        self._act()
+
+
+def test_a_ctrl_c_that_a_finalizer_swallows_comes_again(capsys, monkeypatch):
+    """Python calls some while it imports: 0.2% of that time."""
+    others = []
+
+    def theirs(lost: "sys.UnraisableHookArgs") -> None:
+        others.append(lost.exc_type)
+
+    monkeypatch.setattr(sys, "unraisablehook", theirs)
+
+    def imported() -> int:
+        Finalized(lambda: 1 / 0)
+        Finalized(lambda: signal.raise_signal(signal.SIGINT))
+        time.sleep(30)
+        return 0
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # who started the tests may ignore it
+    try:
+        assert told(imported) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "destruct: interrupted\n"
+    assert others == [ZeroDivisionError] and sys.unraisablehook is theirs

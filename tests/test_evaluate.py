@@ -221,7 +221,7 @@ def test_standard_output_is_the_result_alone_and_progress_is_beside_it(trained, 
     assert evaluate.main(["--checkpoint", str(trained["run"]), "--samples", "2", "--markdown", "-"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("# Evaluation\n") and "loss " not in out
-    assert re.search(r"^loss +2/2  noise$", err, re.M) and re.search(r"^sample +2/2  noise$", err, re.M)
+    assert all(re.search(rf"^{stage} +2/2  noise( |$)", err, re.M) for stage in ("loss", "sample"))
 
 
 def test_another_tokenizer_is_compared_in_bits_per_byte_alone(trained, capsys, tmp_path):

@@ -100,7 +100,7 @@ def finished(tmp_path_factory) -> Path:
     (folder / "prompts.yaml").write_text("prompts: [{topic: code, text: 'def f(n):'}]")
     prompts = f"prompts.file={folder}/prompts.yaml"
     assert train(config, prompts, "run.num_epochs=50", stop_after='"ppo/steps"') == 75
-    assert train(config, prompts, "run.resume=auto", "ppo.policy_lr=0.0005") == 0
+    assert train(config, prompts, "run.num_epochs=4", "run.resume=auto", "ppo.policy_lr=0.0005") == 0
     return folder / "tiny"
 
 
@@ -110,7 +110,7 @@ def test_a_run_notes_when_it_started_stopped_went_on_and_was_done(finished):
     assert [event["event"] for event in events] == ["started", "stopped", "resumed", "finished"]
     assert events[1]["by"] == "SIGTERM" and events[2]["checkpoint"].endswith(events[1]["checkpoint"])
     assert {"engine.backend=single", "run.resume=auto", "ppo.policy_lr=0.0005"} <= set(events[2]["overrides"])
-    assert events[3]["updates"] == 6
+    assert events[3]["updates"] == 12
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_a_run_that_is_done_has_written_its_page_and_names_it(finished):
     assert summary["files"]["report"] == str(finished / "report.html")
     page = Page((finished / "report.html").read_text())
     assert not page.faults
-    assert "tiny finished its 6 updates in" in page.text and "def f(n):" in page.text
+    assert "tiny finished its 12 updates in" in page.text and "def f(n):" in page.text
     before, after = summary["reward_before"], summary["reward_after"]
     assert f"{before:.3f} → {after:.3f}" in page.text
     kinds = [row[1] for row in page.tables[""] if len(row) == 4]

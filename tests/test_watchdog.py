@@ -13,7 +13,7 @@ import pytest
 from destruct.heartbeat import Heartbeat
 from destruct.watchdog import Seen, Watchdog, verdict
 
-STALL_S = 1.0
+STALL_S = 2.0
 
 RANKS = """
 import ctypes, os, sys, time
@@ -23,6 +23,11 @@ from destruct.heartbeat import HEART
 from destruct.watchdog import Watchdog
 
 rank, how, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+
+
+def seen(words):
+    while words not in (folder / f"rank-{rank}").read_text():
+        time.sleep(0.01)
 
 
 def where_it_hangs():
@@ -37,11 +42,11 @@ with Watchdog(HEART, folder, folder / f"rank-{rank}.log", rank, 3, float(sys.arg
         time.sleep(0.01)
     HEART.count = 100
     with HEART.during("generate"):
-        time.sleep(0.3)  # until it has been seen there
+        seen('"generate"')
         if rank == 1 and how != "collective":
             where_it_hangs()
         with HEART.waiting():
-            time.sleep(0.3)
+            seen('"waits": true')
             print("waits", flush=True)
             time.sleep(1000)
 """
@@ -96,7 +101,7 @@ def test_a_rank_that_hangs_is_named_by_one_rank_and_all_end_and_leave_their_stac
     codes, said, logs = end_of(how)
     assert codes == [76, 76]
     assert "".join(said).count("nothing has gone on") == 1
-    assert f"destruct: nothing has gone on for 1 s: rank 1 {words}\n  remedy: see the stacks" in "".join(said)
+    assert f"destruct: nothing has gone on for {STALL_S:g} s: rank 1 {words}\n  remedy: see the stacks" in "".join(said)
     assert "ranks.py" in logs[0] and "ranks.py" in logs[2]
     if how != "collective":
         assert "in where_it_hangs" in logs[1]

@@ -1,11 +1,11 @@
 """A fault on every rank, found once the ranks have met: the first rank tells it, another one if it is still there."""
 
-import socket
 import subprocess
 import sys
 
 import pytest
 
+from destruct.launching.surroundings import free_port
 from tests.distributed.launching import ROOT, environment
 from tests.tiny import write_config
 
@@ -14,10 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 def test_without_a_launcher_that_ends_them_each_rank_tells_the_fault_by_its_number(tmp_path):
     (tmp_path / "long.yaml").write_text(f"prompts: [{{topic: a, text: '{'1+1=2 ' * 200}'}}]\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-m", "destruct.train", "--config", str(write_config(tmp_path))]
     command.append(f"prompts.file={tmp_path / 'long.yaml'}")
     ranks = [

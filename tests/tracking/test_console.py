@@ -53,7 +53,8 @@ def advance(screen: Screen, name: str, steps: int, done: int = 0) -> None:
             phase.advance(f"loss {step}")
 
 
-def test_piped_output_is_plain_lines_the_first_and_the_last_of_a_fast_phase(capsys):
+def test_piped_output_is_plain_lines_the_first_and_the_last_of_a_fast_phase(capsys, monkeypatch):
+    monkeypatch.setattr("destruct.tracking.console.time.monotonic", lambda: 0.0)
     screen = Screen(first_rank=True)
     screen.say("reading [data/x] in [bold]")
     advance(screen, "warm-up", 5)

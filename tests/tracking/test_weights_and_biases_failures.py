@@ -20,15 +20,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nobody")]
 
 
 def test_a_server_that_is_not_there_leaves_a_run_offline(folder, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
     said: list[str] = []
-    tracking = opened(folder, said, mode="online")
-    tracking.scalars("ppo", 0, {"kl/coef": 0.5})
-    tracking.close()
+    with socket.socket() as refusing:  # it does not listen, and nobody else can
+        refusing.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{refusing.getsockname()[1]}")
+        tracking = opened(folder, said, mode="online")
+        tracking.scalars("ppo", 0, {"kl/coef": 0.5})
+        tracking.close()
     assert curves(folder, "update") == {"kl/coef": [(0, 0.5)]}
     assert "does not take this run" in said[0] and said[0].endswith("so it is written offline")
     assert said[1].startswith("W&B: offline; `wandb sync ")
