@@ -84,11 +84,18 @@ class Signals:
         leave(Exit.PREEMPTED)
 
     def defer(self) -> None:
-        """From here on there is something to save: `received` is looked at where that can be done."""
+        """From here on there is something to save: `received` is looked at where that can be done.
+
+        Raises:
+            Stopped: a signal came before, in a finalizer, from which Python lets no exception out.
+        """
         self._deferred = True
+        if self.received:
+            raise Stopped(self.received, NOT_BEGUN)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if not self._deferred:
+            self.received = number
             raise Stopped(number, NOT_BEGUN)
         now = time.monotonic()
         if self.received and number == signal.SIGINT and now - self._since > APART_S:

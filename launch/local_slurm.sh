@@ -65,7 +65,7 @@ PreemptMode=REQUEUE
 MpiDefault=none
 MailProg=/bin/true
 # Half of what is usual: so long the ranks have from SIGTERM on, to end their update and to save.
-KillWait=15
+KillWait=30
 # So that the master port of the scripts, which follows the job's number, differs between two clusters.
 FirstJobId=$PORT
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1

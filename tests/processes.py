@@ -6,7 +6,7 @@ import psutil
 def runs(process: psutil.Process) -> bool:
     """Whether it runs; one that has ended and that nobody has waited for does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False
 

@@ -24,7 +24,7 @@ def start(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[st
         env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     marked = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     done.stderr = "".join(line + "\n" for line in done.stderr.splitlines() if line not in marked)
@@ -103,7 +103,7 @@ def test_control_c_ends_a_run_with_one_line_and_what_it_did_is_saved(tmp_path):
         while "warm-up" not in process.stdout.readline():
             assert process.poll() is None, process.stderr.read()
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=180)
     finally:
         process.kill()
     steps = (tmp_path / "tiny" / "metrics.jsonl").read_text().count("warmup/lm_loss")

@@ -73,7 +73,10 @@ def kind_of(place: Path) -> str:
 def _writing(scratch: Path, place: Path, called: str) -> Iterator[Finding]:
     large, small = scratch / "large", scratch / "small"
     try:
-        (size, took_s), (_, sync_s) = _written(large, WRITTEN), _written(small, 1)
+        size, took_s = _written(large, WRITTEN)
+        before = time.time()
+        _, sync_s = _written(small, 1)
+        after = time.time()
     except _NotSynced as error:
         words = f"fsync fails in {place} ({error}): a checkpoint there would not outlast a crash"
         yield fail(f"{called}: fsync", words, "name a folder of another file system")
@@ -87,7 +90,8 @@ def _writing(scratch: Path, place: Path, called: str) -> Iterator[Finding]:
         yield warn(f"{called}: speed", words, "name a faster disk, or save more rarely (run.checkpoint_every)")
     else:
         yield ok(f"{called}: speed", words)
-    skew = small.stat().st_mtime - time.time()
+    noted = small.stat().st_mtime
+    skew = noted - min(max(noted, before), after)
     if abs(skew) > SKEW_S:
         words = f"its server's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
         yield warn(f"{called}: clock", words, "let chrony or ntpd set both")

@@ -17,6 +17,7 @@ KILLED_BY = {256 - number: number.name for number in FATAL}
 """DeepSpeed exits with minus the number of the signal that killed a rank, modulo 256."""
 
 LAUNCHER = "deepspeed.launcher.launch"
+RANK_FAILED = 76
 ECHO_S = 20  # DeepSpeed kills the other ranks 30 s after the first one ended
 
 
@@ -98,6 +99,8 @@ class Ranks:
         known = {number: told if code == GONE else code for number, code in self.ended.items()}
         # DeepSpeed ends the others by SIGTERM, and so it is no first failure where the launcher tells of another code.
         echo = -signal.SIGTERM if told != -signal.SIGTERM else None
+        for number in [number for number, code in known.items() if code == echo and self._said(number)]:
+            known[number] = told if told > 0 else RANK_FAILED  # it was ended on its way out
         failed = [number for number, code in known.items() if code not in (0, echo)]
         if not failed:
             return -1, None
@@ -108,8 +111,14 @@ class Ranks:
 
     def _when(self, number: int) -> int:
         """When a rank said that it failed, else when it was seen to have ended."""
-        path = os.path.join(self.reports, f"failed-{number}")
-        return os.stat(path).st_mtime_ns if os.path.exists(path) else self.seen[number]
+        return os.stat(self._report(number)).st_mtime_ns if self._said(number) else self.seen[number]
+
+    def _said(self, number: int) -> bool:
+        """Whether a rank said that it fails."""
+        return os.path.exists(self._report(number))
+
+    def _report(self, number: int) -> str:
+        return os.path.join(self.reports, f"failed-{number}")
 
     def blamed(self) -> tuple[list[int], str]:
         """Numbers of the ranks that the others hold at fault, and why; the why alone where nobody is."""

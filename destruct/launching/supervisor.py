@@ -19,9 +19,9 @@ from collections.abc import Mapping
 
 from destruct.launching.outputs import NoOutputs, Terminal
 from destruct.launching.processes import code_of, descendants, send
-from destruct.launching.ranks import KILLED_BY, Ranks
+from destruct.launching.ranks import KILLED_BY, RANK_FAILED, Ranks
 
-CONFIG, ENVIRONMENT, PREEMPTED, RANK_FAILED = 2, 3, 75, 76
+CONFIG, ENVIRONMENT, PREEMPTED = 2, 3, 75
 TOLD = (CONFIG, ENVIRONMENT, PREEMPTED, 77, 130)
 """Exit codes of a rank that has said why; 77: it diverged, 130: Ctrl-C."""
 

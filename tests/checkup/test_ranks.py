@@ -17,15 +17,16 @@ from tests.processes import below
 
 HANGS = 'setsid sh -c \'echo $$ > "$0/pid"; exec sleep 300\' "$0" & {}; wait'
 """A launcher of one rank, in a session of its own as torchrun's are, that does not end."""
+BEGINS = 'until [ -s "$0/pid" ]; do sleep 0.01; done; touch "$0/begun"'
 
 
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_rank_that_hangs_is_ended_in_its_time(tmp_path, monkeypatch, begins):
     longer, shorter = ("IMPORTS_S", "PATIENCE_S") if begins else ("PATIENCE_S", "IMPORTS_S")
     monkeypatch.setattr(ranks, longer, 60.0)
-    monkeypatch.setattr(ranks, shorter, 0.5)
+    monkeypatch.setattr(ranks, shorter, 3.0)
     begun = time.monotonic()
-    assert ranks.run(["sh", "-c", HANGS.format('touch "$0/begun"' if begins else ":"), str(tmp_path)], tmp_path) is None
+    assert ranks.run(["sh", "-c", HANGS.format(BEGINS if begins else ":"), str(tmp_path)], tmp_path) is None
     rank = int((tmp_path / "pid").read_text())
     while code_of(rank) is None and time.monotonic() - begun < 20:
         time.sleep(0.01)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from destruct.launching.surroundings import free_port
+
 HOSTS = ("127.0.0.1", "127.0.0.2")
 SEPARATION = Path("/run/sshd")
 """A folder without which sshd does not start; packages make it where an init system runs."""
@@ -36,13 +38,6 @@ def why_not() -> str:
     if missing:
         return f"{', '.join(missing)} not installed: apt-get install openssh-server"
     return "" if SEPARATION.exists() or os.geteuid() == 0 else f"{SEPARATION} is missing"
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

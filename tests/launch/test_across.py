@@ -47,7 +47,7 @@ def there(order: dict | None = None) -> subprocess.CompletedProcess[str]:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(f"{json.dumps(order)}\n")
             process.stdin.flush()
-        process.wait(timeout=60)  # with its stdin open: the end of that would be a SIGTERM
+        process.wait(timeout=180)  # with its stdin open: the end of that would be a SIGTERM
         return subprocess.CompletedProcess(command, process.returncode, *(process.communicate()))
 
 
@@ -146,7 +146,7 @@ def test_what_a_host_did_not_read_is_no_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", write_ssh(tmp_path, "exit 1"))
     begin = "from destruct.launching.across import Connection; host = Connection('n1', None, {}, False)"
     code = f"{begin}; host.process.wait(); host.tell('end'); raise SystemExit(host.code())"
-    done = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=180)
     assert done.returncode == 3 and "BrokenPipe" not in done.stderr
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from destruct.launching.hosts import main
+from destruct.launching.surroundings import free_port
 from tests.distributed.launching import ROOT, TIMEOUT_S, Life, begin, end, environment
 from tests.faults.digests import figures
 from tests.forked import train_ranks
@@ -75,7 +76,7 @@ def alone(tmp_path_factory) -> Iterator[list[dict]]:
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_what_is_printed_for_two_hosts_measures_what_one_host_measures(alone, launcher, tmp_path, capsys):
     hostfile = write_hostfile(tmp_path)
-    where = ("--hostfile", str(hostfile), "--launcher", launcher, "--port", str(sshd.free_port()))
+    where = ("--hostfile", str(hostfile), "--launcher", launcher, "--port", str(free_port()))
     commands = by_host(printed(capsys, "--config", str(write_config(tmp_path)), *where, *OVERRIDES))
     assert tuple(commands) == sshd.HOSTS
     lives = in_shells(list(commands.values()))
@@ -157,7 +158,7 @@ def test_help_takes_no_time():
         "try: main(['--help'])\n"
         "except SystemExit: sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert (done.returncode, done.stderr) == (0, "") and "--hostfile FILE" in done.stdout
 
 
@@ -170,16 +171,14 @@ def launch(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[
 
 
 def test_a_hostfile_that_is_not_there_is_no_run_on_this_host_alone(tmp_path):
-    _, err = (process := launch(tmp_path, "-m", "toy", "a")).communicate(timeout=60)
+    _, err = (process := launch(tmp_path, "-m", "toy", "a")).communicate(timeout=180)
     assert process.returncode == 2 and "cannot be read" in err
 
 
 @pytest.mark.skipif(not os.path.exists("/usr/bin/ssh"), reason="ssh not installed: apt-get install openssh-client")
 def test_a_host_that_ssh_does_not_reach_gives_3_and_its_name(tmp_path):
     write_hostfile(tmp_path)
-    _, err = (process := launch(tmp_path, "--ssh_port", str(sshd.free_port()), "-m", "toy", "a")).communicate(
-        timeout=60
-    )
+    _, err = (process := launch(tmp_path, "--ssh_port", str(free_port()), "-m", "toy", "a")).communicate(timeout=180)
     assert process.returncode == 3
     assert "deepspeed: the ssh to 127.0.0.2 does not come about" in err and "Traceback" not in err
 
@@ -224,7 +223,7 @@ class TestOverSsh:
         ready(tmp_path, process)
         ranks = ranks_of_toy(tmp_path)
         process.send_signal(signal.SIGUSR1)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         assert (process.returncode, err) == (75, "")
         assert [(tmp_path / f"got-{rank}").read_text() for rank in range(2)] == [str(int(signal.SIGUSR1))] * 2
         said = "of 2 got listen a b $HOME '\""
@@ -237,6 +236,6 @@ class TestOverSsh:
         ready(tmp_path, process)
         ranks = ranks_of_toy(tmp_path)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
         assert not psutil.wait_procs(ranks, timeout=30)[1]
         assert [(tmp_path / f"got-{rank}").read_text() for rank in range(2)] == [str(int(signal.SIGTERM))] * 2

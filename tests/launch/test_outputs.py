@@ -72,7 +72,7 @@ def begun(folder: Path, command: list[str], ranks: int, stdout: int) -> subproce
     """Start it, and wait until its ranks are where they stay."""
     variables = environment() | {"PYTHONPATH": f"{folder}{os.pathsep}{environment()['PYTHONPATH']}"}
     process = subprocess.Popen(command, env=variables, stdout=stdout, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not all((folder / f"ready-{rank}").exists() for rank in range(ranks)):
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.05)
@@ -83,7 +83,7 @@ def begun(folder: Path, command: list[str], ranks: int, stdout: int) -> subproce
 def test_ranks_of_torchrun_that_a_signal_ends_before_they_listen_are_no_failure(tmp_path):
     process = begun(tmp_path, supervised(tmp_path, *torchrun(2), act="sleep"), 2, subprocess.DEVNULL)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert (process.returncode, said) == (75, "")
 
 
@@ -92,7 +92,7 @@ def test_a_rank_of_torchrun_that_somebody_else_ends_is_named(tmp_path):
     process = begun(tmp_path, supervised(tmp_path, *torchrun(2), act="sleep"), 2, subprocess.DEVNULL)
     (rank,) = [each for each in below(process.pid) if variables(each).get("RANK") == "1"]
     rank.terminate()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert (process.returncode, said.splitlines()[0]) == (
         76,
         "destruct: rank 1 was killed by SIGTERM, the first to end so",
@@ -106,11 +106,11 @@ def test_a_signal_reaches_the_rank_though_nobody_reads_what_it_says(tmp_path):
     process = begun(tmp_path, supervised(tmp_path, *alone, act="flood", how="alone"), 1, subprocess.PIPE)
     time.sleep(1)  # the pipe is full
     process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not (tmp_path / "heard").exists():
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.05)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=180)
     assert process.returncode == 75
     assert said.splitlines() == [f"[rank 0] {line}" for line in (tmp_path / "said/rank-0.log").read_text().splitlines()]
 
@@ -125,7 +125,7 @@ def test_a_rank_gets_back_what_the_person_wrote_for_cuda(tmp_path):
     }
     variables["PYTHONPATH"] += f"{os.pathsep}{environment()['PYTHONPATH']}"
     command = [sys.executable, "-m", "destruct.launching.rank", "--local_rank=0", str(tmp_path / "new"), "shows"]
-    subprocess.run(command, env=variables, check=True, timeout=60)
+    subprocess.run(command, env=variables, check=True, timeout=180)
     assert (tmp_path / "new" / "rank-0.log").read_text() == "2,3\n"
 
 

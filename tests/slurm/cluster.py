@@ -22,7 +22,7 @@ SCRIPT = ROOT / "launch" / "local_slurm.sh"
 NODES = "127.0.0.[1-2]"
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd")
 TIMEOUT_S = 300
-UNDER_WAY = (None, "PENDING", "RUNNING", "COMPLETING")
+UNDER_WAY = (None, "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
 LIVES = int(os.environ.get("SLURM_LIVES", "2"))
 """Of a job that its time limit interrupts: five in `make slurm-test`, where each lasts a minute; in the whole suite a
 signal takes the limit's place."""
