@@ -2,6 +2,8 @@
 
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -66,6 +68,12 @@ def mean_over_sources(updates: list[list[list[float]]]) -> float:
 
 def peak_rss_mib(topology: Topology) -> float:
     """Peak resident memory of the largest rank, MiB.  All ranks call it."""
+    return topology.max(torch.tensor([_peak_mib()], dtype=torch.float64)).item()
+
+
+def _peak_mib() -> float:
+    """That of this process alone: on Linux getrusage counts what its parent had when it was started."""
+    with suppress(OSError):
+        return int(Path("/proc/self/status").read_text("ascii").partition("VmHWM:")[2].split()[0]) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there and KiB elsewhere
-    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return topology.max(torch.tensor([mine], dtype=torch.float64)).item()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -12,7 +12,8 @@ from xdist.scheduler import LoadFileScheduling
 # One thread a process, as `make test` has it: sums in another order have other last digits.  torch reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples in every run, and no folder of earlier ones: a test that fails here fails everywhere.
+# The same examples in every run, but for constants that Hypothesis takes from whatever modules are imported, and no
+# folder of earlier ones: a test that fails here fails everywhere.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 

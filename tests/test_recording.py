@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -35,6 +37,22 @@ def test_the_reward_is_averaged_per_source_first_and_a_source_that_was_not_drawn
 
 def test_the_reward_of_updates_whose_sources_are_all_gone_is_not_a_number():
     assert math.isnan(mean_over_sources([[[0.0, 0.0], [0.0, 0.0]]]))
+
+
+STARTED_BY_A_LARGE_ONE = """
+import subprocess, sys
+held = b"1" * 2**31
+code = "import torch; from destruct.engine.topology import Topology; from destruct.summarizing import peak_rss_mib; "
+code += "held = b'1' * 2**28; print(peak_rss_mib(Topology(0, 1, torch.device('cpu'))))"
+subprocess.run([sys.executable, "-c", code], check=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_is_the_processes_own_whatever_its_parent_holds():
+    """256 MiB and what the imports take, below a process of 2 GiB."""
+    done = subprocess.run([sys.executable, "-c", STARTED_BY_A_LARGE_ONE], capture_output=True, text=True, timeout=120)
+    assert 256 < float(done.stdout) < 1536, done.stderr
 
 
 def trained(returns: list[list[float]], values: list[list[float]], lengths: list[int]) -> TrainBatch:

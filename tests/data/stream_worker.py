@@ -7,12 +7,12 @@ Prints a line per shard, `number built digest`, then this process's peak memory 
 
 import argparse
 import os
-import resource
 import signal
 import time
 from pathlib import Path
 
 from destruct.data.tokenizing import Tokenizer
+from tests.data.peak import peak_mib
 from tests.data.streams import shards_of, stream_of
 
 
@@ -42,7 +42,7 @@ def main() -> None:
             break
         print(number, built, digest.replace(" ", "-"))
         built = 0
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(peak_mib())
 
 
 if __name__ == "__main__":

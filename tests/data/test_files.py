@@ -219,13 +219,14 @@ def test_a_file_that_is_written_to_while_it_is_read_is_an_error_and_no_other_dat
 
 
 MEASURED = """
-import resource, sys
+import sys
 from pathlib import Path
 from tests.data.corpora import opened
+from tests.data.peak import peak_mib
 
 def read(file):
     count = sum(len(document.text) for document in opened(Path(file)).documents())
-    return count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return count, peak_mib()
 
 (_, before), (count, after) = read(sys.argv[1]), read(sys.argv[2])
 print(count, after - before)

@@ -150,7 +150,8 @@ def test_an_unchanged_file_is_not_read_again_and_a_changed_one_is(tmp_path, sett
     assert [path.name for path in memory.iterdir()] == ["files.json"]
 
 
-def test_a_file_of_this_moment_is_not_remembered_since_it_may_change_within_a_tick(tmp_path):
+def test_a_file_of_this_moment_is_not_remembered_since_it_may_change_within_a_tick(tmp_path, monkeypatch):
+    monkeypatch.setattr("destruct.data.fingerprints._SETTLED_NS", 10**12)
     FileDigests(tmp_path / "memory")("mine", write(tmp_path / "a.txt", ["one", "two"]))
     assert not (tmp_path / "memory").exists()
 

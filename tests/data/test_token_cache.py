@@ -199,14 +199,19 @@ def test_a_builder_that_stands_still_is_not_waited_for(held, tokenizer):
 def test_a_builder_that_reads_nothing_for_long_is_waited_for_while_it_lives(tmp_path, tokenizer, monkeypatch):
     """Its first row takes three times the other's patience: a download may."""
     (tmp_path / "slow_rows.py").write_text(
-        "import time\n\ndef text(row, slept=[]):\n    slept or slept.append(time.sleep(4.5))\n    return row['text']\n"
+        "import pathlib, time\n\ndef text(row, slept=[]):\n    if not slept:\n"
+        f"        pathlib.Path({str(tmp_path / 'reads')!r}).touch()\n        slept.append(time.sleep(9))\n"
+        "    return row['text']\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("destruct.data.made_once._BEAT_S", 0.1)
     source, cache = opened(write(tmp_path / "a.jsonl"), format="slow_rows:text"), tmp_path / "cache"
     with ThreadPoolExecutor(2) as threads:
         builder = threads.submit(open_cache, cache, source, tokenizer)
-        time.sleep(0.5)
-        waiting = threads.submit(open_cache, cache, source, tokenizer, unheard, patience_s=1.5)
+        while not (tmp_path / "reads").exists():
+            assert not builder.done()
+            time.sleep(0.01)
+        waiting = threads.submit(open_cache, cache, source, tokenizer, unheard, patience_s=3.0)
         assert waiting.result(timeout=30).train.facts == builder.result(timeout=30).train.facts
 
 

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    # First registered is last called: twice 0.9 s in C, without the lock ever being offered (`PyDLL` keeps it).
+    # First registered is last called: twice 3 s in C, without the lock ever being offered (`PyDLL` keeps it).
     for _ in range(2):
-        atexit.register(ctypes.PyDLL(None).usleep, 900_000)
+        atexit.register(ctypes.PyDLL(None).usleep, 3_000_000)
 
 import torch
 import torch.distributed as dist

@@ -18,6 +18,10 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 ROWS = """import os
 
+import destruct.inputs
+
+destruct.inputs.HEAD_START_S = 6.0  # rank 1 waits for rank 0 even where that one is slow
+
 def row(row):
     return row["text"]
 

@@ -52,7 +52,11 @@ def test_chunked_is_the_definition(count, vocab, width, seed, chunk_rows, block_
 
 
 @settings(max_examples=40)
-@given(**shapes, chunk_rows=st.integers(1, 45), block_bytes=st.integers(1, 4000))
+@given(
+    **shapes | {"vocab": st.integers(16, 90), "width": st.integers(4, 12)},  # of fewer, terms cancel to nothing
+    chunk_rows=st.integers(1, 45),
+    block_bytes=st.integers(1, 4000),
+)
 def test_a_weight_gradient_added_up_in_parts_is_that_of_one_chunk(count, vocab, width, seed, chunk_rows, block_bytes):
     """bfloat16, where parts of the head are added up in float32: the parts must meet, and rounding alone may differ."""
     drawn = problem(count, vocab, width, bf16, seed=seed)
