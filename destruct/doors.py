@@ -93,8 +93,8 @@ def told(answer: Callable[[], int]) -> int:
 def ctrl_c_kept() -> Iterator[None]:
     """Let any error after a Ctrl-C be KeyboardInterrupt: a library being imported makes one of its own of that.
 
-    Python prints and forgets one that comes while it calls a finalizer, as it often does while it imports: this one
-    comes again a moment later.
+    Python prints and forgets one that comes while it calls a finalizer, as it does while it imports: it comes again a
+    moment later.
     """
     before, came = signal.getsignal(signal.SIGINT), False
     unraisable = sys.unraisablehook

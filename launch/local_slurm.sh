@@ -64,7 +64,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MpiDefault=none
 MailProg=/bin/true
-# Half of what is usual: so long the ranks have from SIGTERM on, to end their update and to save.
+# As Slurm has it by default: so long the ranks have from SIGTERM on, to end their update and to save.
 KillWait=30
 # So that the master port of the scripts, which follows the job's number, differs between two clusters.
 FirstJobId=$PORT
