@@ -28,7 +28,8 @@ say() {  # problem, remedy
 export RAISED_BY=100  # launch/rank.sh says what for
 
 # Not ours where it is cancelled, which `scontrol requeue` would undo, or where Slurm requeues it by itself.
-OURS="JobState=(RUNNING|COMPLETING Reason=TimeLimit) "
+# For some milliseconds in which a signal goes out, a running job is SIGNALING.
+OURS="JobState=(RUNNING|SIGNALING|COMPLETING Reason=TimeLimit) "
 
 end_life() {  # exit code of srun
     local code="$1" shown

@@ -112,6 +112,7 @@ def test_the_limit_counts_requeues_and_says_so_in_two_lines(end, restarts, reque
     ("state", "requeued"),
     [
         ("RUNNING Reason=None", True),
+        ("SIGNALING Reason=None", True),
         ("COMPLETING Reason=TimeLimit", True),
         ("COMPLETING Reason=None", False),  # cancelled, preempted, a node lost, or requeued by a person
         ("CANCELLED Reason=None", False),

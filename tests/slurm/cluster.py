@@ -22,7 +22,17 @@ SCRIPT = ROOT / "launch" / "local_slurm.sh"
 NODES = "127.0.0.[1-2]"
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd")
 TIMEOUT_S = 300
-UNDER_WAY = (None, "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
 LIVES = int(os.environ.get("SLURM_LIVES", "2"))
 """Of a job that its time limit interrupts: five in `make slurm-test`, where each lasts a minute; in the whole suite a
 signal takes the limit's place."""
@@ -110,7 +120,7 @@ class Cluster:
 
     def finish(self, number: str, timeout_s: float = TIMEOUT_S) -> Job:
         """Wait for the end of a job, however many lives it has."""
-        self.wait_for(lambda: self.fields(number).get("JobState") not in UNDER_WAY, f"job {number} ends", timeout_s)
+        self.wait_for(lambda: self.fields(number).get("JobState") in ENDED, f"job {number} ends", timeout_s)
         fields = self.fields(number)
         log = Path(fields["StdOut"])
         return Job(fields, log.read_text() if log.exists() else "")
