@@ -73,7 +73,7 @@ def peak_rss_mib(topology: Topology) -> float:
 
 def _peak_mib() -> float:
     """That of this process alone: on Linux getrusage counts what its parent had when it was started."""
-    with suppress(OSError):
+    with suppress(OSError, IndexError):  # some sandboxes have no such line
         return int(Path("/proc/self/status").read_text("ascii").partition("VmHWM:")[2].split()[0]) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there and KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from destruct.recording import (
 )
 from destruct.rollout.score import with_advantages
 from destruct.steps import draw, pack_and_score, roll_out
-from destruct.summarizing import mean_over_sources, summarize
+from destruct.summarizing import mean_over_sources, peak_rss_mib, summarize
 from tests.curriculum.rounds import estimates_for
 from tests.tiny import tiny_run
 
@@ -53,6 +55,12 @@ def test_the_peak_of_memory_is_the_processes_own_whatever_its_parent_holds():
     """256 MiB and what the imports take, below a process of 2 GiB."""
     done = subprocess.run([sys.executable, "-c", STARTED_BY_A_LARGE_ONE], capture_output=True, text=True, timeout=120)
     assert 256 < float(done.stdout) < 1536, done.stderr
+
+
+def test_where_the_system_does_not_tell_the_peak_it_is_that_of_getrusage(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_: "VmRSS:     1 kB\n")
+    told = peak_rss_mib(Topology(0, 1, torch.device("cpu")))
+    assert told == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, rel=0.1)
 
 
 def trained(returns: list[list[float]], values: list[list[float]], lengths: list[int]) -> TrainBatch:

@@ -5,6 +5,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,26 @@ def test_a_slow_disk_is_written_for_a_few_seconds_and_no_more(tmp_path, monkeypa
     monkeypatch.setattr(disk.os, "fsync", lambda file: now.__setitem__(0, now[0] + 10))
     speed = next(finding for finding in disk.disk(tmp_path, 1, "run.folder") if finding.name.endswith("speed"))
     assert speed.what.startswith("2 MiB/s written and synced") and speed.state == "warn"
+
+
+@pytest.mark.parametrize(
+    ("off_s", "sync_s", "said"),
+    [
+        (-100.0, 0.0, ["its server's clock is 100 s ahead of this machine's"]),
+        (100.0, 0.0, ["its server's clock is 100 s behind this machine's"]),
+        (0.0, 10.0, []),
+    ],
+)
+def test_a_servers_clock_is_held_against_the_moments_before_and_after_a_write(
+    tmp_path, monkeypatch, off_s, sync_s, said
+):
+    """This machine's clock is off by so much; it moves on while the small file, the second one, is synced."""
+    clock, off, files = time.time, [off_s], iter((0.0, sync_s))
+    monkeypatch.setattr(disk, "WRITTEN", 2**20)
+    monkeypatch.setattr(disk.time, "time", lambda: clock() + off[0])
+    monkeypatch.setattr(disk.os, "fsync", lambda file: off.__setitem__(0, off[0] + next(files)))
+    found = list(disk.disk(tmp_path, 1, "run.folder"))
+    assert [finding.what for finding in found if finding.name == "run.folder: clock"] == said
 
 
 def test_memory_that_may_not_be_locked_is_told_where_there_is_infiniband(monkeypatch):
